@@ -1,0 +1,180 @@
+"""Reading the configured data set."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import os
+import struct
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gan_dist.config import Data
+from gan_dist.data import DataInfo
+from gan_dist.data.folder import ImageFiles, list_images
+from gan_dist.data.images import BrokenImage, read_image, to_tensor
+from gan_dist.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class ImageTensor(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
+    """A decoded data set: images uint8 (N, C, H, W) and labels int64 (N,), in memory or on the GPU."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images = images
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.images[index], self.labels[index]
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """A whole batch at once, as DataLoader's fetcher asks for it."""
+        index = torch.tensor(indices, device=self.images.device)
+        return self.images[index], self.labels[index]
+
+
+Images = ImageTensor | ImageFiles
+
+
+def load_dataset(config: Data, info: DataInfo) -> Images:
+    """Read the data set: in memory if its decoded images fit in `data.memory_gib`, else file by file.
+
+    Raises:
+        UserError: files are missing and can't be downloaded, or an image is broken and `data.broken_files=error`.
+    """
+    if config.name == "digits":
+        arrays = _digits()
+    elif config.name in ("MNIST", "FashionMNIST", "KMNIST"):
+        arrays = _idx(config) or _torchvision(config)
+    elif config.name in ("folder", "CelebA"):
+        files = list_images(Path(config.root), config.class_folders)[0] if config.name == "folder" else _celeba(config)
+        dataset = ImageFiles(files, info.image_shape, config.broken_files == "skip")
+        size = len(files) * int(np.prod(info.image_shape))
+        return decode_all(dataset) if size <= config.memory_gib * 2**30 else dataset
+    else:
+        arrays = _torchvision(config)
+    images, labels = arrays
+    return ImageTensor(_fit(images, info.image_shape), torch.as_tensor(labels, dtype=torch.int64))
+
+
+def decode_all(files: ImageFiles) -> ImageTensor:
+    """Decode every file once; unreadable ones are left out and counted, or an error, as `files.skip_broken` says."""
+
+    def read(item: tuple[Path, int]) -> tuple[Tensor, int] | None:
+        try:
+            return read_image(item[0], files.image_shape), item[1]
+        except BrokenImage as error:
+            if not files.skip_broken:
+                raise UserError(f"{error}; remove it, or set data.broken_files=skip") from error
+            log.warning("skipped %s", error)
+            return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        decoded = [item for item in pool.map(read, files.files) if item is not None]
+    if not decoded:
+        raise UserError(f"none of the {len(files)} images can be read")
+    if len(decoded) < len(files):
+        log.warning("%d of %d images could not be read and were skipped", len(files) - len(decoded), len(files))
+    images, labels = zip(*decoded)
+    return ImageTensor(torch.stack(images), torch.tensor(labels))
+
+
+def _fit(images: Tensor, image_shape: tuple[int, int, int]) -> Tensor:
+    """Crop and resize a decoded set (N, C, H, W) to the wanted shape, if it has another."""
+    if tuple(images.shape[1:]) == image_shape:
+        return images
+    pictures = (Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy()) for image in images)
+    return torch.stack([to_tensor(picture, image_shape) for picture in pictures])
+
+
+def _digits() -> tuple[Tensor, Any]:
+    """Handwritten digits of 8x8 pixels (Alpaydin & Kaynak 1998), inside scikit-learn; gray levels 0 to 16."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8))[:, None], digits.target
+
+
+def _idx(config: Data) -> tuple[Tensor, Tensor] | None:
+    """MNIST and its likes from their IDX files, packed or not, in `data.root` or where torchvision puts them."""
+    for folder in (Path(config.root), Path(config.root) / config.name / "raw"):
+        found = [_find(folder, f"train-{part}-ubyte") for part in ("images-idx3", "labels-idx1")]
+        if all(found):
+            images, labels = (_read_idx(path) for path in found if path)
+            if images.ndim != 3 or images.shape[:1] != labels.shape:
+                raise UserError(f"{found[0]}: shape {images.shape} does not fit labels of shape {labels.shape}")
+            return torch.from_numpy(images)[:, None], torch.from_numpy(labels)
+    return None
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    """The IDX format: two zero bytes, type 8 (uint8), number of dimensions, their sizes as big-endian int32, data."""
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        zero, kind, ndim = struct.unpack_from(">HBB", content)
+        shape = struct.unpack_from(f">{ndim}i", content, 4)
+        if zero or kind != 8:
+            raise ValueError("not an IDX file of bytes")
+        return np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(shape).copy()
+    except (OSError, EOFError, ValueError, struct.error) as error:
+        raise UserError(f"{path}: damaged IDX file ({error}); fetch it again") from error
+
+
+# What torchvision looks for below data.root when nothing can be downloaded.
+_FILES = {
+    "MNIST": "MNIST/raw/train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz",
+    "FashionMNIST": "FashionMNIST/raw/train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz",
+    "KMNIST": "KMNIST/raw/train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz",
+    "CIFAR10": "cifar-10-python.tar.gz",
+    "CIFAR100": "cifar-100-python.tar.gz",
+    "SVHN": "train_32x32.mat",
+    "STL10": "stl10_binary.tar.gz",
+    "CelebA": "celeba/img_align_celeba.zip and the celeba/*.txt files of its annotations",
+}
+
+
+def _open_torchvision(config: Data, **arguments: Any) -> Any:
+    import torchvision
+
+    try:
+        return getattr(torchvision.datasets, config.name)(config.root, download=True, **arguments)
+    except Exception as error:  # whatever the network, the archive or the disk did
+        raise UserError(
+            f"data.name={config.name}: not below data.root={config.root}, and the download failed "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:120]}); "
+            f"put {_FILES[config.name]} into {config.root}"
+        ) from error
+
+
+def _torchvision(config: Data) -> tuple[Tensor, Any]:
+    """The training split of one of torchvision's data sets: images uint8 (N, C, H, W) and labels."""
+    arguments: dict[str, Any] = {"train": True}
+    if config.name in ("SVHN", "STL10"):
+        arguments = {"split": "unlabeled" if config.name == "STL10" else "train"}
+    dataset = _open_torchvision(config, **arguments)
+    images = torch.as_tensor(np.asarray(dataset.data))
+    labels = dataset.labels if config.name in ("SVHN", "STL10") else dataset.targets
+    if config.name.startswith("CIFAR"):
+        images = images.permute(0, 3, 1, 2).contiguous()
+    elif images.ndim == 3:
+        images = images[:, None]
+    return images, np.zeros(len(images)) if config.name == "STL10" else labels
+
+
+def _celeba(config: Data) -> list[tuple[Path, int]]:
+    dataset = _open_torchvision(config, split="train")
+    return [(Path(config.root) / "celeba" / "img_align_celeba" / name, 0) for name in dataset.filename]

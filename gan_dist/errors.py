@@ -1,0 +1,13 @@
+"""Errors that are the user's to mend: the command line shows their text in one line, without a traceback."""
+
+
+class UserError(Exception):
+    """Something outside the program is wrong: a file, a directory, a network. One line says what, where, what instead."""
+
+    exit_status = 1
+
+
+class ConfigError(UserError):
+    """A setting is wrong. The line names the key, the value and the nearest valid one."""
+
+    exit_status = 2

@@ -1,0 +1,101 @@
+"""DCGAN (Radford et al. 2015): strided and transposed convolutions, batch normalization, N(0, 0.02) initialisation.
+
+G starts from a map of 4x4 (7x7 for 28 and 56 pixels) and doubles it with every transposed convolution; D mirrors it.
+The label, if any, is joined to z in G and to the image, as channels, in D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from gan_dist.models._layers import join_label
+
+_START = {28: 7, 32: 4, 56: 7, 64: 4, 128: 4, 256: 4}  # image size -> size of the first map
+
+
+def check(image_shape: tuple[int, int, int]) -> None:
+    """Square images of 28, 32, 56, 64, 128 or 256 pixels.
+
+    Raises:
+        ValueError: any other shape, with the nearest size that can be made.
+    """
+    _, height, width = image_shape
+    if height != width or height not in _START:
+        nearest = min(_START, key=lambda size: abs(size - height))
+        raise ValueError(f"makes square images of {', '.join(map(str, _START))} pixels (nearest: {nearest})")
+
+
+def _doublings(size: int) -> int:
+    return (size // _START[size]).bit_length() - 1
+
+
+def _initialise(module: nn.Module) -> None:
+    """Weights N(0, 0.02), scales of batch normalization N(1, 0.02), biases 0 (section 3 of the paper, and its code)."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)
+
+
+class Generator(nn.Module):
+    """z (N, z_dim), y (N,) -> images (N, C, H, W) in [-1, 1].
+
+    `widths` are the channels of the maps from the first on; by default 64 for the last one, doubled towards the first.
+    """
+
+    def __init__(
+        self, image_shape: tuple[int, int, int], num_classes: int, z_dim: int, widths: Sequence[int] = ()
+    ) -> None:
+        super().__init__()
+        check(image_shape)
+        self.image_shape = image_shape
+        self.num_classes = num_classes
+        self.z_dim = z_dim
+        channels, size, _ = image_shape
+        widths = widths or [64 * 2**i for i in reversed(range(_doublings(size)))]
+        if len(widths) != _doublings(size):
+            raise ValueError(f"needs {_doublings(size)} widths for {size} pixels, not {len(widths)}")
+        layers: list[nn.Module] = [nn.ConvTranspose2d(z_dim + num_classes, widths[0], _START[size], bias=False)]
+        for inputs, outputs in zip(widths, [*widths[1:], None]):
+            layers += [nn.BatchNorm2d(inputs), nn.ReLU()]
+            if outputs:
+                layers += [nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=False)]
+        layers += [nn.ConvTranspose2d(widths[-1], channels, 4, stride=2, padding=1), nn.Tanh()]
+        self.layers = nn.Sequential(*layers).apply(_initialise)
+
+    def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.layers(join_label(z, y, self.num_classes)[:, :, None, None])
+
+
+class Discriminator(nn.Module):
+    """x (N, C, H, W), y (N,) -> logits (N,).
+
+    `widths` are the channels of the maps, from the one after the image on; by default 64, doubled with every layer.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], num_classes: int, widths: Sequence[int] = ()) -> None:
+        super().__init__()
+        check(image_shape)
+        self.num_classes = num_classes
+        channels, size, _ = image_shape
+        widths = widths or [64 * 2**i for i in range(_doublings(size))]
+        if len(widths) != _doublings(size):
+            raise ValueError(f"needs {_doublings(size)} widths for {size} pixels, not {len(widths)}")
+        layers: list[nn.Module] = [
+            nn.Conv2d(channels + num_classes, widths[0], 4, stride=2, padding=1),
+            nn.LeakyReLU(0.2),
+        ]
+        for inputs, outputs in zip(widths, widths[1:]):
+            layers += [
+                nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(outputs),
+                nn.LeakyReLU(0.2),
+            ]
+        layers += [nn.Conv2d(widths[-1], 1, _START[size])]
+        self.layers = nn.Sequential(*layers).apply(_initialise)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.layers(join_label(x, y, self.num_classes)).flatten()

@@ -1,0 +1,69 @@
+"""Keyed randomness: every draw is a function of (seed, purpose, number of the sample), never of hidden state.
+
+Sample number `first + i` of a purpose gets the same numbers whoever draws them and in whatever slices, so processes,
+workers, micro-batches and resumes change nothing. The generator is numpy's counter-based Philox (Salmon et al. 2011,
+"Parallel random numbers: as easy as 1, 2, 3"): key = (seed, purpose), counter = (block of the sample).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Purpose(IntEnum):
+    """What a draw is for; draws of two purposes are independent. Values are part of every run: never renumber."""
+
+    ORDER = 0  # of images in an epoch
+    FLIP = 1
+    D_LATENT = 2
+    D_LABEL = 3
+    G_LATENT = 4
+    G_LABEL = 5
+    INIT_G = 6
+    INIT_D = 7
+    SAMPLE_LATENT = 8
+    SAMPLE_LABEL = 9
+    METRIC_LATENT = 10
+    METRIC_LABEL = 11
+    METRIC_SUBSETS = 12
+    CLASSIFIER = 13
+
+
+def uniform(seed: int, purpose: Purpose, first: int, count: int, dim: int) -> np.ndarray:
+    """Uniform numbers in [0, 1) for the samples first … first + count - 1: (count, dim) float64."""
+    blocks = -(-dim // 4)  # one step of Philox's counter gives four numbers
+    counter = first * blocks
+    philox = np.random.Philox(key=[seed, purpose], counter=[counter % 2**64, counter >> 64, 0, 0])
+    return np.random.Generator(philox).random((count, 4 * blocks))[:, :dim]
+
+
+def latents(seed: int, purpose: Purpose, first: int, count: int, z_dim: int) -> Tensor:
+    """Latents z ~ N(0, 1) by inversion: (count, z_dim) float64, rounded to the networks' precision by whoever uses them."""
+    u = torch.from_numpy(uniform(seed, purpose, first, count, z_dim))
+    return 2**0.5 * torch.erfinv(2 * u - 1 + 2.0**-53)  # the last term keeps the argument off -1: no infinity
+
+
+def labels(seed: int, purpose: Purpose, first: int, count: int, class_probs: Tensor) -> Tensor:
+    """Class labels y with the given probabilities: (count,) int64."""
+    u = torch.from_numpy(uniform(seed, purpose, first, count, 1)[:, 0])
+    return torch.searchsorted(class_probs.double().cumsum(0), u, right=True).clamp_(max=len(class_probs) - 1)
+
+
+def permutation(seed: int, purpose: Purpose, epoch: int, n: int) -> np.ndarray:
+    """The order of n images in an epoch: (n,) int64."""
+    philox = np.random.Philox(key=[seed, purpose], counter=[0, 0, epoch, 0])
+    return np.random.Generator(philox).permutation(n)
+
+
+@contextmanager
+def torch_seed(seed: int, purpose: Purpose) -> Iterator[None]:
+    """Inside, torch's global CPU generator is keyed on (seed, purpose); outside, nothing has changed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(np.random.Philox(key=[seed, purpose]).random_raw()) >> 1)
+        yield
