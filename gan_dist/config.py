@@ -173,6 +173,13 @@ def save_config(config: Config, path: Path) -> None:
     path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
+def as_dict(config: Config) -> dict[str, Any]:
+    """The config as plain nested mappings."""
+    values = OmegaConf.to_container(OmegaConf.structured(config))
+    assert isinstance(values, dict)
+    return values  # type: ignore[return-value]
+
+
 def _sources(path: Path | None, overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
     yield "defaults", OmegaConf.create({})
     if path is not None:
@@ -233,12 +240,13 @@ def _explain(error: Exception, values: Any) -> str:
     for setting, default, kind, _ in walk_settings():
         if setting == name:
             if get_origin(kind) is Literal:
-                return f"{name}={given}: {_choose(given, get_args(kind))}"
+                return f"{name}={given}: {choose(given, get_args(kind))}"
             return f"{name}={given} must be {describe_type(kind)}, for example {_show(default)}"
     return " ".join(str(error).split())
 
 
-def _choose(given: Any, choices: Sequence[Any]) -> str:
+def choose(given: Any, choices: Sequence[Any]) -> str:
+    """What to say of a value that is none of the choices."""
     close = difflib.get_close_matches(str(given).lower(), [str(c).lower() for c in choices], n=1, cutoff=0.0)
     nearest = next(c for c in choices if str(c).lower() == close[0])
     return f"choose one of {', '.join(str(c) for c in choices)} (nearest: {nearest})"

@@ -49,19 +49,24 @@ class Distributed:
         """A loader of global batches to one of this process's slices, on the device."""
         return self._accelerator.prepare_data_loader(loader)
 
-    def backward(self, loss: Tensor, model: nn.Module, sync: bool) -> None:
-        """Backward pass; the gradients of `model`, as `prepare_model` gave it, are averaged over processes if `sync`."""
-        context: AbstractContextManager = nullcontext() if sync else self._accelerator.no_sync(model)
-        with context:
-            self._accelerator.backward(loss)
+    def micro_batch(self, model: nn.Module, last: bool) -> AbstractContextManager:
+        """Around forward and backward of one micro-batch: only the last one averages gradients over processes."""
+        return nullcontext() if last else self._accelerator.no_sync(model)
+
+    def backward(self, loss: Tensor) -> None:
+        """Backward pass of a scalar loss in the run's precision."""
+        self._accelerator.backward(loss)
 
     def mean(self, tensor: Tensor) -> Tensor:
         """The mean of a tensor over all processes."""
         return self._accelerator.reduce(tensor, "mean")
 
-    def gather(self, tensor: Tensor) -> Tensor:
-        """The processes' tensors, which must have one shape, joined along dimension 0 in the order of their ranks."""
-        return self._accelerator.gather(tensor)
+    def gather_shares(self, tensor: Tensor, count: int) -> Tensor:
+        """Join what each process made of its `share` of `count` samples, in the samples' order: (count, …)."""
+        sizes = [count * (r + 1) // self.world_size - count * r // self.world_size for r in range(self.world_size)]
+        padded = torch.cat([tensor, tensor.new_zeros(max(sizes) - len(tensor), *tensor.shape[1:])])
+        parts = self._accelerator.gather(padded.to(self.device)).to(tensor.device).split(max(sizes))
+        return torch.cat([part[:size] for part, size in zip(parts, sizes)])
 
     def barrier(self) -> None:
         """Wait for all processes."""

@@ -51,7 +51,7 @@ def latents(seed: int, purpose: Purpose, first: int, count: int, z_dim: int) -> 
 
 def labels(seed: int, purpose: Purpose, first: int, count: int, class_probs: Tensor) -> Tensor:
     """Class labels y with the given probabilities: (count,) int64."""
-    u = torch.from_numpy(uniform(seed, purpose, first, count, 1)[:, 0])
+    u = torch.from_numpy(uniform(seed, purpose, first, count, 1).ravel())
     return torch.searchsorted(class_probs.double().cumsum(0), u, right=True).clamp_(max=len(class_probs) - 1)
 
 

@@ -2,7 +2,7 @@
 
 An architecture's file has
 
-- `check(image_shape)`: raises ValueError if it can't make this shape, with the nearest that it can;
+- `check(image_shape, g_widths, d_widths)`: raises ValueError if it can't make this, with the nearest that it can;
 - `Generator(image_shape, num_classes, z_dim, widths)`: `G(z, y)` maps latents (N, z_dim) and labels (N,) to images
   (N, C, H, W) in [-1, 1], and has the attributes `image_shape`, `num_classes` and `z_dim`;
 - `Discriminator(image_shape, num_classes, widths)`: `D(x, y)` maps images and labels to logits (N,).

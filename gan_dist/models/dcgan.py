@@ -15,16 +15,19 @@ from gan_dist.models._layers import join_label
 _START = {28: 7, 32: 4, 56: 7, 64: 4, 128: 4, 256: 4}  # image size -> size of the first map
 
 
-def check(image_shape: tuple[int, int, int]) -> None:
-    """Square images of 28, 32, 56, 64, 128 or 256 pixels.
+def check(image_shape: tuple[int, int, int], g_widths: Sequence[int] = (), d_widths: Sequence[int] = ()) -> None:
+    """Square images of 28, 32, 56, 64, 128 or 256 pixels, and one width for each doubling of the first map.
 
     Raises:
-        ValueError: any other shape, with the nearest size that can be made.
+        ValueError: any other, with the nearest size that can be made.
     """
     _, height, width = image_shape
     if height != width or height not in _START:
         nearest = min(_START, key=lambda size: abs(size - height))
         raise ValueError(f"makes square images of {', '.join(map(str, _START))} pixels (nearest: {nearest})")
+    for widths in (g_widths, d_widths):
+        if widths and len(widths) != _doublings(height):
+            raise ValueError(f"needs {_doublings(height)} widths for {height} pixels, not {len(widths)}")
 
 
 def _doublings(size: int) -> int:
@@ -50,14 +53,12 @@ class Generator(nn.Module):
         self, image_shape: tuple[int, int, int], num_classes: int, z_dim: int, widths: Sequence[int] = ()
     ) -> None:
         super().__init__()
-        check(image_shape)
+        check(image_shape, g_widths=widths)
         self.image_shape = image_shape
         self.num_classes = num_classes
         self.z_dim = z_dim
         channels, size, _ = image_shape
         widths = widths or [64 * 2**i for i in reversed(range(_doublings(size)))]
-        if len(widths) != _doublings(size):
-            raise ValueError(f"needs {_doublings(size)} widths for {size} pixels, not {len(widths)}")
         layers: list[nn.Module] = [nn.ConvTranspose2d(z_dim + num_classes, widths[0], _START[size], bias=False)]
         for inputs, outputs in zip(widths, [*widths[1:], None]):
             layers += [nn.BatchNorm2d(inputs), nn.ReLU()]
@@ -78,12 +79,10 @@ class Discriminator(nn.Module):
 
     def __init__(self, image_shape: tuple[int, int, int], num_classes: int, widths: Sequence[int] = ()) -> None:
         super().__init__()
-        check(image_shape)
+        check(image_shape, d_widths=widths)
         self.num_classes = num_classes
         channels, size, _ = image_shape
         widths = widths or [64 * 2**i for i in range(_doublings(size))]
-        if len(widths) != _doublings(size):
-            raise ValueError(f"needs {_doublings(size)} widths for {size} pixels, not {len(widths)}")
         layers: list[nn.Module] = [
             nn.Conv2d(channels + num_classes, widths[0], 4, stride=2, padding=1),
             nn.LeakyReLU(0.2),

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from gan_dist.models._layers import join_label
 
 
-def check(image_shape: tuple[int, int, int]) -> None:
-    """Every shape will do."""
+def check(image_shape: tuple[int, int, int], g_widths: Sequence[int] = (), d_widths: Sequence[int] = ()) -> None:
+    """Any shape and any widths will do."""
 
 
 def _layers(sizes: Sequence[int]) -> nn.Sequential:

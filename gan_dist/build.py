@@ -1,0 +1,230 @@
+"""The composition root: from a config to a wired Trainer. The one place that knows all the parts."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import torch
+from torch import Tensor, nn
+
+from gan_dist import models
+from gan_dist.callbacks.evaluate import Evaluate
+from gan_dist.callbacks.grid import SampleGrid, real_grid
+from gan_dist.callbacks.progress import LogProgress, ProgressBar
+from gan_dist.callbacks.save import SaveCheckpoint
+from gan_dist.checkpoint import find_checkpoint, load_network, read_facts, restore
+from gan_dist.config import Config, Model, Optimizer, as_dict, choose, load_config
+from gan_dist.data import DataInfo
+from gan_dist.data.loader import Preprocess, make_loader
+from gan_dist.data.sources import Images, load_dataset
+from gan_dist.distributed import Distributed
+from gan_dist.errors import ConfigError
+from gan_dist.losses import LOSSES
+from gan_dist.metrics.evaluate import Evaluator
+from gan_dist.metrics.extractors import make_extractor
+from gan_dist.rng import Purpose, torch_seed
+from gan_dist.schedules import lr_schedule
+from gan_dist.state import State
+from gan_dist.stats import RunningMeans
+from gan_dist.step import Alternation
+from gan_dist.tracking import LocalTracker, Tracker, Trackers, WandbTracker
+from gan_dist.trainer import Callback, Trainer
+
+
+def check_parts(config: Config, info: DataInfo) -> None:
+    """Refuse what can't be combined, before data are read or models built.
+
+    Raises:
+        ConfigError: one line that names the key, the value and the nearest valid one.
+    """
+    model = config.model
+    if model.name not in models.names():
+        raise ConfigError(f"model.name={model.name}: {choose(model.name, models.names())}")
+    try:
+        models.architecture(model.name).check(info.image_shape, model.g_widths, model.d_widths)
+    except ValueError as error:
+        size = "x".join(map(str, info.image_shape[1:]))
+        raise ConfigError(f"model.name={model.name} with data.image_size={size}: {model.name} {error}") from None
+    if model.conditional and not info.num_classes:
+        hint = " or data.class_folders=true" if config.data.name == "folder" else ""
+        raise ConfigError(
+            f"model.conditional=true, but data.name={config.data.name} has no labels; set model.conditional=false{hint}"
+        )
+    if config.metrics.every_kimg and config.metrics.extractor == "classifier" and not info.num_classes:
+        raise ConfigError(
+            f"metrics.extractor=classifier, but data.name={config.data.name} has no labels to train one on; "
+            "set metrics.extractor=inception, or metrics.every_kimg=0 for no metrics"
+        )
+    if config.train.batch_size > info.num_images:
+        raise ConfigError(
+            f"train.batch_size={config.train.batch_size} is larger than the data set of {info.num_images} images; "
+            f"at most {info.num_images}"
+        )
+    for side in ("G", "D"):
+        settings: Optimizer = getattr(config.optim, side)
+        try:
+            make_optimizer(settings, nn.Linear(1, 1))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"optim.{side}.name={settings.name}: {error}") from None
+
+
+def optimizer_names() -> list[str]:
+    """The classes of torch.optim that step without a closure on dense gradients."""
+    names = [name for name, cls in vars(torch.optim).items() if inspect.isclass(cls)]
+    return sorted(set(names) - {"Optimizer", "LBFGS", "SparseAdam", "Muon"})
+
+
+def make_optimizer(config: Optimizer, module: nn.Module) -> torch.optim.Optimizer:
+    """The configured optimizer over a module's parameters."""
+    if config.name not in optimizer_names():
+        raise ValueError(choose(config.name, optimizer_names()))
+    cls = getattr(torch.optim, config.name)
+    arguments: dict[str, Any] = {"lr": config.lr, **config.args}
+    if "betas" in inspect.signature(cls).parameters:
+        arguments.setdefault("betas", tuple(config.betas))
+    return cls(module.parameters(), **arguments)
+
+
+def make_generator(model: Model, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """G as configured; `num_classes` is 0 for an unconditional one."""
+    return models.architecture(model.name).Generator(image_shape, num_classes, model.z_dim, model.g_widths)
+
+
+def make_state(config: Config, info: DataInfo, device: torch.device) -> State:
+    """Networks initialised from the seed, on the CPU whatever the device, and their optimizers."""
+    model, seed = config.model, config.train.seed
+    num_classes = info.num_classes if model.conditional else 0
+    with torch_seed(seed, Purpose.INIT_G):
+        G = make_generator(model, info.image_shape, num_classes)
+    with torch_seed(seed, Purpose.INIT_D):
+        D = models.architecture(model.name).Discriminator(info.image_shape, num_classes, model.d_widths)
+    G_ema = copy.deepcopy(G).eval().requires_grad_(False).to(device)
+    G, D = G.to(device), D.to(device)
+    return State(G, D, G_ema, make_optimizer(config.optim.G, G), make_optimizer(config.optim.D, D))
+
+
+def load_generator(run_dir: Path, checkpoint: str, device: str) -> nn.Module:
+    """See `gan_dist.load_generator`."""
+    path = find_checkpoint(run_dir, checkpoint)
+    facts = read_facts(path)
+    config = load_config(path / "config.yaml")
+    try:
+        G = make_generator(config.model, tuple(facts["image_shape"]), facts["num_classes"])
+    except ValueError as error:
+        raise ConfigError(f"{path}: {config.model.name} {error}") from None
+    load_network(path, "G_ema", G)
+    return G.to(device).eval().requires_grad_(False)
+
+
+def cache_dir() -> Path:
+    """Where classifiers for metrics are kept between runs: $GAN_DIST_CACHE, or the user's cache directory."""
+    return Path(os.environ.get("GAN_DIST_CACHE") or platformdirs.user_cache_dir("gan_dist"))
+
+
+@dataclass
+class WiredRun:
+    """A run that is ready to start, and what has to be closed after it."""
+
+    trainer: Trainer
+    state: State
+    tracker: Tracker
+    bar: ProgressBar
+    progress: LogProgress
+
+
+def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None, dist: Distributed) -> WiredRun:
+    """Read the data, make networks, loop and callbacks, and put the run where the checkpoint says, if there is one."""
+    train, total_nimg = config.train, round(config.train.kimg * 1000)
+    dataset = load_dataset(config.data, info)
+    state = make_state(config, info, dist.device)
+    if checkpoint:
+        restore(checkpoint, state)
+    class_probs = _class_probs(dataset, info.num_classes) if config.model.conditional else None
+
+    stats = RunningMeans(dist)
+    step = Alternation(
+        state,
+        dist,
+        stats,
+        LOSSES[config.loss.name],
+        Preprocess(train.seed, config.data.hflip),
+        class_probs,
+        batch_size=train.batch_size,
+        micro_batch_size=train.micro_batch_size,
+        n_critic=train.n_critic,
+        seed=train.seed,
+        schedule_G=lr_schedule(config.optim.G, total_nimg),
+        schedule_D=lr_schedule(config.optim.D, total_nimg),
+        r1_gamma=config.loss.r1_gamma,
+        r1_interval=config.loss.r1_interval,
+        label_smoothing=config.loss.label_smoothing,
+        d_half=config.loss.d_half,
+    )
+    loader = make_loader(dataset, train.batch_size, train.seed, state.nimg, config.data.workers)
+    tracker = Trackers(_trackers(config, run_dir, state.nimg) if dist.is_main else [])
+    bar = ProgressBar(state.nimg, total_nimg, dist)
+    progress = LogProgress(_nimg(config.log.every_kimg), total_nimg, stats, tracker, bar, dist)
+    facts = {"image_shape": info.image_shape, "num_classes": info.num_classes if config.model.conditional else 0}
+    save = SaveCheckpoint(_nimg(config.checkpoint.every_kimg), run_dir, facts, config.checkpoint.keep, dist)
+    if config.sample.every_kimg and state.nimg == 0:
+        tracker.image(0, "real", real_grid(dataset, info.num_classes, config.sample.rows))
+    callbacks: list[Callback] = [
+        bar,
+        progress,
+        SampleGrid(_nimg(config.sample.every_kimg), config.sample.rows, train.seed, tracker, dist),
+    ]
+    if config.metrics.every_kimg:
+        callbacks.append(
+            Evaluate(
+                _nimg(config.metrics.every_kimg),
+                Evaluator(
+                    make_extractor(config.metrics, info, dataset, cache_dir(), dist),
+                    dataset,
+                    dist,
+                    class_probs,
+                    num_images=config.metrics.num_images,
+                    batch_size=config.metrics.batch_size,
+                    seed=config.metrics.seed,
+                ),
+                tracker,
+                dist,
+            )
+        )
+    callbacks.append(save)
+    trainer = Trainer(
+        state,
+        step,
+        iter(dist.prepare_loader(loader)),
+        callbacks,
+        on_stop=save,
+        total_nimg=total_nimg,
+        ema_half_life=config.ema.half_life_kimg * 1000,
+        ema_rampup=config.ema.rampup,
+    )
+    return WiredRun(trainer, state, tracker, bar, progress)
+
+
+def _nimg(kimg: float) -> int:
+    return round(kimg * 1000)
+
+
+def _class_probs(dataset: Images, num_classes: int) -> Tensor:
+    """How often each class occurs in the data: generated images are asked for in the same proportions."""
+    labels = torch.as_tensor([label for _, label in dataset.files]) if hasattr(dataset, "files") else dataset.labels
+    counts = torch.bincount(labels.cpu(), minlength=num_classes)
+    return counts / counts.sum()
+
+
+def _trackers(config: Config, run_dir: Path, nimg: int) -> list[Tracker]:
+    trackers: list[Tracker] = [LocalTracker(run_dir, nimg)]
+    tracking = config.tracking
+    if tracking.wandb != "disabled" and os.environ.get("WANDB_MODE") != "disabled":
+        name, values = run_dir.resolve().name, as_dict(config)
+        trackers.append(WandbTracker(run_dir, tracking.wandb, tracking.project, tracking.entity, name, values))
+    return trackers

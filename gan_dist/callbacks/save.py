@@ -1,0 +1,30 @@
+"""Checkpoints during training."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from gan_dist.checkpoint import save_checkpoint
+from gan_dist.distributed import Distributed
+from gan_dist.state import State
+
+log = logging.getLogger(__name__)
+
+
+class SaveCheckpoint:
+    """Writes a checkpoint; one that fails is reported and tried again when the next is due."""
+
+    at_start = False
+    at_end = True
+
+    def __init__(self, every_nimg: int, run_dir: Path, facts: dict[str, Any], keep: int, dist: Distributed) -> None:
+        self.every_nimg, self.run_dir, self.facts, self.keep, self.dist = every_nimg, run_dir, facts, keep, dist
+
+    def __call__(self, state: State) -> None:
+        if self.dist.is_main:
+            try:
+                save_checkpoint(self.run_dir, state, self.facts, self.keep)
+            except OSError as error:
+                log.error("could not write a checkpoint at %.1f kimg: %s", state.nimg / 1000, error)

@@ -1,0 +1,44 @@
+"""The command line: `gan-dist COMMAND …`. Parsing and printing only; what is heavy to import is imported when needed."""
+
+from __future__ import annotations
+
+import sys
+
+from gan_dist.errors import UserError
+
+USAGE = """\
+gan-dist: train generative adversarial networks on one GPU, on many, and on SLURM clusters
+
+  gan-dist train [CONFIG.yaml] [key.sub=value ...]     train; the same as python train.py ...
+  gan-dist sample RUN [--n 64] [--seed 0] ...          images from a trained run
+
+`gan-dist COMMAND --help` has the details; `gan-dist train --help` lists every setting.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns its exit status: 0 done, 1 failed, 2 bad settings, 75 stopped and resumable."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    try:
+        if command in ("-h", "--help"):
+            print(USAGE, end="")
+            return 0
+        if command == "train":
+            from gan_dist.cli.train import train
+
+            return train(rest)
+        if command == "sample":
+            from gan_dist.cli.sample import sample
+
+            return sample(rest)
+        print(f"gan-dist: unknown command {command!r}; choose train or sample", file=sys.stderr)
+        return 2
+    except UserError as error:
+        # A data worker's error arrives with its traceback above it.
+        message = str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.{type(error).__name__}: ")
+        print(f"gan-dist: error: {message}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("gan-dist: interrupted", file=sys.stderr)
+        return 130

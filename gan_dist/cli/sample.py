@@ -1,0 +1,56 @@
+"""`gan-dist sample RUN`: images from a trained run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from gan_dist.errors import ConfigError
+
+
+def sample(arguments: list[str]) -> int:
+    """Parse, generate, write PNGs."""
+    parser = argparse.ArgumentParser("gan-dist sample", description="Write images of a run's averaged generator as PNG.")
+    parser.add_argument("run", type=Path, help="run directory")
+    parser.add_argument("--n", type=int, default=64, help="how many images (default 64)")
+    parser.add_argument("--seed", type=int, default=0, help="image i depends on the seed and i alone (default 0)")
+    parser.add_argument("--classes", help="labels to cycle through, for example 3,7 (default: all)")
+    parser.add_argument("--checkpoint", default="latest", help="name below RUN/checkpoints (default: the newest)")
+    parser.add_argument("--out", type=Path, help="directory to write to (default: RUN/generated)")
+    parser.add_argument("--grid", action="store_true", help="one picture of all images instead of one file each")
+    parser.add_argument("--device", default="cpu", help="for example cuda (default cpu)")
+    options = parser.parse_args(arguments)
+    if options.n < 1 or options.seed < 0:
+        raise ConfigError(f"--n={options.n} must be at least 1 and --seed={options.seed} not negative")
+
+    import gan_dist
+
+    G = gan_dist.load_generator(options.run, options.checkpoint, options.device)
+    num_classes: int = G.num_classes  # type: ignore[assignment]
+    classes = _classes(options.classes, num_classes)
+    out: Path = options.out or options.run / "generated"
+    from gan_dist.generate import generate, write_grid, write_images
+
+    out.mkdir(parents=True, exist_ok=True)
+    images = generate(G, options.n, options.seed, classes)
+    if options.grid:
+        print(write_grid(images, classes, out))
+    else:
+        write_images(images, out)
+        print(f"{options.n} images in {out}")
+    return 0
+
+
+def _classes(text: str | None, num_classes: int) -> list[int]:
+    if text is None:
+        return list(range(num_classes))
+    if not num_classes:
+        raise ConfigError(f"--classes={text}: this run is unconditional; leave it out")
+    try:
+        classes = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--classes={text} must be labels separated by commas, for example 3,7") from None
+    wrong = [label for label in classes if not 0 <= label < num_classes]
+    if wrong:
+        raise ConfigError(f"--classes={text}: {wrong[0]} is none of the labels 0 to {num_classes - 1}")
+    return classes

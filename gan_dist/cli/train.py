@@ -1,0 +1,153 @@
+"""`gan-dist train [CONFIG.yaml] [key.sub=value …]`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from gan_dist.config import Config, Run, load_config, save_config, settings_help
+from gan_dist.data import describe
+from gan_dist.errors import ConfigError, UserError
+
+USAGE = """\
+usage: python train.py [CONFIG.yaml] [key.sub=value ...]
+       gan-dist train [CONFIG.yaml] [key.sub=value ...]
+
+Without a CONFIG the defaults train a class-conditional GAN on handwritten digits; with run.dir and resume, the
+config of that run is taken. An override beats the file, the file beats the defaults.
+
+  python train.py configs/dcgan_fashion_mnist.yaml train.kimg=500 data.root=/path
+  python train.py run.dir=runs/mine resume=latest train.kimg=1000
+
+Exit status: 0 finished; 75 stopped by a signal, resumable; 2 bad settings; 1 failed.
+
+Settings and their defaults:
+"""
+
+FINISHED, STOPPED = 0, 75  # 75: sysexits.h's EX_TEMPFAIL, try again
+
+log = logging.getLogger("gan_dist")
+
+
+def train(arguments: list[str]) -> int:
+    """Parse, check, build, run, and say where everything is."""
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(USAGE + settings_help())
+        return 0
+    started = time.perf_counter()
+    config = _load(arguments)
+    info = describe(config.data)
+    from gan_dist.build import build, check_parts  # torch, and with it some seconds: after what can be refused without
+    from gan_dist.checkpoint import find_checkpoint
+    from gan_dist.distributed import Distributed
+
+    check_parts(config, info)
+    checkpoint = _find_start(config)
+
+    dist = Distributed(config.train.precision, cpu=config.train.device == "cpu")
+    run_dir = _make_run_dir(config)
+    _log_to(run_dir / "log.txt")
+    save_config(replace(config, run=Run(name=config.run.name), resume="never"), run_dir / "config.yaml")
+    shape = "x".join(map(str, info.image_shape))
+    log.info("%s: %s on %d images of %s", run_dir, config.model.name, info.num_images, shape)
+    log.info("device %s, %s, global batch %d", dist.device, config.train.precision, config.train.batch_size)
+    run = build(config, info, run_dir, checkpoint, dist)
+    if checkpoint:
+        log.info("going on from %s", checkpoint)
+    try:
+        run.progress.start(run.state)
+        finished = run.trainer.run()
+    except Exception:
+        run.tracker.finish(finished=False)
+        raise
+    finally:
+        run.bar.close()
+    artifact = find_checkpoint(run_dir) if finished and config.tracking.artifact else None
+    run.tracker.finish(finished, artifact)
+    _report(run_dir, run.state.nimg, time.perf_counter() - started, finished)
+    return FINISHED if finished else STOPPED
+
+
+def _load(arguments: list[str]) -> Config:
+    """The config file, if one is named, else that of the run to go on with, else the defaults; and the overrides."""
+    files = [argument for argument in arguments if "=" not in argument]
+    overrides = [argument for argument in arguments if "=" in argument]
+    if len(files) > 1:
+        raise ConfigError(f"one config file at a time, not {' '.join(files)}; overrides are written key.sub=value")
+    if files and files[0].startswith("-"):
+        raise ConfigError(f"unknown option {files[0]}; settings are written key.sub=value, --help lists them")
+    path = Path(files[0]) if files else None
+    config = load_config(path, overrides)
+    saved = Path(config.run.dir) / "config.yaml"
+    if path is None and config.resume != "never" and saved.exists():
+        config = load_config(saved, overrides)
+    config.run.name = config.run.name or (path.stem if path else config.data.name)
+    return config
+
+
+def _find_start(config: Config) -> Path | None:
+    """The checkpoint to go on from, if any; never a run directory that holds another run."""
+    from gan_dist.checkpoint import find_checkpoint, list_checkpoints
+
+    run_dir = Path(config.run.dir)
+    if config.resume == "never":
+        if config.run.dir and (run_dir / "config.yaml").exists():
+            raise ConfigError(
+                f"run.dir={run_dir} already holds a run: go on with it by resume=latest, or name another directory"
+            )
+        return None
+    if config.resume == "auto" and not list_checkpoints(run_dir):
+        return None
+    return find_checkpoint(run_dir, "latest" if config.resume == "auto" else config.resume)
+
+
+def _make_run_dir(config: Config) -> Path:
+    """Make `run.dir`, or a fresh runs/<time>-<name>."""
+    stamp = f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{config.run.name}"
+    candidates = (Path(stamp if i == 0 else f"{stamp}-{i}") for i in range(1000))
+    run_dir = Path(config.run.dir) if config.run.dir else next(path for path in candidates if not path.exists())
+    try:
+        run_dir.mkdir(parents=True, exist_ok=bool(config.run.dir))
+    except OSError as error:
+        raise UserError(f"run.dir={run_dir}: cannot make this directory ({error.strerror})") from None
+    return run_dir
+
+
+def _log_to(path: Path) -> None:
+    """Messages to the terminal, above the progress line, and with their time to a file."""
+    log.setLevel(logging.INFO)
+    terminal = TerminalHandler()
+    file = logging.FileHandler(path)
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.handlers = [terminal, file]
+
+
+class TerminalHandler(logging.Handler):
+    """Prints through tqdm, which keeps its line whole."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        tqdm.write(prefix + record.getMessage(), file=sys.stdout)
+
+
+def _report(run_dir: Path, nimg: int, seconds: float, finished: bool) -> None:
+    from gan_dist.checkpoint import list_checkpoints
+    from gan_dist.plot import plot_run
+
+    checkpoints = list_checkpoints(run_dir)
+    if finished:
+        log.info("finished: %.1f kimg in %.0f s", nimg / 1000, seconds)
+    else:
+        log.info("stopped at %.1f kimg; go on with: python train.py run.dir=%s resume=latest", nimg / 1000, run_dir)
+    grids = sorted((run_dir / "samples").glob("grid-*.png"))
+    if grids:
+        log.info("  samples     %s", grids[-1])
+    log.info("  metrics     %s and %s", run_dir / "metrics.jsonl", plot_run(run_dir))
+    if checkpoints:
+        log.info("  checkpoint  %s", checkpoints[-1])
+        log.info("  sample it   gan-dist sample %s --n 64 --grid", run_dir)

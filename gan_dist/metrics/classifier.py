@@ -1,0 +1,96 @@
+"""Features of a small classifier trained on the data set's own labels, as is usual for MNIST.
+
+Good for comparing runs on one data set. Its figures have nothing to do with those of Inception features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gan_dist.data.loader import Preprocess, make_loader
+from gan_dist.data.sources import Images
+from gan_dist.distributed import Distributed
+from gan_dist.rng import Purpose, torch_seed
+
+log = logging.getLogger(__name__)
+
+STEPS = 1000
+BATCH_SIZE = 128
+
+
+class Classifier(nn.Module):
+    """x (N, C, H, W) in [-1, 1] -> features (N, 128) and logits (N, num_classes)."""
+
+    num_features = 128
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, 32, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(64, 128, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(512, self.num_features),
+            nn.ReLU(),
+        )
+        self.head = nn.Linear(self.num_features, num_classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.body(x)
+        return features, self.head(features)
+
+
+def data_key(dataset: Images, num_classes: int) -> str:
+    """A short name for the content of a data set: a hash of its size and of 64 of its images, evenly spaced."""
+    digest = hashlib.sha256(f"{len(dataset)} {num_classes}".encode())
+    images, labels = dataset.__getitems__([i * len(dataset) // 64 for i in range(64)])
+    digest.update(images.cpu().numpy().tobytes())
+    digest.update(labels.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def trained_classifier(dataset: Images, num_classes: int, seed: int, cache: Path, dist: Distributed) -> Classifier:
+    """The classifier of this data set and seed: from the cache, or trained now, in seconds, by the main process."""
+    with torch_seed(seed, Purpose.CLASSIFIER):
+        classifier = Classifier(dataset[0][0].shape[0], num_classes)
+    path = cache / f"classifier-{data_key(dataset, num_classes)}-{seed}.safetensors"
+    if dist.is_main and not path.exists():
+        accuracy = _train(classifier.to(dist.device), dataset, seed)
+        log.info("trained a classifier on the data's labels for the metrics: %.1f%% of the last batches right", accuracy)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".tmp-{torch.initial_seed()}")
+        save_file(classifier.state_dict(), temporary)
+        temporary.rename(path)
+    dist.barrier()
+    classifier.load_state_dict(load_file(path))
+    return classifier.to(dist.device).eval().requires_grad_(False)
+
+
+def _train(classifier: Classifier, dataset: Images, seed: int) -> float:
+    """Adam with a cosine schedule; returns the share of right answers over the last 100 batches, in percent."""
+    device = next(classifier.parameters()).device
+    preprocess = Preprocess(seed, hflip=False)
+    optimizer = torch.optim.Adam(classifier.parameters(), lr=2e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    batches = iter(make_loader(dataset, BATCH_SIZE, seed, start=0, workers=2))
+    right = []
+    for _ in range(STEPS):
+        images, labels = (tensor.to(device) for tensor in next(batches))
+        _, logits = classifier(preprocess(images, 0))
+        optimizer.zero_grad()
+        F.cross_entropy(logits, labels).backward()
+        optimizer.step()
+        schedule.step()
+        right.append((logits.argmax(1) == labels).float().mean())
+    return 100 * torch.stack(right[-100:]).mean().item()

@@ -1,0 +1,126 @@
+"""FID, KID and Inception Score of a generator against a data set, by torchmetrics."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gan_dist import rng
+from gan_dist.data.loader import to_uint8
+from gan_dist.data.sources import Images
+from gan_dist.distributed import Distributed
+from gan_dist.metrics.extractors import Extractor
+from gan_dist.rng import Purpose
+
+MAX_REAL = 50_000  # images of the data set that the reference is made of, evenly spaced
+
+
+class _Identity(nn.Module):
+    """In place of the network that torchmetrics would run once per metric: features are extracted once for all."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+class Evaluator:
+    """Measures generators with one protocol, which is part of each result.
+
+    All processes take part: each extracts the features of its share, then all have all of them, in one order, so that
+    neither their number nor the batch size changes a result.
+
+    Args:
+        dataset: the reference; at most MAX_REAL of its images are used.
+        num_images: images to generate. FID is biased upwards for few of them: compare only at equal numbers.
+        class_probs: see `gan_dist.step.Alternation`.
+    """
+
+    def __init__(
+        self,
+        extractor: Extractor,
+        dataset: Images,
+        dist: Distributed,
+        class_probs: Tensor | None,
+        *,
+        num_images: int,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self.extractor, self.dist, self.class_probs = extractor, dist, class_probs
+        self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
+        self.num_real = min(len(dataset), MAX_REAL)
+        index = [i * len(dataset) // self.num_real for i in range(self.num_real)]
+        self.real, _ = self._extract(
+            self.num_real, lambda first, count: dataset.__getitems__(index[first : first + count])[0].to(dist.device)
+        )
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What a figure must be quoted with."""
+        from importlib.metadata import version
+
+        return {
+            "extractor": self.extractor.name,
+            "num_generated": self.num_images,
+            "num_real": self.num_real,
+            "seed": self.seed,
+            "library": f"torchmetrics {version('torchmetrics')}",
+        }
+
+    def __call__(self, G: nn.Module) -> dict[str, float]:
+        """`fid_`, `kid_` and `is_` with the extractor's name, for a generator in eval mode with fp32 weights."""
+
+        def generate(first: int, count: int) -> Tensor:
+            z_dim: int = G.z_dim  # type: ignore[assignment]
+            z = rng.latents(self.seed, Purpose.METRIC_LATENT, first, count, z_dim).float().to(self.dist.device)
+            if self.class_probs is None:
+                return to_uint8(G(z))
+            y = rng.labels(self.seed, Purpose.METRIC_LABEL, first, count, self.class_probs)
+            return to_uint8(G(z, y.to(self.dist.device)))
+
+        fake, logits = self._extract(self.num_images, generate)
+        return {f"{k}_{self.extractor.name}": v for k, v in scores(self.real, fake, logits, self.seed).items()}
+
+    @torch.no_grad()
+    def _extract(self, count: int, images: Callable[[int, int], Tensor]) -> tuple[Tensor, Tensor]:
+        """Features and logits of `count` images, on the CPU; `images(first, n)` gives them as uint8 (n, C, H, W)."""
+        first, share = self.dist.share(0, count)
+        parts = []
+        for start in range(first, first + share, self.batch_size):
+            batch = images(start, min(self.batch_size, first + share - start))
+            parts.append(tuple(output.float().cpu() for output in self.extractor(batch)))
+        features, logits = (torch.cat(column) for column in zip(*parts))
+        return self.dist.gather_shares(features, count), self.dist.gather_shares(logits, count)
+
+
+def scores(real: Tensor, fake: Tensor, logits: Tensor, seed: int) -> dict[str, float]:
+    """`fid`, `kid` and `is` from features (N, D) of real and generated images and logits (M, K) of generated ones.
+
+    FID: Heusel et al. 2017, equation 6. KID: Bińkowski et al. 2018, cubic kernel, mean over 100 subsets of 1,000 (or all
+    if there are fewer). Inception Score: Salimans et al. 2016, section 4, mean over 10 splits.
+    """
+    from torchmetrics.image.fid import FrechetInceptionDistance
+    from torchmetrics.image.inception import InceptionScore
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    alone: dict[str, Any] = {"sync_on_compute": False}  # every process has all features already
+    with warnings.catch_warnings(), rng.torch_seed(seed, Purpose.METRIC_SUBSETS):
+        warnings.simplefilter("ignore")  # that these metrics keep all features, which is meant
+        fid = FrechetInceptionDistance(feature=_Identity(real.shape[1]), **alone)
+        kid = KernelInceptionDistance(
+            feature=_Identity(real.shape[1]), subset_size=min(1000, len(real), len(fake)), **alone
+        )
+        inception_score = InceptionScore(feature=_Identity(logits.shape[1]), **alone)
+        for metric in (fid, kid):
+            metric.update(real, real=True)
+            metric.update(fake, real=False)
+        inception_score.update(logits)
+        results = {"fid": fid.compute(), "kid": kid.compute()[0], "is": inception_score.compute()[0]}
+    return {name: value.item() for name, value in results.items()}

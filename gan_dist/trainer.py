@@ -1,0 +1,74 @@
+"""The training loop: batches in, iterations, the average of G, and what is due when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from gan_dist.distributed import StopSignals
+from gan_dist.ema import ema_beta, update_ema
+from gan_dist.state import State
+from gan_dist.step import Alternation
+
+
+class Callback(Protocol):
+    """Something that happens every `every_nimg` images (0: never), and also at the run's start and end if it says so."""
+
+    every_nimg: int
+    at_start: bool
+    at_end: bool
+
+    def __call__(self, state: State) -> None: ...
+
+
+class Trainer:
+    """Trains until `total_nimg` images are seen or a signal asks for a stop.
+
+    Args:
+        batches: this process's shares of the global batches, from image number `state.nimg` on, without end.
+        callbacks: in the order in which they are to run.
+        on_stop: run once when a signal ends training early.
+        ema_half_life, ema_rampup: see `gan_dist.ema.ema_beta`; the half-life is in images.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        step: Alternation,
+        batches: Iterator[tuple[Tensor, Tensor]],
+        callbacks: Sequence[Callback],
+        on_stop: Callback,
+        *,
+        total_nimg: int,
+        ema_half_life: float,
+        ema_rampup: float,
+    ) -> None:
+        self.state, self.step, self.batches = state, step, batches
+        self.callbacks, self.on_stop = callbacks, on_stop
+        self.total_nimg, self.ema_half_life, self.ema_rampup = total_nimg, ema_half_life, ema_rampup
+
+    def run(self) -> bool:
+        """Returns True if training is finished, False if it was stopped by a signal."""
+        state = self.state
+        with StopSignals() as stop:
+            if state.nimg == 0:
+                self._fire([c for c in self.callbacks if c.every_nimg and c.at_start])
+            fired: list[Callback] = []
+            while state.nimg < self.total_nimg and not stop.received:
+                before = state.nimg
+                self.step(self.batches)
+                beta = ema_beta(state.nimg - before, before, self.ema_half_life, self.ema_rampup)
+                update_ema(state.G_ema, state.G, beta)
+                fired = [c for c in self.callbacks if c.every_nimg and state.nimg // c.every_nimg > before // c.every_nimg]
+                self._fire(fired)
+            if state.nimg < self.total_nimg:
+                self.on_stop(state)
+                return False
+            self._fire([c for c in self.callbacks if c.every_nimg and c.at_end and c not in fired])
+            return True
+
+    def _fire(self, callbacks: Sequence[Callback]) -> None:
+        for callback in callbacks:
+            callback(self.state)
