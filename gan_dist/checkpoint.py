@@ -58,8 +58,8 @@ def save_checkpoint(run_dir: Path, state: State, facts: dict[str, Any], keep: in
 def list_checkpoints(run_dir: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first."""
     folder = run_dir / "checkpoints"
-    names = os.listdir(folder) if folder.is_dir() else []
-    return [folder / name for name in sorted(names) if re.fullmatch(r"\d{12}", name)]
+    found = folder.iterdir() if folder.is_dir() else []
+    return sorted(path for path in found if re.fullmatch(r"\d{12}", path.name))
 
 
 def find_checkpoint(run_dir: Path, name: str = "latest") -> Path:
@@ -97,7 +97,9 @@ def load_network(checkpoint: Path, name: str, module: nn.Module) -> None:
     try:
         module.load_state_dict(_read(checkpoint / f"{name}.safetensors"))
     except RuntimeError as error:
-        raise UserError(f"{checkpoint}: {name} does not fit the config: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(
+            f"{checkpoint}: {name} does not fit the config: {' '.join(str(error).split())[:200]}"
+        ) from error
 
 
 def restore(checkpoint: Path, state: State) -> None:

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -49,7 +50,7 @@ class Loss:
     name: Literal["non_saturating", "minimax"] = "non_saturating"  # what G minimises; D minimises cross-entropy
     label_smoothing: float = 0.0  # D's target for real images is 1 minus this
     d_half: bool = False  # halve D's loss, as in the mean of its real and its fake part
-    r1_gamma: float = 0.1  # weight of the R1 penalty: gamma/2 * |grad D(x)|^2 on real images; 0: off
+    r1_gamma: float = 1.0  # weight of the R1 penalty: gamma/2 * |grad D(x)|^2 on real images; 0: off
     r1_interval: int = 1  # apply R1 in every so many D steps, scaled up by as much
 
 
@@ -72,7 +73,7 @@ class Optim:
 
 @dataclass
 class Train:
-    kimg: float = 600.0  # length: thousands of real images shown to D
+    kimg: float = 400.0  # length: thousands of real images shown to D
     batch_size: int = 64  # global batch, summed over all processes
     micro_batch_size: int = 0  # largest batch that a process runs at once; 0: its whole share
     seed: int = 0  # every random draw of the run follows from it
@@ -101,7 +102,9 @@ class Sample:
 @dataclass
 class Metrics:
     every_kimg: float = 200.0  # FID, KID and Inception Score of G_ema, also at the start and end; 0: never
-    extractor: Literal["classifier", "inception"] = "classifier"  # classifier: small network trained on the data's labels
+    extractor: Literal["classifier", "inception"] = (
+        "classifier"  # classifier: small network trained on the data's labels
+    )
     num_images: int = 10000  # generated images per evaluation
     batch_size: int = 250  # images per forward pass of generator and extractor
     seed: int = 0  # of latents, subsets and the classifier; keep it to compare runs
@@ -235,7 +238,7 @@ def _nearest(name: str, settings: dict[str, Any]) -> str:
 
 def _explain(error: Exception, values: Any) -> str:
     key = getattr(error, "full_key", None) or ""
-    name, _, index = key.partition("[")
+    name = key.partition("[")[0]
     given = OmegaConf.select(values, name, default=None) if name else None
     for setting, default, kind, _ in walk_settings():
         if setting == name:
@@ -275,7 +278,7 @@ def _comments(cls: type) -> dict[str, str]:
     names = [item.name for item in fields(cls)]
     starts = [re.search(rf"^    {name}: ", source, re.M) for name in names]
     bounds = [match.start() for match in starts if match] + [len(source)]
-    declarations = [source[a:b] for a, b in zip(bounds, bounds[1:])]
+    declarations = [source[a:b] for a, b in pairwise(bounds)]
     return {name: (re.findall(r"  # (.*)", text) or [""])[-1] for name, text in zip(names, declarations)}
 
 
@@ -308,10 +311,21 @@ def settings_help() -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # Checks of values (those that need data or an architecture are in `gan_dist.build.check_parts`)
 
-_POSITIVE = (
-    "train.kimg train.batch_size train.n_critic model.z_dim loss.r1_interval sample.rows metrics.num_images "
-    "metrics.batch_size data.memory_gib optim.G.lr optim.D.lr"
-).split()
+_POSITIVE = {
+    "train.kimg",
+    "train.batch_size",
+    "train.n_critic",
+    "model.z_dim",
+    "model.g_widths",
+    "model.d_widths",
+    "loss.r1_interval",
+    "sample.rows",
+    "metrics.num_images",
+    "metrics.batch_size",
+    "data.memory_gib",
+    "optim.G.lr",
+    "optim.D.lr",
+}
 
 
 def check(config: Config) -> None:
@@ -326,7 +340,7 @@ def check(config: Config) -> None:
         for number in numbers:
             if not math.isfinite(number) or number < 0:
                 raise ConfigError(f"{name}={number} must not be negative, infinite or nan")
-            if number == 0 and (name in _POSITIVE or name.endswith("_widths")):
+            if number == 0 and name in _POSITIVE:
                 raise ConfigError(f"{name}={number} must be greater than 0")
     if config.data.image_size:
         parse_image_size(config.data.image_size)
@@ -335,7 +349,9 @@ def check(config: Config) -> None:
     for side in ("G", "D"):
         betas = getattr(config.optim, side).betas
         if len(betas) != 2 or max(betas) >= 1:
-            raise ConfigError(f"optim.{side}.betas={betas} must be two numbers from 0 to below 1, for example [0.5, 0.999]")
+            raise ConfigError(
+                f"optim.{side}.betas={betas} must be two numbers from 0 to below 1, for example [0.5, 0.999]"
+            )
     if config.train.micro_batch_size and config.train.batch_size % config.train.micro_batch_size:
         raise ConfigError(
             f"train.micro_batch_size={config.train.micro_batch_size} must divide "

@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """Something outside the program is wrong: a file, a directory, a network. One line says what, where, what instead."""
+    """Something outside the program is wrong: a file, a directory, a network. One line: what, where, what instead."""
 
     exit_status = 1
 

@@ -26,7 +26,11 @@ def generate(G: nn.Module, n: int, seed: int, classes: Sequence[int]) -> Iterato
     for first in range(0, n, BATCH_SIZE):
         count = min(BATCH_SIZE, n - first)
         z = rng.latents(seed, Purpose.SAMPLE_LATENT, first, count, z_dim).float().to(device)
-        y = torch.tensor([classes[i % len(classes)] for i in range(first, first + count)], device=device) if classes else None
+        y = (
+            torch.tensor([classes[i % len(classes)] for i in range(first, first + count)], device=device)
+            if classes
+            else None
+        )
         yield from to_uint8(G(z) if y is None else G(z, y)).cpu()
 
 

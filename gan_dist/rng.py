@@ -44,7 +44,7 @@ def uniform(seed: int, purpose: Purpose, first: int, count: int, dim: int) -> np
 
 
 def latents(seed: int, purpose: Purpose, first: int, count: int, z_dim: int) -> Tensor:
-    """Latents z ~ N(0, 1) by inversion: (count, z_dim) float64, rounded to the networks' precision by whoever uses them."""
+    """Latents z ~ N(0, 1) by inversion: (count, z_dim) float64, for the user to round to the networks' precision."""
     u = torch.from_numpy(uniform(seed, purpose, first, count, z_dim))
     return 2**0.5 * torch.erfinv(2 * u - 1 + 2.0**-53)  # the last term keeps the argument off -1: no infinity
 

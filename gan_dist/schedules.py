@@ -9,7 +9,7 @@ from gan_dist.config import Optimizer
 
 
 def lr_schedule(config: Optimizer, total_nimg: int) -> Callable[[int], float]:
-    """Images seen -> learning rate: warm-up from 0, then constant, or a line or half a cosine from `lr` to `lr_final`."""
+    """Images seen -> learning rate: warm-up from 0, then constant, a line or half a cosine from `lr` to `lr_final`."""
 
     def lr(nimg: int) -> float:
         progress = min(nimg / total_nimg, 1.0)

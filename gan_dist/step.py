@@ -107,7 +107,7 @@ class Alternation:
         state.nimg += self.batch_size
 
     def g_step(self) -> None:
-        """Improve G against D, which is frozen and used outside its wrapper: none of its gradients are computed or sent."""
+        """Improve G against D, which is frozen and outside its wrapper: no gradient of it is computed or sent."""
         state = self.state
         self.D.requires_grad_(False)
         self.opt_G.zero_grad()

@@ -77,7 +77,7 @@ class WandbTracker:
 
     def __init__(self, run_dir: Path, mode: str, project: str, entity: str, name: str, config: dict[str, Any]) -> None:
         self._queue: queue.Queue[Callable[[Any], None] | None] = queue.Queue(maxsize=10_000)
-        self._arguments = {"project": project, "entity": entity or None, "name": name, "config": config}
+        self._arguments: dict[str, Any] = {"project": project, "entity": entity or None, "name": name, "config": config}
         self._run_dir = run_dir
         self._mode = mode
         self._exit_code = 1

@@ -14,7 +14,7 @@ from gan_dist.step import Alternation
 
 
 class Callback(Protocol):
-    """Something that happens every `every_nimg` images (0: never), and also at the run's start and end if it says so."""
+    """Something that happens every `every_nimg` images (0: never), and at the run's start and end if it says so."""
 
     every_nimg: int
     at_start: bool
@@ -61,7 +61,9 @@ class Trainer:
                 self.step(self.batches)
                 beta = ema_beta(state.nimg - before, before, self.ema_half_life, self.ema_rampup)
                 update_ema(state.G_ema, state.G, beta)
-                fired = [c for c in self.callbacks if c.every_nimg and state.nimg // c.every_nimg > before // c.every_nimg]
+                fired = [
+                    c for c in self.callbacks if c.every_nimg and state.nimg // c.every_nimg > before // c.every_nimg
+                ]
                 self._fire(fired)
             if state.nimg < self.total_nimg:
                 self.on_stop(state)

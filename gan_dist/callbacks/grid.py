@@ -54,7 +54,9 @@ def sample_grid(G: nn.Module, seed: int, rows: int, device: torch.device) -> np.
 def real_grid(dataset: Images, num_classes: int, rows: int) -> np.ndarray:
     """A picture of the first real images; with classes, one column a class, as far as the first images have them."""
     columns = grid_columns(num_classes, rows)
-    images, labels = dataset.__getitems__(list(range(min(len(dataset), 100 * rows * columns if num_classes else rows**2))))
+    images, labels = dataset.__getitems__(
+        list(range(min(len(dataset), 100 * rows * columns if num_classes else rows**2)))
+    )
     if num_classes:
         of_class = [images[labels == c][:rows] for c in range(columns)]
         if all(len(found) == rows for found in of_class):

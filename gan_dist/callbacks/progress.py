@@ -47,7 +47,13 @@ class LogProgress:
     at_end = True
 
     def __init__(
-        self, every_nimg: int, total_nimg: int, stats: RunningMeans, tracker: Tracker, bar: ProgressBar, dist: Distributed
+        self,
+        every_nimg: int,
+        total_nimg: int,
+        stats: RunningMeans,
+        tracker: Tracker,
+        bar: ProgressBar,
+        dist: Distributed,
     ) -> None:
         self.every_nimg, self.total_nimg = every_nimg, total_nimg
         self.stats, self.tracker, self.bar, self.dist = stats, tracker, bar, dist

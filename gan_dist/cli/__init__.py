@@ -1,4 +1,4 @@
-"""The command line: `gan-dist COMMAND …`. Parsing and printing only; what is heavy to import is imported when needed."""
+"""The command line: `gan-dist COMMAND …`. Parsing and printing only; heavy imports wait until they are needed."""
 
 from __future__ import annotations
 

@@ -10,7 +10,9 @@ from gan_dist.errors import ConfigError
 
 def sample(arguments: list[str]) -> int:
     """Parse, generate, write PNGs."""
-    parser = argparse.ArgumentParser("gan-dist sample", description="Write images of a run's averaged generator as PNG.")
+    parser = argparse.ArgumentParser(
+        "gan-dist sample", description="Write images of a run's averaged generator as PNG."
+    )
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("--n", type=int, default=64, help="how many images (default 64)")
     parser.add_argument("--seed", type=int, default=0, help="image i depends on the seed and i alone (default 0)")

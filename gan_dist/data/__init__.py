@@ -62,4 +62,3 @@ def describe(config: Data) -> DataInfo:
     if config.image_size:
         height, width = parse_image_size(config.image_size)
     return DataInfo((config.channels or channels, height, width), own.num_classes, own.num_images)
-

@@ -65,7 +65,7 @@ class Preprocess:
         self.hflip = hflip
 
     def __call__(self, images: Tensor, first: int) -> Tensor:
-        """images: uint8 (N, C, H, W), the images number first … first + N - 1 of the run; returns float32, same shape."""
+        """uint8 (N, C, H, W), the images number first … first + N - 1 of the run, to float32 of the same shape."""
         x = images.float().div_(127.5).sub_(1)
         if self.hflip:
             u = uniform(self.seed, Purpose.FLIP, first, len(images), 1)[:, 0]
@@ -77,5 +77,3 @@ class Preprocess:
 def to_uint8(x: Tensor) -> Tensor:
     """Float images in [-1, 1] to uint8, clamped and rounded: the inverse of `Preprocess`."""
     return x.float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
-
-

@@ -67,7 +67,9 @@ def trained_classifier(dataset: Images, num_classes: int, seed: int, cache: Path
     path = cache / f"classifier-{data_key(dataset, num_classes)}-{seed}.safetensors"
     if dist.is_main and not path.exists():
         accuracy = _train(classifier.to(dist.device), dataset, seed)
-        log.info("trained a classifier on the data's labels for the metrics: %.1f%% of the last batches right", accuracy)
+        log.info(
+            "trained a classifier on the data's labels for the metrics: %.1f%% of the last batches right", accuracy
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".tmp-{torch.initial_seed()}")
         save_file(classifier.state_dict(), temporary)

@@ -103,8 +103,8 @@ class Evaluator:
 def scores(real: Tensor, fake: Tensor, logits: Tensor, seed: int) -> dict[str, float]:
     """`fid`, `kid` and `is` from features (N, D) of real and generated images and logits (M, K) of generated ones.
 
-    FID: Heusel et al. 2017, equation 6. KID: Bińkowski et al. 2018, cubic kernel, mean over 100 subsets of 1,000 (or all
-    if there are fewer). Inception Score: Salimans et al. 2016, section 4, mean over 10 splits.
+    FID: Heusel et al. 2017, equation 6. KID: Bińkowski et al. 2018, cubic kernel, mean over 100 subsets of 1,000 (or
+    all if there are fewer). Inception Score: Salimans et al. 2016, section 4, mean over 10 splits.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.inception import InceptionScore

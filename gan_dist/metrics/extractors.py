@@ -68,8 +68,8 @@ class InceptionExtractor:
         except Exception as error:
             raise UserError(
                 f"metrics.extractor=inception: no usable weights at {path} ({type(error).__name__}: "
-                f"{' '.join(str(error).split())[:100]}); copy {_INCEPTION_FILE} of torch-fidelity's release v0.2.0 there, "
-                "or set metrics.inception_weights=FILE, metrics.extractor=classifier or metrics.every_kimg=0"
+                f"{' '.join(str(error).split())[:100]}); copy {_INCEPTION_FILE} of torch-fidelity's release v0.2.0 "
+                "there, or set metrics.inception_weights=FILE, metrics.extractor=classifier or metrics.every_kimg=0"
             ) from error
         self.network.to(device).eval().requires_grad_(False)
 

@@ -7,6 +7,7 @@ The label, if any, is joined to z in G and to the image, as channels, in D.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -87,7 +88,7 @@ class Discriminator(nn.Module):
             nn.Conv2d(channels + num_classes, widths[0], 4, stride=2, padding=1),
             nn.LeakyReLU(0.2),
         ]
-        for inputs, outputs in zip(widths, widths[1:]):
+        for inputs, outputs in pairwise(widths):
             layers += [
                 nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=False),
                 nn.BatchNorm2d(outputs),

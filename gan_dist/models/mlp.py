@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ def check(image_shape: tuple[int, int, int], g_widths: Sequence[int] = (), d_wid
 def _layers(sizes: Sequence[int]) -> nn.Sequential:
     """Linear layers between the given sizes, with LeakyReLU between them but not after the last."""
     modules: list[nn.Module] = []
-    for inputs, outputs in zip(sizes, sizes[1:]):
+    for inputs, outputs in pairwise(sizes):
         modules += [nn.Linear(inputs, outputs), nn.LeakyReLU(0.2)]
     return nn.Sequential(*modules[:-1])
 
