@@ -8,13 +8,14 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import reduce
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, OmegaConfBaseException
 
 from gan_dist.errors import ConfigError
 
@@ -215,6 +216,8 @@ def _refuse_unknown_keys(source: str, values: Any) -> None:
                 if not isinstance(value, dict):
                     raise ConfigError(f"{source}: {name}={value} is a section; set one of {_members(name, settings)}")
                 visit(f"{name}.", value)
+            elif isinstance(value, dict) and value and not isinstance(settings.get(name), dict):
+                visit(f"{name}.", value)
             elif name not in settings:
                 raise ConfigError(f"{source}: unknown setting {name}; nearest: {_nearest(name, settings)}")
 
@@ -239,7 +242,11 @@ def _nearest(name: str, settings: dict[str, Any]) -> str:
 def _explain(error: Exception, values: Any) -> str:
     key = getattr(error, "full_key", None) or ""
     name = key.partition("[")[0]
-    given = OmegaConf.select(values, name, default=None) if name else None
+    given = OmegaConf.to_container(values, resolve=False)
+    for part in name.split("."):
+        given = given.get(part) if isinstance(given, dict) else given
+    if isinstance(error, InterpolationResolutionError | InterpolationKeyError):
+        return f"{name}={given}: {str(error).splitlines()[0]}"
     for setting, default, kind, _ in walk_settings():
         if setting == name:
             if get_origin(kind) is Literal:
@@ -335,7 +342,7 @@ def check(config: Config) -> None:
         ConfigError: one line that names the key and the value.
     """
     for name, _, kind, _ in walk_settings():
-        value = OmegaConf.select(OmegaConf.structured(config), name)
+        value = reduce(getattr, name.split("."), config)
         numbers = value if get_origin(kind) is list else [value] if kind in (int, float) else []
         for number in numbers:
             if not math.isfinite(number) or number < 0:

@@ -1,0 +1,62 @@
+"""What the tests share: the real command line in a process of its own, and a cache that is theirs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# Small enough for a second or two of training on one core.
+TINY = [
+    "train.kimg=4",
+    "train.batch_size=32",
+    "model.g_widths=[32]",
+    "model.d_widths=[32]",
+    "log.every_kimg=1",
+    "sample.every_kimg=2",
+    "checkpoint.every_kimg=2",
+    "metrics.every_kimg=0",
+    "tracking.wandb=disabled",
+    "train.device=cpu",
+]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Classifiers for metrics are trained once per session and never read from the user's cache."""
+    before = dict(os.environ)
+    os.environ["GAN_DIST_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["OMP_NUM_THREADS"] = "1"
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        os.environ.pop(name, None)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+Train = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Train:
+    """Run `python train.py …` in an empty directory; the tiny settings come before the given ones."""
+
+    def run(*arguments: str, tiny: bool = True, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        configs = [argument for argument in arguments if "=" not in argument]
+        overrides = [argument for argument in arguments if "=" in argument]
+        return subprocess.run(
+            [sys.executable, str(ROOT / "train.py"), *configs, *(TINY if tiny else []), *overrides],
+            cwd=tmp_path,
+            env={**os.environ, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return run

@@ -1,0 +1,121 @@
+"""Settings: defaults, files, overrides, and one clear line for each mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Train
+
+from gan_dist.cli import main
+from gan_dist.config import load_config, save_config, settings_help, walk_settings
+from gan_dist.errors import ConfigError
+
+RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+def test_override_beats_file_beats_default(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("train: {kimg: 7, seed: 3}\n")
+    config = load_config(file, ["train.seed=4", "optim.G.lr=1e-3", "data.image_size=64"])
+    assert (config.train.kimg, config.train.seed, config.train.batch_size) == (7, 4, 64)
+    assert (config.optim.G.lr, config.optim.D.lr) == (1e-3, 2e-4)
+    assert config.data.image_size == "64"
+
+
+def test_saved_config_loads_to_the_same(tmp_path: Path) -> None:
+    config = load_config(None, ["optim.G.args={eps: 1e-6}", "model.g_widths=[8,16]", "data.hflip=true"])
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_loads_and_says_what_it_is(path: Path) -> None:
+    load_config(path)
+    assert path.read_text().startswith("# ")
+
+
+def test_help_lists_every_setting_with_default_and_comment() -> None:
+    text = settings_help()
+    for name, _, _, comment in walk_settings():
+        assert f"  {name}=" in text
+        assert len(comment) > 10, f"{name} has no comment"
+        assert comment in text
+
+
+MISTAKES = {
+    "wrong key": (["trian.kimg=3"], ["trian.kimg", "train.kimg"]),
+    "wrong key, right section": (["train.kimgs=3"], ["train.kimgs", "nearest: train.kimg"]),
+    "key in the wrong section": (["data.batch_size=3"], ["data.batch_size", "train.batch_size"]),
+    "section for a value": (["train=3"], ["train=3", "train.kimg"]),
+    "type": (["train.batch_size=many"], ["train.batch_size=many", "a whole number"]),
+    "fraction for a whole number": (["train.batch_size=1.5"], ["train.batch_size=1.5", "a whole number"]),
+    "not a list": (["model.g_widths=3"], ["model.g_widths=3", "a list of whole numbers"]),
+    "wrong in a list": (["model.g_widths=[a]"], ["model.g_widths=", "a list of whole numbers"]),
+    "null": (["train.kimg=null"], ["train.kimg=None", "a number"]),
+    "choice": (["loss.name=non_saturated"], ["loss.name=non_saturated", "nearest: non_saturating"]),
+    "data set": (["data.name=fashionmnist"], ["data.name=fashionmnist", "nearest: FashionMNIST"]),
+    "architecture": (["model.name=dcgam"], ["model.name=dcgam", "nearest: dcgan"]),
+    "optimizer": (["optim.G.name=adam"], ["optim.G.name=adam", "nearest: Adam"]),
+    "optimizer's argument": (["optim.D.args={mass: 3}"], ["optim.D", "mass"]),
+    "negative": (["train.kimg=-1"], ["train.kimg=-1"]),
+    "zero": (["train.batch_size=0"], ["train.batch_size=0"]),
+    "nan": (["optim.G.lr=nan"], ["optim.G.lr=nan"]),
+    "no override": (["train.kimg"], ["train.kimg"]),
+    "no such file": (["nowhere.yaml"], ["nowhere.yaml"]),
+    "option": (["--kimg"], ["--kimg", "--help"]),
+    "two files": (["a.yaml", "b.yaml"], ["a.yaml b.yaml"]),
+    "image size": (["data.image_size=64x"], ["data.image_size=64x", "64x96"]),
+    "size that the architecture can't make": (
+        ["model.name=dcgan", "data.image_size=30"],
+        ["model.name=dcgan", "data.image_size=30x30", "nearest: 28"],
+    ),
+    "widths that do not fit": (
+        ["model.name=dcgan", "data.image_size=32", "model.g_widths=[8,8]"],
+        ["model.name=dcgan", "3 widths"],
+    ),
+    "conditional without labels": (
+        ["data.name=STL10", "metrics.every_kimg=0"],
+        ["model.conditional=true", "data.name=STL10", "model.conditional=false"],
+    ),
+    "classifier without labels": (
+        ["data.name=STL10", "model.conditional=false"],
+        ["metrics.extractor=classifier", "metrics.extractor=inception"],
+    ),
+    "batch larger than the data": (["train.batch_size=1798"], ["train.batch_size=1798", "1797"]),
+    "uneven micro-batches": (["train.micro_batch_size=7"], ["train.micro_batch_size=7", "train.batch_size=64"]),
+    "betas": (["optim.G.betas=[0.5]"], ["optim.G.betas=[0.5]"]),
+    "resume without a run": (["resume=latest"], ["resume=latest", "run.dir"]),
+    "interpolation of nothing": (["train.kimg=${nothing}"], ["nothing"]),
+    "class folders of no folder": (["data.class_folders=true"], ["data.class_folders=true", "data.name=folder"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistake_gets_one_line_and_status_2(
+    mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments, expected = MISTAKES[mistake]
+    assert main(["train", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1, error
+    for text in expected:
+        assert text in error
+    assert not list(tmp_path.iterdir()), "a refused run leaves nothing behind"
+
+
+@pytest.mark.parametrize("content", ["train: [", "- a\n- b\n", "just text", "train: {kimgs: 3}", "\x00"])
+def test_bad_file_gets_one_line_that_names_it(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        load_config(file)
+    assert "bad.yaml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_process_exits_with_2_and_no_traceback(train: Train) -> None:
+    result = train("train.kimgs=3")
+    assert result.returncode == 2
+    assert result.stderr == "gan-dist: error: command line: unknown setting train.kimgs; nearest: train.kimg\n"

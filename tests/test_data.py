@@ -1,0 +1,255 @@
+"""Images of every kind come out right, broken ones are named, and the stream is a function of images seen."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import struct
+import zlib
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gan_dist.config import Data, load_config
+from gan_dist.data import describe
+from gan_dist.data.folder import ImageFiles, list_images
+from gan_dist.data.images import BrokenImage, read_image
+from gan_dist.data.loader import KeyedBatches, Preprocess, make_loader, to_uint8
+from gan_dist.data.sources import ImageTensor, load_dataset
+from gan_dist.errors import UserError
+from gan_dist.rng import Purpose, permutation
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def _halves(left: tuple[int, int, int], right: tuple[int, int, int]) -> Image.Image:
+    image = Image.new("RGB", (8, 8), left)
+    image.paste(right, (4, 0, 8, 8))
+    return image
+
+
+def _corners(path: Path, channels: int = 3) -> list[tuple[int, ...]]:
+    """Colours of the top left and the bottom right pixel, as read."""
+    x = read_image(path, (channels, 8, 8))
+    assert x.shape == (channels, 8, 8)
+    assert x.dtype == torch.uint8
+    return [tuple(x[:, 0, 0].tolist()), tuple(x[:, -1, -1].tolist())]
+
+
+def test_rgb_gray_palette_and_bilevel(tmp_path: Path) -> None:
+    image = _halves(RED, WHITE)
+    image.save(tmp_path / "rgb.png")
+    image.convert("P", palette=Image.Palette.ADAPTIVE).save(tmp_path / "palette.png")
+    image.convert("L").save(tmp_path / "gray.png")
+    _halves((0, 0, 0), WHITE).convert("1").save(tmp_path / "bilevel.png")
+    assert _corners(tmp_path / "rgb.png") == [RED, WHITE]
+    assert _corners(tmp_path / "palette.png") == [RED, WHITE]
+    assert _corners(tmp_path / "gray.png") == [(76, 76, 76), WHITE]  # 0.299 R, ITU-R 601
+    assert _corners(tmp_path / "gray.png", 1) == [(76,), (255,)]
+    assert _corners(tmp_path / "bilevel.png") == [(0, 0, 0), WHITE]
+
+
+def test_transparency_is_laid_on_white_unless_kept(tmp_path: Path) -> None:
+    image = Image.new("RGBA", (8, 8), (255, 0, 0, 0))  # red that nobody sees
+    image.paste((0, 0, 255, 255), (4, 0, 8, 8))
+    image.save(tmp_path / "rgba.png")
+    assert _corners(tmp_path / "rgba.png") == [WHITE, BLUE]
+    assert _corners(tmp_path / "rgba.png", 4) == [(255, 0, 0, 0), (0, 0, 255, 255)]
+    palette = _halves(RED, BLUE).convert("P", palette=Image.Palette.ADAPTIVE)
+    palette.save(tmp_path / "palette.png", transparency=palette.getpixel((0, 0)))
+    assert _corners(tmp_path / "palette.png") == [WHITE, BLUE]
+    Image.new("LA", (8, 8), (0, 0)).save(tmp_path / "la.png")
+    assert _corners(tmp_path / "la.png") == [WHITE, WHITE]
+
+
+def test_cmyk_sixteen_bit_and_float(tmp_path: Path) -> None:
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "cmyk.tiff")
+    assert _corners(tmp_path / "cmyk.tiff") == [RED, RED]
+    gray = np.full((8, 8), 65535, np.uint16)
+    gray[:, :4] = 257 * 100
+    Image.fromarray(gray).save(tmp_path / "sixteen.png")
+    assert _corners(tmp_path / "sixteen.png", 1) == [(100,), (255,)]
+    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(tmp_path / "float.tiff")
+    assert _corners(tmp_path / "float.tiff", 1) == [(128,), (128,)]
+
+
+def test_exif_orientation_is_followed(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned by 180 degrees
+    _halves(RED, BLUE).save(tmp_path / "turned.png", exif=exif)
+    assert _corners(tmp_path / "turned.png") == [BLUE, RED]
+
+
+def test_other_sizes_are_cropped_in_the_middle_and_resized(tmp_path: Path) -> None:
+    image = Image.new("RGB", (40, 8), GREEN)
+    image.paste(RED, (0, 0, 10, 8))
+    image.paste(RED, (30, 0, 40, 8))
+    image.save(tmp_path / "wide.png")
+    x = read_image(tmp_path / "wide.png", (3, 4, 4))
+    assert (x == torch.tensor(GREEN)[:, None, None]).all()
+    assert read_image(tmp_path / "wide.png", (3, 6, 9)).shape == (3, 6, 9)
+
+
+def _huge_png() -> bytes:
+    """A PNG of some bytes that claims 100,000 x 100,000 pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+def _broken_files(folder: Path) -> dict[str, bytes]:
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "whole.png")
+    whole = (folder / "whole.png").read_bytes()
+    (folder / "whole.png").unlink()
+    return {"empty.png": b"", "text.jpg": b"hello", "cut.png": whole[: len(whole) // 2], "huge.png": _huge_png()}
+
+
+def test_broken_file_is_named(tmp_path: Path) -> None:
+    for name, content in _broken_files(tmp_path).items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(BrokenImage, match=name):
+            read_image(tmp_path / name, (3, 8, 8))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes, 6 good files of many kinds, 4 broken ones and a text file."""
+    root = tmp_path / "images"
+    for label, colour in (("blue", BLUE), ("red", RED)):
+        (root / label).mkdir(parents=True)
+        Image.new("RGB", (20, 30), colour).save(root / label / "a.png")
+        Image.new("RGBA", (9, 9), (*colour, 255)).save(root / label / "b.webp", lossless=True)
+        Image.new("L", (5, 50), 200).save(root / label / "c.bmp")
+    for name, content in _broken_files(root).items():
+        (root / "red" / name).write_bytes(content)
+    (root / "notes.txt").write_text("not an image")
+    return root
+
+
+def test_folder_is_decoded_with_broken_files_counted(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = Data(name="folder", root=str(folder), image_size="8", class_folders=True)
+    info = describe(config)
+    assert (info.image_shape, info.num_classes, info.num_images) == ((3, 8, 8), 2, 10)
+    with caplog.at_level(logging.WARNING):
+        dataset = load_dataset(config, info)
+    assert isinstance(dataset, ImageTensor)
+    assert dataset.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert tuple(dataset.images[0, :, 0, 0].tolist()) == BLUE
+    assert tuple(dataset.images[4, :, 0, 0].tolist()) == RED
+    assert "4 of 10 images could not be read" in caplog.text
+    assert "huge.png" in caplog.text
+    config.broken_files = "error"
+    with pytest.raises(UserError, match=r"cut\.png"):
+        load_dataset(config, info)
+
+
+def test_folder_larger_than_memory_is_read_file_by_file(folder: Path) -> None:
+    config = Data(name="folder", root=str(folder), image_size="8", memory_gib=1e-9)
+    dataset = load_dataset(config, describe(config))
+    assert isinstance(dataset, ImageFiles)
+    assert len(dataset) == 10, "the numbering stays whatever is broken"
+    images, labels = dataset.__getitems__(list(range(10)))
+    assert images.shape == (10, 3, 8, 8)
+    assert labels.tolist() == [0] * 10
+    strict = ImageFiles(dataset.files, dataset.image_shape, skip_broken=False)
+    with pytest.raises(UserError, match="broken_files=skip"):
+        strict.__getitems__(list(range(10)))
+
+
+def test_loader_processes_give_the_same_batches_as_memory(folder: Path) -> None:
+    config = Data(name="folder", root=str(folder), image_size="8", memory_gib=1e-9)
+    files = load_dataset(config, describe(config))
+    images, labels = files.__getitems__(list(range(10)))
+    memory = ImageTensor(images, labels)
+    streams = (make_loader(data, 4, seed=1, start=8, workers=2) for data in (files, memory))
+    for (a, _), (b, _) in islice(zip(*streams), 5):
+        assert torch.equal(a, b)
+
+
+def test_empty_and_missing_folders_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no images"):
+        list_images(tmp_path, class_folders=False)
+    with pytest.raises(UserError, match="no such directory"):
+        list_images(tmp_path / "gone", class_folders=False)
+    with pytest.raises(UserError, match="no subfolders"):
+        list_images(tmp_path, class_folders=True)
+
+
+def _write_idx(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+        header = struct.pack(f">HBB{array.ndim}i", 0, 8, array.ndim, *array.shape)
+        (folder / f"train-{name}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes()))
+
+
+@pytest.mark.parametrize("place", ["", "FashionMNIST/raw"])
+def test_idx_files_are_read_where_debian_or_torchvision_put_them(place: str, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 28, 28), dtype=np.uint8)
+    _write_idx(tmp_path / place, images, np.arange(5, dtype=np.uint8))
+    config = load_config(None, ["data.name=FashionMNIST", f"data.root={tmp_path}"]).data
+    dataset = load_dataset(config, describe(config))
+    assert isinstance(dataset, ImageTensor)
+    np.testing.assert_array_equal(dataset.images[:, 0].numpy(), images)
+    assert dataset.labels.tolist() == [0, 1, 2, 3, 4]
+    config.image_size, config.channels = "32", 3
+    assert load_dataset(config, describe(config))[0][0].shape == (3, 32, 32)
+
+
+def test_damaged_idx_file_is_named(tmp_path: Path) -> None:
+    _write_idx(tmp_path, np.zeros((5, 28, 28), np.uint8), np.zeros(5, np.uint8))
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:40])
+    config = Data(name="MNIST", root=str(tmp_path))
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte\.gz: damaged"):
+        load_dataset(config, describe(config))
+
+
+def test_digits_are_scikit_learns() -> None:
+    config = Data()
+    dataset = load_dataset(config, describe(config))
+    assert isinstance(dataset, ImageTensor)
+    assert dataset.images.shape == (1797, 1, 8, 8)
+    assert int(dataset.images.max()) == 255, "gray level 16 is white"
+    assert torch.bincount(dataset.labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+
+
+def test_every_image_once_an_epoch_in_an_order_of_its_own() -> None:
+    batches = islice(KeyedBatches(10, batch_size=4, seed=0, start=0), 5)
+    shown = [index for batch in batches for index in batch]
+    assert shown[:10] == permutation(0, Purpose.ORDER, 0, 10).tolist()
+    assert shown[10:] == permutation(0, Purpose.ORDER, 1, 10).tolist()
+
+
+def test_stream_starts_anywhere() -> None:
+    whole = list(islice(KeyedBatches(10, 4, seed=0, start=0), 20))
+    for start in (4, 8, 12, 36):
+        assert list(islice(KeyedBatches(10, 4, seed=0, start=start), 5)) == whole[start // 4 : start // 4 + 5]
+
+
+def test_preprocess_and_its_inverse() -> None:
+    images = torch.arange(256, dtype=torch.uint8).reshape(4, 1, 8, 8)
+    x = Preprocess(seed=0, hflip=False)(images, 0)
+    assert (x.min().item(), x.max().item()) == (-1.0, 1.0)
+    assert torch.equal(to_uint8(x), images)
+    beyond = torch.tensor([-1.5, -1.002, 1.002, 1.5])
+    assert to_uint8(beyond).tolist() == [0, 0, 255, 255], "clamped, never wrapped around"
+
+
+def test_flips_depend_on_the_number_of_the_image_alone() -> None:
+    images = torch.randint(0, 256, (1000, 1, 4, 4), dtype=torch.uint8)
+    preprocess = Preprocess(seed=0, hflip=True)
+    whole = preprocess(images, 50)
+    assert torch.equal(torch.cat([preprocess(images[:300], 50), preprocess(images[300:], 350)]), whole)
+    plain = Preprocess(seed=0, hflip=False)(images, 50)
+    flipped = (whole == plain.flip(3)).flatten(1).all(1)
+    kept = (whole == plain).flatten(1).all(1)
+    assert (flipped | kept).all()
+    assert 420 < flipped.sum() < 580  # 5 standard deviations

@@ -1,0 +1,99 @@
+"""Losses, penalties, averages and schedules against closed forms and other implementations."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from gan_dist.config import Optimizer
+from gan_dist.ema import ema_beta, update_ema
+from gan_dist.losses import LOSSES
+from gan_dist.regularizers import squared_gradient_norm
+from gan_dist.schedules import lr_schedule
+
+REAL = torch.tensor([-3.0, -0.5, 0.0, 2.0, 30.0], dtype=torch.float64)
+FAKE = torch.tensor([1.0, -2.0, 0.0, 5.0, -30.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("name", LOSSES)
+def test_d_loss_is_binary_cross_entropy(name: str, smoothing: float) -> None:
+    real = F.binary_cross_entropy_with_logits(REAL, torch.full_like(REAL, 1 - smoothing), reduction="none")
+    fake = F.binary_cross_entropy_with_logits(FAKE, torch.zeros_like(FAKE), reduction="none")
+    torch.testing.assert_close(LOSSES[name].D(REAL, FAKE, smoothing), real + fake)
+
+
+def test_g_losses_are_the_papers() -> None:
+    D = FAKE.sigmoid()
+    torch.testing.assert_close(LOSSES["minimax"].G(FAKE), (1 - D).log())
+    torch.testing.assert_close(LOSSES["non_saturating"].G(FAKE), -D.log())
+
+
+def test_losses_stay_finite_where_the_textbook_takes_the_logarithm_of_zero() -> None:
+    far = torch.tensor([-1e4, 1e4], requires_grad=True)
+    for loss in LOSSES.values():
+        total = loss.D(far, far, 0.0).sum() + loss.G(far).sum()
+        (gradient,) = torch.autograd.grad(total, far)
+        assert torch.isfinite(total)
+        assert torch.isfinite(gradient).all()
+
+
+def test_gradient_norm_of_a_linear_d_is_that_of_its_weight() -> None:
+    D = nn.Sequential(nn.Flatten(), nn.Linear(12, 1), nn.Flatten(0))
+    x = torch.randn(5, 3, 2, 2, requires_grad=True)
+    expected = D[1].weight.square().sum().expand(5)
+    torch.testing.assert_close(squared_gradient_norm(D(x), x), expected)
+
+
+def test_gradient_norm_against_finite_differences() -> None:
+    torch.manual_seed(0)
+    D = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1), nn.Flatten(0)).double()
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    step = 1e-6
+    slopes = torch.stack([(D(x + step * e) - D(x - step * e)) / (2 * step) for e in torch.eye(4, dtype=torch.float64)])
+    torch.testing.assert_close(squared_gradient_norm(D(x), x), slopes.square().sum(0), rtol=1e-7, atol=1e-9)
+
+
+def test_gradient_norm_can_be_differentiated_again() -> None:
+    D = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1), nn.Flatten(0)).double()
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+
+    def penalty(weight: torch.Tensor) -> torch.Tensor:
+        parameters = {**dict(D.named_parameters()), "0.weight": weight}
+        return squared_gradient_norm(torch.func.functional_call(D, parameters, x), x)
+
+    torch.autograd.gradcheck(penalty, D[0].weight.detach().clone().requires_grad_(True))
+
+
+def test_ema_forgets_half_in_one_half_life() -> None:
+    average, model = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+    average.weight.data.fill_(1.0)
+    average.running_mean.fill_(1.0)  # type: ignore[union-attr]
+    model.weight.data.zero_()
+    model.num_batches_tracked.fill_(7)  # type: ignore[union-attr]
+    for nimg in range(0, 6400, 64):
+        update_ema(average, model, ema_beta(64, nimg, half_life=6400, rampup=0))
+    torch.testing.assert_close(average.weight.data, torch.full((3,), 0.5))
+    torch.testing.assert_close(average.running_mean, torch.full((3,), 0.5))
+    assert average.num_batches_tracked == 7
+
+
+def test_ema_ramp_starts_from_the_weights_and_reaches_the_half_life() -> None:
+    assert ema_beta(64, 0, half_life=1e4, rampup=0.05) == 0.0
+    assert ema_beta(64, 64_000, half_life=1e4, rampup=0.05) == pytest.approx(0.5 ** (64 / 3200))
+    assert ema_beta(64, 10**6, half_life=1e4, rampup=0.05) == pytest.approx(0.5 ** (64 / 1e4))
+
+
+def test_learning_rates() -> None:
+    def at(nimg: int, **settings: object) -> float:
+        return lr_schedule(Optimizer(lr=1.0, **settings), 1000)(nimg)  # type: ignore[arg-type]
+
+    assert [at(n) for n in (0, 500, 1000)] == [1.0, 1.0, 1.0]
+    assert [at(n, schedule="linear", lr_final=0.5) for n in (0, 500, 1000, 2000)] == [1.0, 0.75, 0.5, 0.5]
+    quarter = (1 + math.cos(math.pi / 4)) / 2
+    assert [at(n, schedule="cosine") for n in (0, 250, 500, 1000)] == pytest.approx([1.0, quarter, 0.5, 0.0])
+    assert [at(n, warmup_kimg=0.1) for n in (0, 50, 100, 900)] == [0.0, 0.5, 1.0, 1.0]

@@ -1,0 +1,195 @@
+"""One iteration against a plain transcription of the algorithm, and what each half of it may touch."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gan_dist import rng
+from gan_dist.build import make_state
+from gan_dist.config import Config, load_config
+from gan_dist.data import DataInfo
+from gan_dist.data.loader import Preprocess
+from gan_dist.distributed import Distributed
+from gan_dist.losses import LOSSES
+from gan_dist.rng import Purpose
+from gan_dist.state import State
+from gan_dist.stats import RunningMeans
+from gan_dist.step import Alternation
+
+INFO = DataInfo((1, 8, 8), 4, 100)
+PROBS = torch.full((4,), 0.25)
+
+
+@pytest.fixture(scope="module")
+def dist() -> Distributed:
+    return Distributed(cpu=True)
+
+
+def _config(*overrides: str) -> Config:
+    sizes = ["train.batch_size=12", "model.z_dim=6", "model.g_widths=[16]", "model.d_widths=[16]"]
+    return load_config(None, [*sizes, *overrides])
+
+
+def _state(config: Config) -> State:
+    torch.set_default_dtype(torch.float64)
+    try:
+        return make_state(config, INFO, torch.device("cpu"))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def _step(config: Config, state: State, dist: Distributed) -> Alternation:
+    class Doubled(Preprocess):
+        def __call__(self, images: Tensor, first: int) -> Tensor:
+            return super().__call__(images, first).double()
+
+    return Alternation(
+        state,
+        dist,
+        RunningMeans(dist),
+        LOSSES[config.loss.name],
+        Doubled(0, hflip=False),
+        PROBS if config.model.conditional else None,
+        batch_size=config.train.batch_size,
+        micro_batch_size=config.train.micro_batch_size,
+        n_critic=config.train.n_critic,
+        seed=config.train.seed,
+        schedule_G=lambda _: config.optim.G.lr,
+        schedule_D=lambda _: config.optim.D.lr,
+        r1_gamma=config.loss.r1_gamma,
+        r1_interval=config.loss.r1_interval,
+        label_smoothing=config.loss.label_smoothing,
+        d_half=config.loss.d_half,
+    )
+
+
+def _batches(count: int = 4) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    shape = (count, 12, *INFO.image_shape)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    return list(zip(images, torch.randint(0, 4, (count, 12), generator=generator)))
+
+
+def _weights(state: State) -> list[Tensor]:
+    return [p.detach().clone() for module in (state.G, state.D) for p in module.parameters()]
+
+
+def test_iteration_is_algorithm_1(dist: Distributed) -> None:
+    """Two iterations equal the textbook's, written with sigmoids, BCE and its own optimizers, on the same latents."""
+    config = _config("loss.r1_gamma=0", "loss.d_half=true")
+    state = _state(config)
+    G, D = copy.deepcopy(state.G), copy.deepcopy(state.D)
+    step = _step(config, state, dist)
+    batches = iter(_batches())
+    for _ in range(2):
+        step(batches)
+
+    opt_G = torch.optim.Adam(G.parameters(), lr=2e-4, betas=(0.5, 0.999))
+    opt_D = torch.optim.Adam(D.parameters(), lr=2e-4, betas=(0.5, 0.999))
+    for i, (images, labels) in enumerate(_batches()[:2]):
+
+        def noise(purpose: Purpose, number: int) -> Tensor:
+            return rng.latents(0, purpose, 12 * number, 12, 6)
+
+        def classes(purpose: Purpose, number: int) -> Tensor:
+            return rng.labels(0, purpose, 12 * number, 12, PROBS)
+
+        x = images.double() / 127.5 - 1
+        y = classes(Purpose.D_LABEL, i)
+        fake = G(noise(Purpose.D_LATENT, i), y).detach()
+        p_real, p_fake = D(x.float().double(), labels).sigmoid(), D(fake, y).sigmoid()
+        ones, zeros = torch.ones_like(p_real), torch.zeros_like(p_real)
+        opt_D.zero_grad()
+        (0.5 * (F.binary_cross_entropy(p_real, ones) + F.binary_cross_entropy(p_fake, zeros))).backward()
+        opt_D.step()
+        y = classes(Purpose.G_LABEL, i + 1)
+        opt_G.zero_grad()
+        F.binary_cross_entropy(D(G(noise(Purpose.G_LATENT, i + 1), y), y).sigmoid(), ones).backward()
+        opt_G.step()
+    expected = [p.detach() for module in (G, D) for p in module.parameters()]
+    for ours, theirs in zip(_weights(state), expected):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
+    assert state.nimg == 24
+
+
+@pytest.mark.parametrize("overrides", [[], ["model.conditional=false"], ["loss.r1_interval=2"], ["loss.name=minimax"]])
+def test_micro_batches_change_nothing(overrides: list[str], dist: Distributed) -> None:
+    results = []
+    for size in (0, 12, 4, 3):
+        config = _config(f"train.micro_batch_size={size}", *overrides)
+        state = _state(config)
+        step = _step(config, state, dist)
+        batches = iter(_batches())
+        for _ in range(3):
+            step(batches)
+        results.append(_weights(state))
+    for other in results[1:]:
+        for a, b in zip(results[0], other):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_each_step_changes_its_own_network_alone(dist: Distributed) -> None:
+    config = _config()
+    state = _state(config)
+    step = _step(config, state, dist)
+    G, D = copy.deepcopy(state.G.state_dict()), copy.deepcopy(state.D.state_dict())
+    step.d_step(*_batches()[0])
+    assert all(torch.equal(G[k], v) for k, v in state.G.state_dict().items())
+    assert not any(torch.equal(D[k], v) for k, v in state.D.state_dict().items())
+    assert all(p.grad is None for p in state.G.parameters()), "G has no graph in the D step"
+    D = copy.deepcopy(state.D.state_dict())
+    gradients = [p.grad.clone() for p in state.D.parameters() if p.grad is not None]
+    step.g_step()
+    assert all(torch.equal(D[k], v) for k, v in state.D.state_dict().items())
+    assert not any(torch.equal(G[k], v) for k, v in state.G.state_dict().items())
+    now = [p.grad for p in state.D.parameters() if p.grad is not None]
+    assert all(torch.equal(a, b) for a, b in zip(gradients, now, strict=True)), "no gradient of D in the G step"
+
+
+def test_n_critic_counts_every_real_image(dist: Distributed) -> None:
+    config = _config("train.n_critic=3")
+    state = _state(config)
+    batches = iter(_batches())
+    _step(config, state, dist)(batches)
+    assert state.nimg == 36
+    assert len(list(batches)) == 1
+
+
+def test_lazy_r1_is_as_strong_on_average(dist: Distributed) -> None:
+    """In a penalised step the gradient has `interval` times the penalty's share; in the others it has none."""
+
+    def gradient(gamma: float, interval: int, nimg: int) -> Tensor:
+        config = _config(f"loss.r1_gamma={gamma}", f"loss.r1_interval={interval}")
+        state = _state(config)
+        state.nimg = nimg
+        _step(config, state, dist).d_step(*_batches()[0])
+        return torch.cat([p.grad.flatten() for p in state.D.parameters() if p.grad is not None])
+
+    plain, every = gradient(0, 1, 0), gradient(2.0, 1, 0)
+    torch.testing.assert_close(gradient(2.0, 4, 0) - plain, 4 * (every - plain))
+    torch.testing.assert_close(gradient(2.0, 4, 12), gradient(0, 1, 12))
+
+
+def test_no_draw_is_used_twice(dist: Distributed) -> None:
+    config = _config()
+    state = _state(config)
+    seen: list[Tensor] = []
+    forward = state.G.forward
+
+    def record(z: Tensor, y: Tensor | None = None) -> Tensor:
+        seen.append(z.clone())
+        return forward(z, y)
+
+    state.G.forward = record  # type: ignore[method-assign]
+    step = _step(config, state, dist)
+    batches = iter(_batches())
+    for _ in range(3):
+        step(batches)
+    rows = torch.cat(seen)
+    assert len(rows) == 2 * 3 * 12
+    assert len(torch.unique(rows, dim=0)) == len(rows)
