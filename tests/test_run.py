@@ -1,0 +1,316 @@
+"""Whole runs by the real command line: what they leave, how they stop, go on and are sampled."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY, Train
+from PIL import Image
+from safetensors.torch import load_file
+
+import gan_dist
+from gan_dist.cli import main
+from gan_dist.errors import UserError
+
+NETWORKS = ["G.safetensors", "D.safetensors", "G_ema.safetensors", "opt_G.safetensors", "opt_D.safetensors"]
+
+
+def _lines(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def _assert_same_checkpoint(a: Path, b: Path) -> None:
+    for name in NETWORKS:
+        left, right = load_file(a / name), load_file(b / name)
+        assert left.keys() == right.keys()
+        assert all(torch.equal(left[key], right[key]) for key in left), name
+
+
+def test_run_leaves_what_it_promises(train: Train, tmp_path: Path) -> None:
+    result = train("run.dir=run", "metrics.every_kimg=4", "metrics.num_images=100")
+    assert result.returncode == 0, result.stderr
+    run = tmp_path / "run"
+    assert {path.name for path in run.iterdir()} == {
+        "checkpoints", "config.yaml", "log.txt", "metrics.jsonl", "plot.png", "samples"
+    }  # fmt: skip
+    lines = _lines(run)
+    assert all("kimg" in line for line in lines)
+    training = [line for line in lines if "loss_D" in line]
+    assert len(training) == 4
+    names = {"loss_D", "loss_G", "D_real", "D_fake", "grad_norm_D", "grad_norm_G", "images_per_sec"}
+    assert all(names <= line.keys() for line in training)
+    evaluations = [line for line in lines if "fid_classifier" in line]
+    assert [line["kimg"] for line in evaluations] == [0, 4]
+    assert evaluations[0]["protocol"]["num_generated"] == 100
+    assert sorted(path.name for path in (run / "samples").iterdir()) == [
+        "grid-000000.000.png", "grid-000002.016.png", "grid-000004.000.png", "real-000000.000.png"
+    ]  # fmt: skip
+    grid = np.asarray(Image.open(run / "samples" / "grid-000004.000.png"))
+    assert grid.shape == (8 * 48, 10 * 48), "8 rows of 10 classes, 8 pixels enlarged six times"
+    for text in ("samples/grid-000004.000.png", "metrics.jsonl", "checkpoints/000000004000", "gan-dist sample run"):
+        assert text in result.stdout
+    assert "4.0/4 kimg" in result.stdout, "plain lines where there is no terminal"
+
+
+def test_real_grid_has_one_class_a_column(train: Train, tmp_path: Path) -> None:
+    train("run.dir=run", "train.kimg=0.1")
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    picture = np.asarray(Image.open(tmp_path / "run/samples/real-000000.000.png"))[::6, ::6]
+    for column in range(10):
+        shown = picture[:8, 8 * column : 8 * column + 8]
+        first = digits.images[digits.target == column][0]
+        np.testing.assert_array_equal(shown, np.rint(first * 255 / 16))
+
+
+def test_second_run_never_overwrites_the_first(train: Train, tmp_path: Path) -> None:
+    assert train("train.kimg=0.1").returncode == 0
+    assert train("train.kimg=0.1").returncode == 0
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+    assert train("train.kimg=0.1", "run.dir=mine").returncode == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "mine").rglob("*")}
+    result = train("train.kimg=0.1", "run.dir=mine")
+    assert result.returncode == 2
+    assert "run.dir=mine already holds a run" in result.stderr
+    assert "resume=latest" in result.stderr
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "mine").rglob("*")} == before
+
+
+def test_resumed_run_ends_like_one_never_stopped(train: Train, tmp_path: Path) -> None:
+    settings = ["loss.r1_interval=4", "optim.G.schedule=cosine", "data.hflip=true", "checkpoint.every_kimg=1"]
+    assert train("run.dir=whole", *settings, "checkpoint.keep=0").returncode == 0
+    assert train("run.dir=parts", *settings, "checkpoint.keep=0").returncode == 0
+    for later in ("000000003008", "000000004000"):
+        for file in (tmp_path / "parts/checkpoints" / later).iterdir():
+            file.unlink()
+        (tmp_path / "parts/checkpoints" / later).rmdir()
+    result = train("run.dir=parts", "resume=latest", tiny=False)
+    assert result.returncode == 0, result.stderr
+    assert "going on from parts/checkpoints/000000002016" in result.stdout
+    _assert_same_checkpoint(tmp_path / "whole/checkpoints/000000004000", tmp_path / "parts/checkpoints/000000004000")
+    kimg = [line["kimg"] for line in _lines(tmp_path / "parts")]
+    assert kimg == sorted(set(kimg)), "no line twice"
+
+
+def test_resume_latest_goes_on_longer_and_never_starts(train: Train, tmp_path: Path) -> None:
+    assert train("run.dir=run").returncode == 0
+    result = train("run.dir=run", "resume=latest", "train.kimg=6")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "run/checkpoints/000000006016").is_dir()
+    result = train("run.dir=none", "resume=latest")
+    assert result.returncode == 1
+    assert result.stderr == "gan-dist: error: none: no such run directory\n"
+    assert train("run.dir=fresh", "resume=auto").returncode == 0, "auto starts where there is nothing"
+
+
+def test_resume_with_another_architecture_gets_one_line(train: Train) -> None:
+    assert train("run.dir=run", "train.kimg=0.1").returncode == 0
+    result = train("run.dir=run", "resume=latest", "model.g_widths=[16]")
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert "G does not fit the config" in result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_saves_and_says_how_to_go_on(number: signal.Signals, tmp_path: Path) -> None:
+    command = [sys.executable, "-u", str(ROOT / "train.py"), *TINY, "train.kimg=100000", "run.dir=run"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        for line in process.stdout:
+            if "3.0/100000 kimg" in line:
+                break
+        process.send_signal(number)
+        rest, error = process.communicate(timeout=60)
+    assert process.returncode == 75, error
+    assert error == ""
+    assert "go on with: python train.py run.dir=run resume=latest" in rest
+    newest = max((tmp_path / "run/checkpoints").iterdir())
+    again = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "train.py"),
+            "run.dir=run",
+            "resume=latest",
+            f"train.kimg={int(newest.name) / 1000}",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert again.returncode == 0, again.stderr
+    assert f"going on from run/checkpoints/{newest.name}" in again.stdout
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished conditional run."""
+    folder = tmp_path_factory.mktemp("finished")
+    command = [sys.executable, str(ROOT / "train.py"), *TINY, "run.dir=run"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=120)
+    return folder / "run"
+
+
+def test_load_generator_in_two_lines(run_dir: Path) -> None:
+    G = gan_dist.load_generator(run_dir)
+    x = G(torch.randn(5, G.z_dim), torch.arange(5))
+    assert (G.z_dim, G.num_classes, G.image_shape) == (100, 10, (1, 8, 8))
+    assert not G.training
+    assert x.shape == (5, 1, 8, 8)
+    assert x.dtype == torch.float32
+    assert x.abs().max() <= 1
+    older = gan_dist.load_generator(run_dir, "000000002016")
+    assert not torch.equal(older(torch.ones(1, 100), torch.tensor([0])), G(torch.ones(1, 100), torch.tensor([0])))
+
+
+def test_sample_needs_only_the_run_directory(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def sample(*arguments: str) -> dict[str, np.ndarray]:
+        out = tmp_path / "-".join(arguments)
+        assert main(["sample", str(run_dir), "--out", str(out), *arguments]) == 0
+        return {path.name: np.asarray(Image.open(path)) for path in sorted(out.iterdir())}
+
+    images = sample("--n", "70")
+    assert list(images) == [f"{i:06d}.png" for i in range(70)]
+    assert images["000000.png"].shape == (8, 8)
+    fewer = sample("--n", "3")
+    assert all(np.array_equal(images[name], fewer[name]) for name in fewer), "image i depends on seed and i alone"
+    other = sample("--n", "3", "--seed", "1")
+    assert not any(np.array_equal(other[name], fewer[name]) for name in fewer)
+    G = gan_dist.load_generator(run_dir)
+    from gan_dist.generate import generate
+
+    direct = list(generate(G, 2, 0, [3, 7]))
+    chosen = sample("--n", "2", "--classes", "3,7")
+    assert all(np.array_equal(a.squeeze(0).numpy(), b) for a, b in zip(direct, chosen.values()))
+    assert sample("--n", "15", "--grid")["grid.png"].shape == (2 * 48, 10 * 48)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "text"),
+    [
+        (["--classes", "12"], 2, "--classes=12: 12 is none of the labels 0 to 9"),
+        (["--classes", "cat"], 2, "--classes=cat"),
+        (["--n", "0"], 2, "--n=0"),
+        (["--checkpoint", "7"], 1, "no checkpoint '7'; there: "),
+    ],
+)
+def test_bad_sampling_gets_one_line(
+    arguments: list[str], status: int, text: str, run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sample", str(run_dir), *arguments]) == status
+    error = capsys.readouterr().err
+    assert text in error
+    assert error.count("\n") == 1
+
+
+def test_sampling_nothing_gets_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", str(tmp_path / "gone")]) == 1
+    assert "gone: no such run directory" in capsys.readouterr().err
+
+
+class _Malicious:
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.witness),)
+
+
+def test_pickle_under_a_checkpoints_name_is_never_loaded(run_dir: Path, tmp_path: Path) -> None:
+    import shutil
+
+    witness = tmp_path / "executed"
+    for name in ["G_ema.safetensors", "state.json", "config.yaml"]:
+        copy = tmp_path / name
+        shutil.copytree(run_dir, copy)
+        path = max((copy / "checkpoints").iterdir()) / name
+        path.write_bytes(pickle.dumps(_Malicious(witness)))
+        with pytest.raises(UserError):
+            gan_dist.load_generator(copy)
+    assert not witness.exists()
+
+
+def test_folder_of_mixed_images_trains_without_preparation(train: Train, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for i, mode in enumerate(["RGB", "L", "RGBA", "P", "CMYK", "LA"] * 6):
+        height, width = generator.integers(20, 90, 2)
+        noise = Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8)).convert(mode)
+        path = tmp_path / "mixed" / f"{i}.{'tiff' if mode == 'CMYK' else 'png'}"
+        path.parent.mkdir(exist_ok=True)
+        noise.save(path)
+    (tmp_path / "mixed/broken.png").write_bytes(b"not a picture")
+    for memory in ("4", "1e-9"):
+        result = train(
+            str(ROOT / "configs/dcgan_folder.yaml"), "data.root=mixed", "model.g_widths=[8,8,8,8]",
+            "model.d_widths=[8,8,8,8]", "train.kimg=0.1", f"data.memory_gib={memory}", f"run.dir=run{memory}",
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        assert "broken.png" in result.stdout + result.stderr
+        assert gan_dist.load_generator(tmp_path / f"run{memory}").image_shape == (3, 64, 64)
+    strict = train(str(ROOT / "configs/dcgan_folder.yaml"), "data.root=mixed", "data.broken_files=error",
+                   "model.g_widths=[]", "model.d_widths=[]", "data.memory_gib=1e-9", "train.kimg=1")  # fmt: skip
+    assert strict.returncode == 1
+    assert strict.stderr.strip().splitlines()[-1].startswith("gan-dist: error: ")
+    assert "Traceback" not in strict.stderr
+
+
+def test_absent_data_set_names_the_files_to_place(train: Train) -> None:
+    no_network = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
+    result = train("data.name=MNIST", "data.root=nothing", env=no_network)
+    assert result.returncode == 1
+    assert "put MNIST/raw/train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz into nothing" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_run_directory_that_cannot_be_made_gets_one_line(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    result = train("run.dir=file/run")
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert "run.dir=file/run" in result.stderr
+
+
+def test_accelerate_launch_runs_the_same(train: Train, tmp_path: Path) -> None:
+    launched = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1",
+         str(ROOT / "train.py"), *TINY, "run.dir=launched"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert launched.returncode == 0, launched.stderr
+    assert train("run.dir=plain").returncode == 0
+    name = "checkpoints/000000004000"
+    _assert_same_checkpoint(tmp_path / "launched" / name, tmp_path / "plain" / name)
+
+
+def test_bf16_trains(train: Train, tmp_path: Path) -> None:
+    assert train("run.dir=run", "train.precision=bf16").returncode == 0
+    weights = load_file(tmp_path / "run/checkpoints/000000004000/G.safetensors")
+    assert all(tensor.dtype == torch.float32 for tensor in weights.values())
+    assert all(line["loss_D"] is None or line["loss_D"] > 0 for line in _lines(tmp_path / "run") if "loss_D" in line)
+
+
+def test_any_optimizer_of_torch(train: Train) -> None:
+    settings = ["optim.G.name=RMSprop", "optim.G.args={alpha: 0.9}", "optim.D.name=SGD", "optim.D.args={momentum: 0.9}"]
+    assert train("run.dir=run", *settings).returncode == 0
+    assert train("run.dir=run", "resume=latest", "train.kimg=5", tiny=False).returncode == 0
+
+
+def test_help_needs_no_torch() -> None:
+    code = "import sys; from gan_dist.cli import main; main([{}]); sys.exit('torch' in sys.modules)"
+    for arguments in ("'--help'", "'train', '--help'"):
+        result = subprocess.run([sys.executable, "-c", code.format(arguments)], capture_output=True, text=True)
+        assert result.returncode == 0, "torch takes seconds to import"
+        assert "train" in result.stdout
