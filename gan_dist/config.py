@@ -8,8 +8,8 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from functools import reduce
 from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -342,7 +342,7 @@ def check(config: Config) -> None:
         ConfigError: one line that names the key and the value.
     """
     for name, _, kind, _ in walk_settings():
-        value = reduce(getattr, name.split("."), config)
+        value = attrgetter(name)(config)
         numbers = value if get_origin(kind) is list else [value] if kind in (int, float) else []
         for number in numbers:
             if not math.isfinite(number) or number < 0:

@@ -73,6 +73,7 @@ class WandbTracker:
     first error is logged and ends the tracking, not the run.
     """
 
+    INIT_SECONDS = 20.0  # how long to try to reach the service before the run is kept offline
     FINISH_SECONDS = 60.0  # how long the end of a run waits for W&B
 
     def __init__(self, run_dir: Path, mode: str, project: str, entity: str, name: str, config: dict[str, Any]) -> None:
@@ -131,18 +132,14 @@ class WandbTracker:
         import wandb
 
         mode = self._mode if self._mode != "auto" else os.environ.get("WANDB_MODE") or _auto_mode()
-        id_file = self._run_dir / "wandb_id.txt"
-        if not id_file.exists():
-            id_file.write_text(secrets.token_hex(4) + "\n")
-        settings = wandb.Settings(silent=True, console="off")
-        run = wandb.init(
-            mode=mode,  # type: ignore[arg-type]
-            dir=str(self._run_dir),
-            id=id_file.read_text().strip(),
-            resume="allow",
-            settings=settings,
-            **self._arguments,
-        )
+        try:
+            run = self._init(mode)
+        except wandb.errors.CommError as error:
+            if mode == "offline":
+                raise
+            log.warning("W&B can't be reached (%s)", str(error).splitlines()[0])
+            mode = "offline"
+            run = self._init(mode)
         run.define_metric("kimg")
         run.define_metric("*", step_metric="kimg")
         if mode == "offline":
@@ -150,6 +147,21 @@ class WandbTracker:
         elif run.url:
             log.info("W&B run: %s", run.url)
         return run
+
+    def _init(self, mode: str) -> Any:
+        import wandb
+
+        id_file = self._run_dir / "wandb_id.txt"
+        if not id_file.exists():
+            id_file.write_text(secrets.token_hex(4) + "\n")
+        return wandb.init(
+            mode=mode,  # type: ignore[arg-type]
+            dir=str(self._run_dir),
+            id=id_file.read_text().strip(),
+            resume="allow",
+            settings=wandb.Settings(silent=True, console="off", init_timeout=self.INIT_SECONDS),
+            **self._arguments,
+        )
 
 
 def _auto_mode() -> str:
