@@ -139,6 +139,7 @@ class WandbTracker:
                 raise
             log.warning("W&B can't be reached (%s)", str(error).splitlines()[0])
             mode = "offline"
+            wandb.teardown()  # the service still holds the run's id
             run = self._init(mode)
         run.define_metric("kimg")
         run.define_metric("*", step_metric="kimg")
