@@ -22,7 +22,7 @@ from gan_dist.checkpoint import find_checkpoint, load_network, read_facts, resto
 from gan_dist.config import Config, Model, Optimizer, as_dict, choose, load_config
 from gan_dist.data import DataInfo
 from gan_dist.data.loader import Preprocess, make_loader
-from gan_dist.data.sources import Images, load_dataset
+from gan_dist.data.sources import Images, ImageTensor, load_dataset
 from gan_dist.distributed import Distributed
 from gan_dist.errors import ConfigError
 from gan_dist.losses import LOSSES
@@ -31,7 +31,7 @@ from gan_dist.metrics.extractors import make_extractor
 from gan_dist.rng import Purpose, torch_seed
 from gan_dist.schedules import lr_schedule
 from gan_dist.state import State
-from gan_dist.stats import RunningMeans
+from gan_dist.stats import Clock, RunningMeans
 from gan_dist.step import Alternation
 from gan_dist.tracking import LocalTracker, Tracker, Trackers, WandbTracker
 from gan_dist.trainer import Callback, Trainer
@@ -135,19 +135,20 @@ class WiredRun:
     state: State
     tracker: Tracker
     bar: ProgressBar
-    progress: LogProgress
 
 
 def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None, dist: Distributed) -> WiredRun:
     """Read the data, make networks, loop and callbacks, and put the run where the checkpoint says, if there is one."""
     train, total_nimg = config.train, round(config.train.kimg * 1000)
     dataset = load_dataset(config.data, info)
+    if isinstance(dataset, ImageTensor):
+        dataset = dataset.on(dist.device)
     state = make_state(config, info, dist.device)
     if checkpoint:
         restore(checkpoint, state)
     class_probs = _class_probs(dataset, info.num_classes) if config.model.conditional else None
 
-    stats = RunningMeans(dist)
+    stats, clock = RunningMeans(dist), Clock()
     step = Alternation(
         state,
         dist,
@@ -169,15 +170,15 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
     loader = make_loader(dataset, train.batch_size, train.seed, state.nimg, config.data.workers)
     tracker = Trackers(_trackers(config, run_dir, state.nimg) if dist.is_main else [])
     bar = ProgressBar(state.nimg, total_nimg, dist)
-    progress = LogProgress(_nimg(config.log.every_kimg), total_nimg, stats, tracker, bar, dist)
+    progress = LogProgress(_nimg(config.log.every_kimg), state.nimg, total_nimg, stats, tracker, bar, clock, dist)
     facts = {"image_shape": info.image_shape, "num_classes": info.num_classes if config.model.conditional else 0}
-    save = SaveCheckpoint(_nimg(config.checkpoint.every_kimg), run_dir, facts, config.checkpoint.keep, dist)
+    save = SaveCheckpoint(_nimg(config.checkpoint.every_kimg), run_dir, facts, config.checkpoint.keep, clock, dist)
     if config.sample.every_kimg and state.nimg == 0:
         tracker.image(0, "real", real_grid(dataset, info.num_classes, config.sample.rows))
     callbacks: list[Callback] = [
         bar,
         progress,
-        SampleGrid(_nimg(config.sample.every_kimg), config.sample.rows, train.seed, tracker, dist),
+        SampleGrid(_nimg(config.sample.every_kimg), config.sample.rows, train.seed, tracker, clock, dist),
     ]
     if config.metrics.every_kimg:
         callbacks.append(
@@ -193,6 +194,7 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
                     seed=config.metrics.seed,
                 ),
                 tracker,
+                clock,
                 dist,
             )
         )
@@ -202,12 +204,13 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
         step,
         iter(dist.prepare_loader(loader)),
         callbacks,
-        on_stop=save,
+        save,
+        clock,
         total_nimg=total_nimg,
         ema_half_life=config.ema.half_life_kimg * 1000,
         ema_rampup=config.ema.rampup,
     )
-    return WiredRun(trainer, state, tracker, bar, progress)
+    return WiredRun(trainer, state, tracker, bar)
 
 
 def _nimg(kimg: float) -> int:
@@ -216,8 +219,7 @@ def _nimg(kimg: float) -> int:
 
 def _class_probs(dataset: Images, num_classes: int) -> Tensor:
     """How often each class occurs in the data: generated images are asked for in the same proportions."""
-    labels = torch.as_tensor([label for _, label in dataset.files]) if hasattr(dataset, "files") else dataset.labels
-    counts = torch.bincount(labels.cpu(), minlength=num_classes)
+    counts = torch.bincount(dataset.labels.cpu(), minlength=num_classes)
     return counts / counts.sum()
 
 

@@ -25,7 +25,7 @@ def generate(G: nn.Module, n: int, seed: int, classes: Sequence[int]) -> Iterato
     z_dim: int = G.z_dim  # type: ignore[assignment]
     for first in range(0, n, BATCH_SIZE):
         count = min(BATCH_SIZE, n - first)
-        z = rng.latents(seed, Purpose.SAMPLE_LATENT, first, count, z_dim).float().to(device)
+        z = rng.latents(seed, Purpose.SAMPLE_LATENT, first, count, z_dim, like=next(G.parameters()))
         y = (
             torch.tensor([classes[i % len(classes)] for i in range(first, first + count)], device=device)
             if classes

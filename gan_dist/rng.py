@@ -43,16 +43,27 @@ def uniform(seed: int, purpose: Purpose, first: int, count: int, dim: int) -> np
     return np.random.Generator(philox).random((count, 4 * blocks))[:, :dim]
 
 
-def latents(seed: int, purpose: Purpose, first: int, count: int, z_dim: int) -> Tensor:
-    """Latents z ~ N(0, 1) by inversion: (count, z_dim) float64, for the user to round to the networks' precision."""
+def latents(seed: int, purpose: Purpose, first: int, count: int, z_dim: int, like: Tensor | None = None) -> Tensor:
+    """Latents z ~ N(0, 1) by inversion: (count, z_dim), float64 on the CPU, or with the device and dtype of `like`."""
     u = torch.from_numpy(uniform(seed, purpose, first, count, z_dim))
-    return 2**0.5 * torch.erfinv(2 * u - 1 + 2.0**-53)  # the last term keeps the argument off -1: no infinity
+    z = 2**0.5 * torch.erfinv(2 * u - 1 + 2.0**-53)  # the last term keeps the argument off -1: no infinity
+    return z if like is None else to_device(z.to(like.dtype), like.device)
 
 
 def labels(seed: int, purpose: Purpose, first: int, count: int, class_probs: Tensor) -> Tensor:
-    """Class labels y with the given probabilities: (count,) int64."""
+    """Class labels y with the given probabilities (num_classes,): (count,) int64."""
     u = torch.from_numpy(uniform(seed, purpose, first, count, 1).ravel())
     return torch.searchsorted(class_probs.double().cumsum(0), u, right=True).clamp_(max=len(class_probs) - 1)
+
+
+def coins(seed: int, purpose: Purpose, first: int, count: int) -> Tensor:
+    """True with probability 1/2: (count,) bool."""
+    return torch.from_numpy(uniform(seed, purpose, first, count, 1).ravel() < 0.5)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy to a device without making the host wait for it."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def permutation(seed: int, purpose: Purpose, epoch: int, n: int) -> np.ndarray:

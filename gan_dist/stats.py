@@ -1,6 +1,10 @@
-"""Running means of the loop's figures, kept on the device until they are logged."""
+"""Running means of the loop's figures, kept on the device until they are logged, and the clock of training."""
 
 from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -30,3 +34,24 @@ class RunningMeans:
         result = dict(zip(self._sums, self._dist.mean(means).tolist()))
         self._sums, self._counts = {}, {}
         return result
+
+
+class Clock:
+    """Seconds of training since `start`, without those spent in `paused`."""
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        self._zero = time.perf_counter()
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self._zero
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        before = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._zero += time.perf_counter() - before

@@ -131,12 +131,11 @@ class Alternation:
 
     def _draw(self, latent: Purpose, label: Purpose, first: int, count: int) -> tuple[Tensor, Tensor | None]:
         """Fresh latents (count, z_dim), and labels (count,) if G takes them, on the device."""
-        device = self.dist.device
-        dtype = next(self.state.G.parameters()).dtype
-        z = rng.latents(self.seed, latent, first, count, self.z_dim).to(device, dtype, non_blocking=True)
+        weight = next(self.state.G.parameters())
+        z = rng.latents(self.seed, latent, first, count, self.z_dim, like=weight)
         if self.class_probs is None:
             return z, None
-        return z, rng.labels(self.seed, label, first, count, self.class_probs).to(device, non_blocking=True)
+        return z, rng.to_device(rng.labels(self.seed, label, first, count, self.class_probs), weight.device)
 
 
 def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

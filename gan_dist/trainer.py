@@ -10,6 +10,7 @@ from torch import Tensor
 from gan_dist.distributed import StopSignals
 from gan_dist.ema import ema_beta, update_ema
 from gan_dist.state import State
+from gan_dist.stats import Clock
 from gan_dist.step import Alternation
 
 
@@ -30,6 +31,7 @@ class Trainer:
         batches: this process's shares of the global batches, from image number `state.nimg` on, without end.
         callbacks: in the order in which they are to run.
         on_stop: run once when a signal ends training early.
+        clock: started with the loop; callbacks that take time pause it.
         ema_half_life, ema_rampup: see `gan_dist.ema.ema_beta`; the half-life is in images.
     """
 
@@ -40,18 +42,20 @@ class Trainer:
         batches: Iterator[tuple[Tensor, Tensor]],
         callbacks: Sequence[Callback],
         on_stop: Callback,
+        clock: Clock,
         *,
         total_nimg: int,
         ema_half_life: float,
         ema_rampup: float,
     ) -> None:
         self.state, self.step, self.batches = state, step, batches
-        self.callbacks, self.on_stop = callbacks, on_stop
+        self.callbacks, self.on_stop, self.clock = callbacks, on_stop, clock
         self.total_nimg, self.ema_half_life, self.ema_rampup = total_nimg, ema_half_life, ema_rampup
 
     def run(self) -> bool:
         """Returns True if training is finished, False if it was stopped by a signal."""
         state = self.state
+        self.clock.start()
         with StopSignals() as stop:
             if state.nimg == 0:
                 self._fire([c for c in self.callbacks if c.every_nimg and c.at_start])

@@ -8,6 +8,7 @@ import struct
 import zlib
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -210,6 +211,30 @@ def test_damaged_idx_file_is_named(tmp_path: Path) -> None:
     config = Data(name="MNIST", root=str(tmp_path))
     with pytest.raises(UserError, match=r"train-images-idx3-ubyte\.gz: damaged"):
         load_dataset(config, describe(config))
+
+
+def test_layouts_of_torchvision_become_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can't be downloaded here: stand-ins with the attributes that torchvision documents."""
+    import torchvision
+
+    images = np.random.default_rng(0).integers(0, 256, (6, 3, 32, 32), dtype=np.uint8)
+    layouts = {
+        "CIFAR10": {"data": images.transpose(0, 2, 3, 1), "targets": [3, 1, 4, 1, 5, 9]},
+        "SVHN": {"data": images, "labels": np.array([3, 1, 4, 1, 5, 9])},
+        "KMNIST": {"data": torch.from_numpy(images[:, 0, :28, :28]), "targets": torch.tensor([3, 1, 4, 1, 5, 9])},
+        "STL10": {"data": images, "labels": np.full(6, -1)},
+    }
+    for name, attributes in layouts.items():
+        monkeypatch.setattr(torchvision.datasets, name, lambda *_, a=attributes, **__: SimpleNamespace(**a))
+        config = load_config(None, [f"data.name={name}", "data.root=nowhere", "data.image_size=28"]).data
+        dataset = load_dataset(config, describe(config))
+        assert isinstance(dataset, ImageTensor)
+        assert dataset.images.shape == (6, 1 if name == "KMNIST" else 3, 28, 28)
+        assert dataset.labels.tolist() == ([0] * 6 if name == "STL10" else [3, 1, 4, 1, 5, 9])
+    config.image_size = "32"
+    stl = load_dataset(config, describe(config))
+    assert isinstance(stl, ImageTensor)
+    np.testing.assert_array_equal(stl.images.numpy(), images)
 
 
 def test_digits_are_scikit_learns() -> None:

@@ -98,6 +98,8 @@ def test_resumed_run_ends_like_one_never_stopped(train: Train, tmp_path: Path) -
     assert result.returncode == 0, result.stderr
     assert "going on from parts/checkpoints/000000002016" in result.stdout
     _assert_same_checkpoint(tmp_path / "whole/checkpoints/000000004000", tmp_path / "parts/checkpoints/000000004000")
+    assert train("run.dir=parts", "resume=parts/checkpoints/000000001024", tiny=False).returncode == 0
+    _assert_same_checkpoint(tmp_path / "whole/checkpoints/000000004000", tmp_path / "parts/checkpoints/000000004000")
     kimg = [line["kimg"] for line in _lines(tmp_path / "parts")]
     assert kimg == sorted(set(kimg)), "no line twice"
 

@@ -7,6 +7,7 @@ import logging
 from gan_dist.distributed import Distributed
 from gan_dist.metrics.evaluate import Evaluator
 from gan_dist.state import State
+from gan_dist.stats import Clock
 from gan_dist.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -18,11 +19,15 @@ class Evaluate:
     at_start = True
     at_end = True
 
-    def __init__(self, every_nimg: int, evaluator: Evaluator, tracker: Tracker, dist: Distributed) -> None:
-        self.every_nimg, self.evaluator, self.tracker, self.dist = every_nimg, evaluator, tracker, dist
+    def __init__(
+        self, every_nimg: int, evaluator: Evaluator, tracker: Tracker, clock: Clock, dist: Distributed
+    ) -> None:
+        self.every_nimg, self.evaluator = every_nimg, evaluator
+        self.tracker, self.clock, self.dist = tracker, clock, dist
 
     def __call__(self, state: State) -> None:
-        state.metrics = self.evaluator(state.G_ema)
+        with self.clock.paused():
+            state.metrics = self.evaluator(state.G_ema)
         if self.dist.is_main:
             self.tracker.scalars(state.nimg, {**state.metrics, "protocol": self.evaluator.protocol})
             values = "  ".join(f"{name} {value:.4g}" for name, value in state.metrics.items())

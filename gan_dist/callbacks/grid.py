@@ -12,6 +12,7 @@ from gan_dist.data.sources import Images
 from gan_dist.distributed import Distributed
 from gan_dist.rng import Purpose
 from gan_dist.state import State
+from gan_dist.stats import Clock
 from gan_dist.tracking import Tracker
 
 MAX_COLUMNS = 16
@@ -39,31 +40,26 @@ def grid_columns(num_classes: int, rows: int) -> int:
 
 
 @torch.no_grad()
-def sample_grid(G: nn.Module, seed: int, rows: int, device: torch.device) -> np.ndarray:
+def sample_grid(G: nn.Module, seed: int, rows: int) -> np.ndarray:
     """A picture of samples from latents that depend on the seed alone; with classes, one column a class."""
     num_classes: int = G.num_classes  # type: ignore[assignment]
     z_dim: int = G.z_dim  # type: ignore[assignment]
     columns = grid_columns(num_classes, rows)
-    z = rng.latents(seed, Purpose.SAMPLE_LATENT, 0, rows * columns, z_dim)
+    z = rng.latents(seed, Purpose.SAMPLE_LATENT, 0, rows * columns, z_dim, like=next(G.parameters()))
     y = grid_labels(num_classes, rows, columns)
-    dtype = next(G.parameters()).dtype
-    x = G(z.to(device, dtype)) if y is None else G(z.to(device, dtype), y.to(device))
-    return grid_picture(to_uint8(x), columns)
+    return grid_picture(to_uint8(G(z) if y is None else G(z, y.to(z.device))), columns)
 
 
 def real_grid(dataset: Images, num_classes: int, rows: int) -> np.ndarray:
-    """A picture of the first real images; with classes, one column a class, as far as the first images have them."""
+    """A picture of the first real images, with classes one column a class; white where there are too few."""
     columns = grid_columns(num_classes, rows)
-    images, labels = dataset.__getitems__(
-        list(range(min(len(dataset), 100 * rows * columns if num_classes else rows**2)))
-    )
     if num_classes:
-        of_class = [images[labels == c][:rows] for c in range(columns)]
-        if all(len(found) == rows for found in of_class):
-            images = torch.stack(of_class, dim=1).flatten(0, 1)
-    images = images[: rows * columns]
-    missing = rows * columns - len(images)
-    return grid_picture(torch.cat([images, images.new_zeros(missing, *images.shape[1:])]), columns)
+        of_class = [(dataset.labels == label).nonzero().flatten().tolist() for label in range(columns)]
+        wanted = [of_class[c][r] if r < len(of_class[c]) else None for r in range(rows) for c in range(columns)]
+    else:
+        wanted = [i if i < len(dataset) else None for i in range(rows * columns)]
+    blank = torch.full_like(dataset[0][0], 255)
+    return grid_picture(torch.stack([blank if i is None else dataset[i][0] for i in wanted]), columns)
 
 
 class SampleGrid:
@@ -72,10 +68,13 @@ class SampleGrid:
     at_start = True
     at_end = True
 
-    def __init__(self, every_nimg: int, rows: int, seed: int, tracker: Tracker, dist: Distributed) -> None:
+    def __init__(
+        self, every_nimg: int, rows: int, seed: int, tracker: Tracker, clock: Clock, dist: Distributed
+    ) -> None:
         self.every_nimg, self.rows, self.seed = every_nimg, rows, seed
-        self.tracker, self.dist = tracker, dist
+        self.tracker, self.clock, self.dist = tracker, clock, dist
 
     def __call__(self, state: State) -> None:
         if self.dist.is_main:
-            self.tracker.image(state.nimg, "grid", sample_grid(state.G_ema, self.seed, self.rows, self.dist.device))
+            with self.clock.paused():
+                self.tracker.image(state.nimg, "grid", sample_grid(state.G_ema, self.seed, self.rows))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
 
 from tqdm import tqdm
 
 from gan_dist.distributed import Distributed
 from gan_dist.state import State
-from gan_dist.stats import RunningMeans
+from gan_dist.stats import Clock, RunningMeans
 from gan_dist.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -49,26 +48,23 @@ class LogProgress:
     def __init__(
         self,
         every_nimg: int,
+        start_nimg: int,
         total_nimg: int,
         stats: RunningMeans,
         tracker: Tracker,
         bar: ProgressBar,
+        clock: Clock,
         dist: Distributed,
     ) -> None:
         self.every_nimg, self.total_nimg = every_nimg, total_nimg
-        self.stats, self.tracker, self.bar, self.dist = stats, tracker, bar, dist
-        self._last: tuple[float, int] | None = None
-
-    def start(self, state: State) -> None:
-        """Begin to measure speed."""
-        self._last = (time.perf_counter(), state.nimg)
+        self.stats, self.tracker, self.bar, self.clock, self.dist = stats, tracker, bar, clock, dist
+        self._last = (0.0, start_nimg)
 
     def __call__(self, state: State) -> None:
         values = self.stats.read()
         if not values or not self.dist.is_main:
             return
-        now = time.perf_counter()
-        then, nimg = self._last or (now, state.nimg)
+        (then, nimg), now = self._last, self.clock.seconds()
         self._last = (now, state.nimg)
         speed = (state.nimg - nimg) / max(now - then, 1e-9)
         self.tracker.scalars(state.nimg, {**values, "images_per_sec": speed})

@@ -60,7 +60,6 @@ def train(arguments: list[str]) -> int:
     if checkpoint:
         log.info("going on from %s", checkpoint)
     try:
-        run.progress.start(run.state)
         finished = run.trainer.run()
     except Exception:
         run.tracker.finish(finished=False)

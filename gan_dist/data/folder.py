@@ -50,6 +50,11 @@ class ImageFiles(torch.utils.data.Dataset[tuple[Tensor, int]]):
         self.image_shape = image_shape
         self.skip_broken = skip_broken
 
+    @property
+    def labels(self) -> Tensor:
+        """int64 (N,)."""
+        return torch.tensor([label for _, label in self.files])
+
     def __len__(self) -> int:
         return len(self.files)
 

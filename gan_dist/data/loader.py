@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from gan_dist.data.sources import Images, ImageTensor
-from gan_dist.rng import Purpose, permutation, uniform
+from gan_dist.rng import Purpose, coins, permutation, to_device
 
 
 class KeyedBatches(Sampler[list[int]]):
@@ -68,8 +68,7 @@ class Preprocess:
         """uint8 (N, C, H, W), the images number first … first + N - 1 of the run, to float32 of the same shape."""
         x = images.float().div_(127.5).sub_(1)
         if self.hflip:
-            u = uniform(self.seed, Purpose.FLIP, first, len(images), 1)[:, 0]
-            mirrored = torch.from_numpy(u < 0.5).to(x.device, non_blocking=True)
+            mirrored = to_device(coins(self.seed, Purpose.FLIP, first, len(images)), x.device)
             x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
         return x
 

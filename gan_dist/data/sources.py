@@ -20,6 +20,7 @@ from gan_dist.data import DataInfo
 from gan_dist.data.folder import ImageFiles, list_images
 from gan_dist.data.images import BrokenImage, read_image, to_tensor
 from gan_dist.errors import UserError
+from gan_dist.rng import to_device
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +40,14 @@ class ImageTensor(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """A whole batch at once, as DataLoader's fetcher asks for it."""
-        index = torch.tensor(indices, device=self.images.device)
+        index = to_device(torch.tensor(indices), self.images.device)
         return self.images[index], self.labels[index]
+
+    def on(self, device: torch.device) -> ImageTensor:
+        """The same on a GPU, if it fits there and leaves three quarters of the free memory to training."""
+        if device.type != "cuda" or self.images.nbytes > torch.cuda.mem_get_info(device)[0] // 4:
+            return self
+        return ImageTensor(self.images.to(device), self.labels.to(device))
 
 
 Images = ImageTensor | ImageFiles

@@ -79,7 +79,7 @@ class Evaluator:
 
         def generate(first: int, count: int) -> Tensor:
             z_dim: int = G.z_dim  # type: ignore[assignment]
-            z = rng.latents(self.seed, Purpose.METRIC_LATENT, first, count, z_dim).float().to(self.dist.device)
+            z = rng.latents(self.seed, Purpose.METRIC_LATENT, first, count, z_dim, like=next(G.parameters()))
             if self.class_probs is None:
                 return to_uint8(G(z))
             y = rng.labels(self.seed, Purpose.METRIC_LABEL, first, count, self.class_probs)
