@@ -33,7 +33,7 @@ class ProgressBar:
         )
 
     def __call__(self, state: State) -> None:
-        self.bar.update(state.nimg / 1000 - self.bar.n)
+        self.bar.update(min(state.nimg / 1000, self.bar.total) - self.bar.n)
 
     def close(self) -> None:
         self.bar.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from gan_dist.errors import UserError
@@ -39,6 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
         message = str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.{type(error).__name__}: ")
         print(f"gan-dist: error: {message}", file=sys.stderr)
         return error.exit_status
+    except BrokenPipeError:  # `… --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("gan-dist: interrupted", file=sys.stderr)
         return 130
