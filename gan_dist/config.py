@@ -102,7 +102,7 @@ class Sample:
 
 @dataclass
 class Metrics:
-    every_kimg: float = 200.0  # FID, KID and Inception Score of G_ema, also at the start and end; 0: never
+    every_kimg: float = 100.0  # FID, KID and Inception Score of G_ema, also at the start and end; 0: never
     extractor: Literal["classifier", "inception"] = (
         "classifier"  # classifier: small network trained on the data's labels
     )
@@ -366,6 +366,8 @@ def check(config: Config) -> None:
         )
     if config.train.seed >= 2**63 or config.metrics.seed >= 2**63:
         raise ConfigError("train.seed and metrics.seed must be below 2^63")
+    if config.tracking.artifact and not config.checkpoint.every_kimg:
+        raise ConfigError("tracking.artifact=true uploads the last checkpoint, but checkpoint.every_kimg=0 writes none")
     if config.resume != "never" and not config.run.dir:
         raise ConfigError(f"resume={config.resume} needs run.dir=DIR, the run to go on with")
 

@@ -55,7 +55,7 @@ def test_run_leaves_what_it_promises(train: Train, tmp_path: Path) -> None:
         "grid-000000.000.png", "grid-000002.016.png", "grid-000004.000.png", "real-000000.000.png"
     ]  # fmt: skip
     grid = np.asarray(Image.open(run / "samples" / "grid-000004.000.png"))
-    assert grid.shape == (8 * 48, 10 * 48), "8 rows of 10 classes, 8 pixels enlarged six times"
+    assert grid.shape == (6 + 8 * 54, 6 + 10 * 54), "8 rows of 10 classes, 8 pixels enlarged six times, gaps of one"
     for text in ("samples/grid-000004.000.png", "metrics.jsonl", "checkpoints/000000004000", "gan-dist sample run"):
         assert text in result.stdout
     assert "4.0/4 kimg" in result.stdout, "plain lines where there is no terminal"
@@ -66,9 +66,9 @@ def test_real_grid_has_one_class_a_column(train: Train, tmp_path: Path) -> None:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    picture = np.asarray(Image.open(tmp_path / "run/samples/real-000000.000.png"))[::6, ::6]
+    picture = np.asarray(Image.open(tmp_path / "run/samples/real-000000.000.png"))[6::6, 6::6]
     for column in range(10):
-        shown = picture[:8, 8 * column : 8 * column + 8]
+        shown = picture[:8, 9 * column : 9 * column + 8]
         first = digits.images[digits.target == column][0]
         np.testing.assert_array_equal(shown, np.rint(first * 255 / 16))
 
@@ -197,7 +197,7 @@ def test_sample_needs_only_the_run_directory(run_dir: Path, tmp_path: Path, caps
     direct = list(generate(G, 2, 0, [3, 7]))
     chosen = sample("--n", "2", "--classes", "3,7")
     assert all(np.array_equal(a.squeeze(0).numpy(), b) for a, b in zip(direct, chosen.values()))
-    assert sample("--n", "15", "--grid")["grid.png"].shape == (2 * 48, 10 * 48)
+    assert sample("--n", "15", "--grid")["grid.png"].shape == (6 + 2 * 54, 6 + 10 * 54)
 
 
 @pytest.mark.parametrize(
@@ -267,6 +267,20 @@ def test_folder_of_mixed_images_trains_without_preparation(train: Train, tmp_pat
     assert strict.returncode == 1
     assert strict.stderr.strip().splitlines()[-1].startswith("gan-dist: error: ")
     assert "Traceback" not in strict.stderr
+
+
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+
+
+@pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason="needs Fashion-MNIST: apt install dataset-fashion-mnist")
+@pytest.mark.parametrize("recipe", ["mlp", "cgan", "dcgan"])
+def test_recipe_trains_on_fashion_mnist(recipe: str, train: Train, tmp_path: Path) -> None:
+    config = str(ROOT / f"configs/{recipe}_fashion_mnist.yaml")
+    widths = ["model.g_widths=[]", "model.d_widths=[]"]
+    result = train(config, f"data.root={FASHION_MNIST}", "train.kimg=0.3", "run.dir=run", *widths)
+    assert result.returncode == 0, result.stderr
+    assert "60000 images of 1x28x28" in result.stdout
+    assert gan_dist.load_generator(tmp_path / "run").num_classes == (10 if recipe == "cgan" else 0)
 
 
 def test_absent_data_set_names_the_files_to_place(train: Train) -> None:

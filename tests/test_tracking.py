@@ -69,6 +69,20 @@ def test_offline_run_has_losses_fid_grids_and_config(train: Train, tmp_path: Pat
     assert config["data"] == yaml.safe_load((tmp_path / "run/config.yaml").read_text())["data"]
 
 
+def test_final_model_is_an_artifact_if_asked(train: Train, tmp_path: Path) -> None:
+    assert train(*SETTINGS, "metrics.every_kimg=0", "tracking.artifact=true").returncode == 0
+    (file,) = (tmp_path / "run/wandb").glob("offline-run-*/run-*.wandb")
+    requests = [record.request for record in _records(file) if record.WhichOneof("record_type") == "request"]
+    artifacts = [record.artifact for record in _records(file) if record.WhichOneof("record_type") == "artifact"]
+    artifacts += [r.log_artifact.artifact for r in requests if r.WhichOneof("request_type") == "log_artifact"]
+    (artifact,) = artifacts
+    assert artifact.type == "model"
+    assert {"G_ema.safetensors", "config.yaml"} <= {entry.path for entry in artifact.manifest.contents}
+    refused = train("run.dir=other", "tracking.artifact=true", "checkpoint.every_kimg=0")
+    assert refused.returncode == 2
+    assert "checkpoint.every_kimg" in refused.stderr
+
+
 def test_resumed_run_goes_on_in_the_same_wandb_run(train: Train, tmp_path: Path) -> None:
     assert train(*SETTINGS, "metrics.every_kimg=0").returncode == 0
     assert train(*SETTINGS, "metrics.every_kimg=0", "resume=latest", "train.kimg=6").returncode == 0

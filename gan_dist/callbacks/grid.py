@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gan_dist import rng
 from gan_dist.data.loader import to_uint8
@@ -19,14 +20,16 @@ MAX_COLUMNS = 16
 
 
 def grid_picture(images: Tensor, columns: int) -> np.ndarray:
-    """uint8 images (N, C, H, W), N a multiple of `columns`, as one picture (rows·H, columns·W, C).
+    """uint8 images (N, C, H, W), N a multiple of `columns`, as one picture (height, width, C) with black gaps.
 
     Images below 32 pixels are enlarged, each pixel to a square, so that a person can see them.
     """
     scale = max(1, 48 // images.shape[2]) if images.shape[2] < 32 else 1
     images = images.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
-    rows = images.cpu().unflatten(0, (-1, columns))  # (rows, columns, C, H, W)
-    return rows.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2).contiguous().numpy()
+    gap = max(2, scale)
+    rows = F.pad(images.cpu(), (0, gap, 0, gap)).unflatten(0, (-1, columns))  # (rows, columns, C, H, W)
+    picture = rows.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
+    return F.pad(picture, (0, 0, gap, 0, gap, 0)).numpy()
 
 
 def grid_labels(num_classes: int, rows: int, columns: int) -> Tensor | None:

@@ -23,8 +23,9 @@ class ProgressBar:
     at_end = False
 
     def __init__(self, start_nimg: int, total_nimg: int, dist: Distributed) -> None:
+        self.total = total_nimg / 1000
         self.bar = tqdm(
-            total=total_nimg / 1000,
+            total=self.total,
             initial=start_nimg / 1000,
             unit="kimg",
             disable=not (dist.is_main and sys.stderr.isatty()),
@@ -33,7 +34,7 @@ class ProgressBar:
         )
 
     def __call__(self, state: State) -> None:
-        self.bar.update(min(state.nimg / 1000, self.bar.total) - self.bar.n)
+        self.bar.update(min(state.nimg / 1000, self.total) - self.bar.n)
 
     def close(self) -> None:
         self.bar.close()
