@@ -285,8 +285,9 @@ def test_recipe_trains_on_fashion_mnist(recipe: str, train: Train, tmp_path: Pat
 
 def test_absent_data_set_names_the_files_to_place(train: Train) -> None:
     no_network = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
-    result = train("data.name=MNIST", "data.root=nothing", env=no_network)
+    result = train("data.name=MNIST", "data.root=nothing", "run.dir=run", env=no_network)
     assert result.returncode == 1
+    assert train("run.dir=run", "train.kimg=0.1").returncode == 0, "nothing was begun, so the directory is free"
     assert "put MNIST/raw/train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz into nothing" in result.stderr
     assert "Traceback" not in result.stderr
 

@@ -52,11 +52,12 @@ def train(arguments: list[str]) -> int:
     dist = Distributed(config.train.precision, cpu=config.train.device == "cpu")
     run_dir = _make_run_dir(config)
     _log_to(run_dir / "log.txt")
-    save_config(replace(config, run=Run(name=config.run.name), resume="never"), run_dir / "config.yaml")
     shape = "x".join(map(str, info.image_shape))
     log.info("%s: %s on %d images of %s", run_dir, config.model.name, info.num_images, shape)
     log.info("device %s, %s, global batch %d", dist.device, config.train.precision, config.train.batch_size)
     run = build(config, info, run_dir, checkpoint, dist)
+    # Only now does the directory hold a run: what failed before can be mended and started again in the same place.
+    save_config(replace(config, run=Run(name=config.run.name), resume="never"), run_dir / "config.yaml")
     if checkpoint:
         log.info("going on from %s", checkpoint)
     try:
