@@ -22,7 +22,8 @@ from gan_dist.checkpoint import find_checkpoint, load_network, read_facts, resto
 from gan_dist.config import Config, Model, Optimizer, as_dict, choose, load_config
 from gan_dist.data import DataInfo
 from gan_dist.data.loader import Preprocess, make_loader
-from gan_dist.data.sources import Images, ImageTensor, load_dataset
+from gan_dist.data.shared import load_shared
+from gan_dist.data.sources import Images, ImageTensor
 from gan_dist.distributed import Distributed
 from gan_dist.errors import ConfigError
 from gan_dist.losses import LOSSES
@@ -37,7 +38,7 @@ from gan_dist.tracking import LocalTracker, Tracker, Trackers, WandbTracker
 from gan_dist.trainer import Callback, Trainer
 
 
-def check_parts(config: Config, info: DataInfo) -> None:
+def check_parts(config: Config, info: DataInfo, dist: Distributed) -> None:
     """Refuse what can't be combined, before data are read or models built.
 
     Raises:
@@ -66,12 +67,29 @@ def check_parts(config: Config, info: DataInfo) -> None:
             f"train.batch_size={config.train.batch_size} is larger than the data set of {info.num_images} images; "
             f"at most {info.num_images}"
         )
+    _check_split(config, dist.world_size)
     for side in ("G", "D"):
         settings: Optimizer = getattr(config.optim, side)
         try:
             make_optimizer(settings, nn.Linear(1, 1))
         except (TypeError, ValueError) as error:
             raise ConfigError(f"optim.{side}.name={settings.name}: {error}") from None
+
+
+def _check_split(config: Config, world_size: int) -> None:
+    """The global batch must fall into equal shares, and a share into equal micro-batches."""
+    batch_size, micro = config.train.batch_size, config.train.micro_batch_size
+    if batch_size % world_size:
+        raise ConfigError(
+            f"train.batch_size={batch_size} is the global batch and must divide by the {world_size} processes; "
+            f"nearest: {max(1, round(batch_size / world_size)) * world_size}"
+        )
+    share = batch_size // world_size
+    if micro and micro < share and share % micro:
+        raise ConfigError(
+            f"train.micro_batch_size={micro} must divide the batch of a process, {share} "
+            f"(train.batch_size={batch_size} over {world_size})"
+        )
 
 
 def optimizer_names() -> list[str]:
@@ -96,7 +114,7 @@ def make_generator(model: Model, image_shape: tuple[int, int, int], num_classes:
     return models.architecture(model.name).Generator(image_shape, num_classes, model.z_dim, model.g_widths)
 
 
-def make_state(config: Config, info: DataInfo, device: torch.device) -> State:
+def make_state(config: Config, info: DataInfo, dist: Distributed) -> State:
     """Networks initialised from the seed, on the CPU whatever the device, and their optimizers."""
     model, seed = config.model, config.train.seed
     num_classes = info.num_classes if model.conditional else 0
@@ -104,8 +122,10 @@ def make_state(config: Config, info: DataInfo, device: torch.device) -> State:
         G = make_generator(model, info.image_shape, num_classes)
     with torch_seed(seed, Purpose.INIT_D):
         D = models.architecture(model.name).Discriminator(info.image_shape, num_classes, model.d_widths)
-    G_ema = copy.deepcopy(G).eval().requires_grad_(False).to(device)
-    G, D = G.to(device), D.to(device)
+    G, D = (module.to(dist.device, dist.dtype) for module in (G, D))
+    G_ema = copy.deepcopy(G).eval().requires_grad_(False)
+    if config.train.sync_batch_norm:
+        G, D = dist.sync_batch_norm(G), dist.sync_batch_norm(D)
     return State(G, D, G_ema, make_optimizer(config.optim.G, G), make_optimizer(config.optim.D, D))
 
 
@@ -135,15 +155,29 @@ class WiredRun:
     state: State
     tracker: Tracker
     bar: ProgressBar
+    summary: list[str]
+
+
+def _summary(config: Config, state: State, dist: Distributed) -> list[str]:
+    """The run in three lines, for its log: how it is spread, and the networks."""
+    sizes = {name: sum(p.numel() for p in getattr(state, name).parameters()) for name in ("G", "D")}
+    width = 2 if config.train.compress_gradients else torch.finfo(dist.dtype).bits // 8
+    sent = (sizes["G"] + config.train.n_critic * sizes["D"]) * width if dist.world_size > 1 else 0
+    nodes, share = dist.world_size // dist.local_world_size, config.train.batch_size // dist.world_size
+    return [
+        f"{dist.world_size} process(es) on {nodes} node(s), backend {dist.backend}, {dist.device}, {dist.precision}",
+        f"global batch {config.train.batch_size}, {share} per process",
+        f"G has {sizes['G']:,} parameters, D {sizes['D']:,}; each iteration all-reduces {sent:,} bytes of gradients",
+    ]
 
 
 def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None, dist: Distributed) -> WiredRun:
     """Read the data, make networks, loop and callbacks, and put the run where the checkpoint says, if there is one."""
     train, total_nimg = config.train, round(config.train.kimg * 1000)
-    dataset = load_dataset(config.data, info)
+    dataset = load_shared(config.data, info, dist)
     if isinstance(dataset, ImageTensor):
         dataset = dataset.on(dist.device)
-    state = make_state(config, info, dist.device)
+    state = make_state(config, info, dist)
     if checkpoint:
         restore(checkpoint, state)
     class_probs = _class_probs(dataset, info.num_classes) if config.model.conditional else None
@@ -154,7 +188,7 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
         dist,
         stats,
         LOSSES[config.loss.name],
-        Preprocess(train.seed, config.data.hflip),
+        Preprocess(train.seed, config.data.hflip, dist.dtype),
         class_probs,
         batch_size=train.batch_size,
         micro_batch_size=train.micro_batch_size,
@@ -210,7 +244,7 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
         ema_half_life=config.ema.half_life_kimg * 1000,
         ema_rampup=config.ema.rampup,
     )
-    return WiredRun(trainer, state, tracker, bar)
+    return WiredRun(trainer, state, tracker, bar, _summary(config, state, dist))
 
 
 def _nimg(kimg: float) -> int:

@@ -79,7 +79,11 @@ class Train:
     micro_batch_size: int = 0  # largest batch that a process runs at once; 0: its whole share
     seed: int = 0  # every random draw of the run follows from it
     n_critic: int = 1  # D steps per G step
-    precision: Literal["fp32", "bf16"] = "fp32"  # arithmetic of the networks
+    precision: Literal["auto", "fp64", "fp32", "bf16", "fp16"] = (
+        "auto"  # of the networks; auto: the launcher's, or fp32
+    )
+    sync_batch_norm: bool = True  # batch normalization over the batches of all processes, as one process would
+    compress_gradients: bool = False  # send gradients between processes as bf16
     device: Literal["auto", "cpu"] = "auto"  # auto: a GPU if there is one
 
 
@@ -359,11 +363,6 @@ def check(config: Config) -> None:
             raise ConfigError(
                 f"optim.{side}.betas={betas} must be two numbers from 0 to below 1, for example [0.5, 0.999]"
             )
-    if config.train.micro_batch_size and config.train.batch_size % config.train.micro_batch_size:
-        raise ConfigError(
-            f"train.micro_batch_size={config.train.micro_batch_size} must divide "
-            f"train.batch_size={config.train.batch_size}"
-        )
     if config.train.seed >= 2**63 or config.metrics.seed >= 2**63:
         raise ConfigError("train.seed and metrics.seed must be below 2^63")
     if config.tracking.artifact and not config.checkpoint.every_kimg:

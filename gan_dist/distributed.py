@@ -1,18 +1,31 @@
-"""Processes and devices: the only file that knows Accelerate. Everything else is handed a `Distributed`."""
+"""Processes and devices: the one file that knows Accelerate and torch.distributed; others get a `Distributed`."""
 
 from __future__ import annotations
 
-import signal
-from contextlib import AbstractContextManager, nullcontext
-from types import FrameType
-from typing import Any
+import os
+import socket
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import DDPCommunicationHookType, broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-_PRECISION = {"fp32": "no", "bf16": "bf16"}
+from gan_dist.errors import ConfigError, UserError
+from gan_dist.signals import StopSignals
+
+T = TypeVar("T")
+
+TIMEOUT = timedelta(minutes=10)  # how long a collective waits for a process that is stopped but not dead
+STOP_LAG = 4  # iterations between asking the others to stop and stopping, so that nobody waits for the answer
+_PRECISION = {"fp64": "no", "fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 class Distributed:
@@ -21,80 +34,300 @@ class Distributed:
     Attributes:
         device: where this process computes.
         rank, world_size: this process's number, and how many there are.
-        is_main: True in the one process that writes files and talks to trackers.
+        local_world_size, first_local_rank: how many there are on this node, and the number of the first of them.
+        is_main: True in the one process that writes files and talks to trackers; is_local_main: in one on each node.
+        precision: fp64, fp32, bf16 or fp16.
+
+    Args:
+        precision: "auto" is what the launcher was told, fp32 without one.
+        cpu: don't use a GPU.
+        compress: send gradients as bf16.
+
+    Raises:
+        ConfigError: fp16 without a GPU, or fewer processes came together than the launcher started.
     """
 
-    def __init__(self, precision: str = "fp32", cpu: bool = False) -> None:
+    def __init__(self, precision: str = "fp32", cpu: bool = False, compress: bool = False) -> None:
+        if precision == "auto":
+            launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+            precision = "fp32" if launched == "no" else launched
+        if precision not in _PRECISION:
+            raise ConfigError(f"train.precision={precision}: choose one of {', '.join(_PRECISION)}")
+        cpu = cpu or not torch.cuda.is_available()
+        if precision == "fp16" and cpu:
+            raise ConfigError(
+                "train.precision=fp16 needs a GPU; bf16 has the same speed and memory, and runs everywhere"
+            )
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+        hook = DDPCommunicationHookType.BF16 if compress else DDPCommunicationHookType.NO
         self._accelerator = Accelerator(
             cpu=cpu,
             mixed_precision=_PRECISION[precision],
             # Global batches, cut into equal slices: process r of p gets the r-th.
             dataloader_config=DataLoaderConfiguration(split_batches=True, even_batches=False, non_blocking=True),
             rng_types=[],  # nothing draws from global generators
+            kwargs_handlers=[
+                # All processes start from the same weights and buffers and treat them alike: none need be sent.
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True, comm_hook=hook),
+                InitProcessGroupKwargs(timeout=TIMEOUT),
+            ],
         )
+        self.precision = precision
         self.device: torch.device = self._accelerator.device
         self.rank: int = self._accelerator.process_index
         self.world_size: int = self._accelerator.num_processes
         self.is_main: bool = self._accelerator.is_main_process
+        self.is_local_main: bool = self._accelerator.is_local_main_process
+        self.local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))
+        self.first_local_rank: int = self.rank - self._accelerator.local_process_index
+        wanted = int(os.environ.get("WORLD_SIZE", "1"))
+        if wanted != self.world_size:
+            raise ConfigError(
+                f"WORLD_SIZE={wanted}, but this process is in a world of {self.world_size}: start it with torchrun, or "
+                "accelerate launch --multi_gpu (which also serves processes on CPUs)"
+            )
+        self._introduce()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, and so of images and latents."""
+        return torch.float64 if self.precision == "fp64" else torch.float32
+
+    @property
+    def backend(self) -> str:
+        return torch.distributed.get_backend() if self.world_size > 1 else "none"
+
+    # --- what is trained ----------------------------------------------------------------------------------------------
 
     def prepare_model(self, module: nn.Module) -> nn.Module:
         """Move a module to the device, run its forward in the run's precision, and wrap it for several processes."""
         return self._accelerator.prepare_model(module)
 
-    def prepare_optimizer(self, optimizer: torch.optim.Optimizer) -> Any:
-        """An optimizer that steps in the run's precision; the original is its attribute `optimizer`."""
-        return self._accelerator.prepare_optimizer(optimizer)
+    def prepare_optimizer(self, optimizer: torch.optim.Optimizer) -> AcceleratedOptimizer:
+        """An optimizer that steps in the run's precision, in fp16 with a loss scale of its own.
+
+        Accelerate has one scale for all optimizers: an overflow in D's step would halve G's too.
+        """
+        scaler = torch.amp.GradScaler(self.device.type) if self.precision == "fp16" else None
+        return AcceleratedOptimizer(optimizer, device_placement=False, scaler=scaler)
 
     def prepare_loader(self, loader: DataLoader) -> DataLoader:
         """A loader of global batches to one of this process's slices, on the device."""
         return self._accelerator.prepare_data_loader(loader)
 
+    def sync_batch_norm(self, module: nn.Module) -> nn.Module:
+        """Let every batch normalization in a module see the batches of all processes; changes nothing for one."""
+        for child in module.modules() if self.world_size > 1 else ():
+            if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+                child.__class__ = SyncBatchNorm
+        return module
+
     def micro_batch(self, model: nn.Module, last: bool) -> AbstractContextManager:
         """Around forward and backward of one micro-batch: only the last one averages gradients over processes."""
         return nullcontext() if last else self._accelerator.no_sync(model)
 
-    def backward(self, loss: Tensor) -> None:
-        """Backward pass of a scalar loss in the run's precision."""
-        self._accelerator.backward(loss)
+    def backward(self, loss: Tensor, optimizer: AcceleratedOptimizer) -> None:
+        """Backward pass of a scalar loss, scaled as its optimizer needs it."""
+        (optimizer.scaler.scale(loss) if optimizer.scaler else loss).backward()
 
-    def mean(self, tensor: Tensor) -> Tensor:
-        """The mean of a tensor over all processes."""
-        return self._accelerator.reduce(tensor, "mean")
+    def unscale(self, optimizer: AcceleratedOptimizer) -> None:
+        """Take the loss scale out of the gradients, once, before they are looked at or stepped with."""
+        if optimizer.scaler:
+            optimizer.scaler.unscale_(optimizer.optimizer)
 
-    def gather_shares(self, tensor: Tensor, count: int) -> Tensor:
-        """Join what each process made of its `share` of `count` samples, in the samples' order: (count, …)."""
-        sizes = [count * (r + 1) // self.world_size - count * r // self.world_size for r in range(self.world_size)]
-        padded = torch.cat([tensor, tensor.new_zeros(max(sizes) - len(tensor), *tensor.shape[1:])])
-        parts = self._accelerator.gather(padded.to(self.device)).to(tensor.device).split(max(sizes))
-        return torch.cat([part[:size] for part, size in zip(parts, sizes)])
+    @contextmanager
+    def full_precision(self, model: nn.Module) -> Iterator[None]:
+        """Inside, forward passes of a prepared model run in fp32."""
+        module = self._accelerator.unwrap_model(model)
+        mixed = module.forward
+        module.forward = getattr(module, "_original_forward", mixed)
+        try:
+            yield
+        finally:
+            module.forward = mixed
 
-    def barrier(self) -> None:
-        """Wait for all processes."""
-        self._accelerator.wait_for_everyone()
+    # --- what processes do together -----------------------------------------------------------------------------------
 
     def share(self, first: int, count: int) -> tuple[int, int]:
         """This process's slice (first, count) of `count` consecutive samples, as even as it goes."""
         start, stop = (count * r // self.world_size for r in (self.rank, self.rank + 1))
         return first + start, stop - start
 
+    def gather_shares(self, tensor: Tensor, count: int) -> Tensor:
+        """Join what each process made of its `share` of `count` samples, in the samples' order: (count, …)."""
+        if self.world_size == 1:
+            return tensor
+        sizes = [count * (r + 1) // self.world_size - count * r // self.world_size for r in range(self.world_size)]
+        padded = torch.cat([tensor, tensor.new_zeros(max(sizes) - len(tensor), *tensor.shape[1:])])
+        parts = self._accelerator.gather(padded.to(self.device)).to(tensor.device).split(max(sizes))
+        return torch.cat([part[:size] for part, size in zip(parts, sizes)])
 
-class StopSignals:
-    """While it is entered, the first SIGINT or SIGTERM asks for a stop; a second one ends the program at once."""
+    def mean(self, tensor: Tensor) -> Tensor:
+        """The mean of a tensor over all processes."""
+        return self._accelerator.reduce(tensor, "mean") if self.world_size > 1 else tensor
 
-    def __init__(self) -> None:
-        self.received: signal.Signals | None = None
-        self._before: dict[signal.Signals, Any] = {}
+    def from_main(self, make: Callable[[], T]) -> T:
+        """What `make` returns in the main process, in all of them; its UserError is raised in all of them too."""
+        if self.world_size == 1:
+            return make()
+        box: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                box[0] = make()
+            except UserError as error:
+                box[1] = error
+        broadcast_object_list(box)
+        if box[1] is not None:
+            box[1].everywhere = True
+            raise box[1]
+        return box[0]
 
-    def __enter__(self) -> StopSignals:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._receive)
-        return self
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        self._accelerator.wait_for_everyone()
 
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    def end(self) -> None:
+        """The last thing that is called, after a run that went well."""
+        self._accelerator.end_training()
 
-    def _receive(self, number: int, _: FrameType | None) -> None:
-        self.received = signal.Signals(number)
-        for other, handler in self._before.items():
-            signal.signal(other, handler)
+    # --- failures -----------------------------------------------------------------------------------------------------
+
+    def failure(self, error: Exception) -> Exception:
+        """What to raise for an exception: itself, or, where another process's end caused it, what happened there.
+
+        A process that fails leaves its message in the store; one that dies leaves none, and is missed.
+        """
+        if self.world_size == 1 or (isinstance(error, UserError) and error.everywhere):
+            return error
+        try:
+            if not _is_about_a_peer(error):
+                self._store.set(
+                    "gan_dist/failed", f"rank {self.rank} failed: {type(error).__name__}: {_one_line(error)}"
+                )
+                return error
+            if self._store.check(["gan_dist/failed"]):
+                return UserError(f"stopped, because {self._store.get('gan_dist/failed').decode()}")
+        except RuntimeError:
+            pass
+        return UserError(f"{self._lost_peers()} ({_one_line(error)})")
+
+    def _introduce(self) -> None:
+        """Leave host and process number in the store, where those who outlive this process find them."""
+        if self.world_size > 1:
+            self._store = torch.distributed.distributed_c10d._get_default_store()
+            self._store.set(f"gan_dist/process/{self.rank}", f"{socket.gethostname()}, pid {os.getpid()}")
+
+    def _lost_peers(self, seconds: float = 3.0) -> str:
+        """After a collective failed: who does not answer. Every survivor calls this, which is its answer."""
+        try:
+            self._store.set(f"gan_dist/alive/{self.rank}", "yes")
+            self._store.wait([f"gan_dist/alive/{r}" for r in range(self.world_size)], timedelta(seconds=seconds))
+            return "every process still answers"
+        except RuntimeError:
+            pass
+        try:
+            lost = [r for r in range(self.world_size) if not self._store.check([f"gan_dist/alive/{r}"])]
+            places = [self._store.get(f"gan_dist/process/{r}").decode() for r in lost]
+            return "lost " + "; ".join(f"rank {r} ({place})" for r, place in zip(lost, places))
+        except RuntimeError:
+            return "lost rank 0 or its launcher, who kept the store"
+
+
+def _is_about_a_peer(error: Exception) -> bool:
+    """Gloo raises plain RuntimeErrors: they are known by their words."""
+    words = ("closed by peer", "reset by peer", "gloo", "NCCL", "Broken pipe", "Timed out", "timed out", "Socket")
+    return isinstance(error, torch.distributed.DistError) or (
+        type(error) is RuntimeError and any(word in str(error) for word in words)
+    )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+class StopAgreement:
+    """Asked once per iteration: stop now? All processes get the same answer in the same iteration.
+
+    Each asks the others by an all-reduce of its own flag and reads the answer STOP_LAG iterations later, when it has
+    long arrived: neither the host nor the device waits.
+    """
+
+    def __init__(self, dist: Distributed, signals: StopSignals) -> None:
+        self._dist, self._signals = dist, signals
+        self._answers: deque[Callable[[], bool]] = deque()
+
+    def __call__(self) -> bool:
+        received = self._signals.received is not None
+        if self._dist.world_size == 1:
+            return received
+        flag = torch.full((1,), float(received), device=self._dist.device)
+        work = torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, async_op=True)
+        self._answers.append(_answer(flag, work))
+        return len(self._answers) > STOP_LAG and self._answers.popleft()()
+
+
+def _answer(flag: Tensor, work: Any) -> Callable[[], bool]:
+    """What gives the reduced flag on the host when it is asked for."""
+    if flag.device.type != "cuda":
+
+        def from_host() -> bool:
+            work.wait()
+            return flag.item() > 0
+
+        return from_host
+    work.wait()  # orders the stream, not the host
+    copy = torch.empty(1, pin_memory=True).copy_(flag, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+
+    def from_device() -> bool:
+        arrived.synchronize()
+        return copy.item() > 0
+
+    return from_device
+
+
+class _Sum(torch.autograd.Function):
+    """The sum of a tensor over all processes; its derivatives, of any order, are such sums too."""
+
+    @staticmethod
+    def forward(_: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        return _Sum.apply(gradient)
+
+
+class SyncBatchNorm(nn.BatchNorm2d):
+    """Batch normalization over the batches of all processes, which must be of one size.
+
+    torch's own runs on GPUs only and can't be differentiated twice, which gradient penalties need.
+    """
+
+    def _check_input_dim(self, _: Tensor) -> None:
+        """(N, C) and (N, C, H, W) will do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        world_size = torch.distributed.get_world_size()
+        dims = [d for d in range(x.ndim) if d != 1]
+        shape = [-1 if d == 1 else 1 for d in range(x.ndim)]
+        wide = x if x.dtype == torch.float64 else x.float()
+        mean = _Sum.apply(wide.mean(dims)) / world_size
+        centred = wide - mean.view(shape)
+        variance = _Sum.apply(centred.square().mean(dims)) / world_size
+        if self.running_mean is not None and self.running_var is not None and self.momentum is not None:
+            n = x.numel() // x.shape[1] * world_size
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(variance * n / (n - 1), self.momentum)
+                if self.num_batches_tracked is not None:
+                    self.num_batches_tracked.add_(1)
+        result = centred * (variance + self.eps).rsqrt().view(shape)
+        if self.affine:
+            result = result * self.weight.view(shape) + self.bias.view(shape)
+        return result.to(x.dtype)

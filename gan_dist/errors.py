@@ -5,9 +5,11 @@ class UserError(Exception):
     """Something outside the program is wrong: a file, a directory, a network. One line: what, where, what instead."""
 
     exit_status = 1
+    everywhere = False  # raised in every process alike: the main one reports it
 
 
 class ConfigError(UserError):
     """A setting is wrong. The line names the key, the value and the nearest valid one."""
 
     exit_status = 2
+    everywhere = True

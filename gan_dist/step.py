@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -98,12 +99,11 @@ class Alternation:
                 self.stats.add("D_real", real.mean())
                 self.stats.add("D_fake", fake.mean())
                 if penalise:
-                    r1 = squared_gradient_norm(real, x_real)
+                    r1 = squared_gradient_norm(self._precise_logits(real, x_real, y_real), x_real)
                     self.stats.add("r1", r1.mean())
                     loss = loss + 0.5 * self.r1_gamma * self.r1_interval * r1
-                self.dist.backward(loss.mean() / len(micro_batches))
-        self.stats.add("grad_norm_D", _gradient_norm(state.D))
-        self.opt_D.step()
+                self.dist.backward(loss.mean() / len(micro_batches), self.opt_D)
+        self._optimise("D", state.D, self.opt_D)
         state.nimg += self.batch_size
 
     def g_step(self) -> None:
@@ -119,9 +119,24 @@ class Alternation:
             with self.dist.micro_batch(self.G, last=part is micro_batches[-1][1]):
                 loss = self.loss.G(state.D(self.G(z, y), y)).mean()
                 self.stats.add("loss_G", loss)
-                self.dist.backward(loss / len(micro_batches))
-        self.stats.add("grad_norm_G", _gradient_norm(state.G))
-        self.opt_G.step()
+                self.dist.backward(loss / len(micro_batches), self.opt_G)
+        self._optimise("G", state.G, self.opt_G)
+
+    def _precise_logits(self, logits: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
+        """D(x) in fp32, for penalties: the same logits, unless they were computed in less."""
+        if self.dist.precision not in ("bf16", "fp16"):
+            return logits
+        with self.dist.full_precision(self.D):
+            return self.D(x, y)
+
+    def _optimise(self, name: str, module: nn.Module, optimizer: Any) -> None:
+        """Step with the gradients that are there, and note their norm."""
+        self.dist.unscale(optimizer)
+        gradients = [p.grad for p in module.parameters() if p.grad is not None]
+        self.stats.add(f"grad_norm_{name}", torch.nn.utils.get_total_norm(gradients))
+        optimizer.step()
+        if self.dist.precision == "fp16":  # an overflow halves this optimizer's loss scale and skips this step alone
+            self.stats.add(f"skipped_{name}", torch.tensor(float(optimizer.step_was_skipped), device=self.dist.device))
 
     def _micro_batches(self) -> Iterator[tuple[int, slice]]:
         """(number of the first image in the run, slice of this process's share) of each micro-batch."""
@@ -141,7 +156,3 @@ class Alternation:
 def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
-
-
-def _gradient_norm(module: nn.Module) -> Tensor:
-    return torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])

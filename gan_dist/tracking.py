@@ -74,7 +74,8 @@ class WandbTracker:
     """
 
     INIT_SECONDS = 20.0  # how long to try to reach the service before the run is kept offline
-    FINISH_SECONDS = 60.0  # how long the end of a run waits for W&B
+    FINISH_SECONDS = 60.0  # how long the end of a finished run waits for W&B
+    FAILED_SECONDS = 5.0  # how long that of a stopped or failed one does
 
     def __init__(self, run_dir: Path, mode: str, project: str, entity: str, name: str, config: dict[str, Any]) -> None:
         self._queue: queue.Queue[Callable[[Any], None] | None] = queue.Queue(maxsize=10_000)
@@ -108,9 +109,10 @@ class WandbTracker:
             self._put(send)
         self._exit_code = 0 if finished else 1
         self._put(None)
-        self._thread.join(self.FINISH_SECONDS)
+        seconds = self.FINISH_SECONDS if finished else self.FAILED_SECONDS
+        self._thread.join(seconds)
         if self._thread.is_alive():
-            log.warning("W&B did not finish within %.0f s; everything is in %s too", self.FINISH_SECONDS, self._run_dir)
+            log.warning("W&B did not finish within %.0f s; everything is in %s too", seconds, self._run_dir)
 
     def _put(self, item: Callable[[Any], None] | None) -> None:
         if self._thread.is_alive():

@@ -7,8 +7,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from gan_dist.distributed import StopSignals
+from gan_dist.distributed import StopAgreement
 from gan_dist.ema import ema_beta, update_ema
+from gan_dist.signals import StopSignals
 from gan_dist.state import State
 from gan_dist.stats import Clock
 from gan_dist.step import Alternation
@@ -56,11 +57,12 @@ class Trainer:
         """Returns True if training is finished, False if it was stopped by a signal."""
         state = self.state
         self.clock.start()
-        with StopSignals() as stop:
+        with StopSignals() as signals:
+            stop = StopAgreement(self.step.dist, signals)
             if state.nimg == 0:
                 self._fire([c for c in self.callbacks if c.every_nimg and c.at_start])
             fired: list[Callback] = []
-            while state.nimg < self.total_nimg and not stop.received:
+            while state.nimg < self.total_nimg and not stop():
                 before = state.nimg
                 self.step(self.batches)
                 beta = ema_beta(state.nimg - before, before, self.ema_half_life, self.ema_rampup)

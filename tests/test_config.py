@@ -83,7 +83,10 @@ MISTAKES = {
         ["metrics.extractor=classifier", "metrics.extractor=inception"],
     ),
     "batch larger than the data": (["train.batch_size=1798"], ["train.batch_size=1798", "1797"]),
-    "uneven micro-batches": (["train.micro_batch_size=7"], ["train.micro_batch_size=7", "train.batch_size=64"]),
+    "uneven micro-batches": (
+        ["train.micro_batch_size=7"],
+        ["train.micro_batch_size=7", "divide"],
+    ),
     "betas": (["optim.G.betas=[0.5]"], ["optim.G.betas=[0.5]"]),
     "resume without a run": (["resume=latest"], ["resume=latest", "run.dir"]),
     "interpolation of nothing": (["train.kimg=${nothing}"], ["nothing"]),

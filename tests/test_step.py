@@ -27,7 +27,7 @@ PROBS = torch.full((4,), 0.25)
 
 @pytest.fixture(scope="module")
 def dist() -> Distributed:
-    return Distributed(cpu=True)
+    return Distributed("fp64", cpu=True)
 
 
 def _config(*overrides: str) -> Config:
@@ -35,25 +35,13 @@ def _config(*overrides: str) -> Config:
     return load_config(None, [*sizes, *overrides])
 
 
-def _state(config: Config) -> State:
-    torch.set_default_dtype(torch.float64)
-    try:
-        return make_state(config, INFO, torch.device("cpu"))
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
 def _step(config: Config, state: State, dist: Distributed) -> Alternation:
-    class Doubled(Preprocess):
-        def __call__(self, images: Tensor, first: int) -> Tensor:
-            return super().__call__(images, first).double()
-
     return Alternation(
         state,
         dist,
         RunningMeans(dist),
         LOSSES[config.loss.name],
-        Doubled(0, hflip=False),
+        Preprocess(0, hflip=False, dtype=torch.float64),
         PROBS if config.model.conditional else None,
         batch_size=config.train.batch_size,
         micro_batch_size=config.train.micro_batch_size,
@@ -82,7 +70,7 @@ def _weights(state: State) -> list[Tensor]:
 def test_iteration_is_algorithm_1(dist: Distributed) -> None:
     """Two iterations equal the textbook's, written with sigmoids, BCE and its own optimizers, on the same latents."""
     config = _config("loss.r1_gamma=0", "loss.d_half=true")
-    state = _state(config)
+    state = make_state(config, INFO, dist)
     G, D = copy.deepcopy(state.G), copy.deepcopy(state.D)
     step = _step(config, state, dist)
     batches = iter(_batches())
@@ -102,7 +90,7 @@ def test_iteration_is_algorithm_1(dist: Distributed) -> None:
         x = images.double() / 127.5 - 1
         y = classes(Purpose.D_LABEL, i)
         fake = G(noise(Purpose.D_LATENT, i), y).detach()
-        p_real, p_fake = D(x.float().double(), labels).sigmoid(), D(fake, y).sigmoid()
+        p_real, p_fake = D(x, labels).sigmoid(), D(fake, y).sigmoid()
         ones, zeros = torch.ones_like(p_real), torch.zeros_like(p_real)
         opt_D.zero_grad()
         (0.5 * (F.binary_cross_entropy(p_real, ones) + F.binary_cross_entropy(p_fake, zeros))).backward()
@@ -122,7 +110,7 @@ def test_micro_batches_change_nothing(overrides: list[str], dist: Distributed) -
     results = []
     for size in (0, 12, 4, 3):
         config = _config(f"train.micro_batch_size={size}", *overrides)
-        state = _state(config)
+        state = make_state(config, INFO, dist)
         step = _step(config, state, dist)
         batches = iter(_batches())
         for _ in range(3):
@@ -135,7 +123,7 @@ def test_micro_batches_change_nothing(overrides: list[str], dist: Distributed) -
 
 def test_each_step_changes_its_own_network_alone(dist: Distributed) -> None:
     config = _config()
-    state = _state(config)
+    state = make_state(config, INFO, dist)
     step = _step(config, state, dist)
     G, D = copy.deepcopy(state.G.state_dict()), copy.deepcopy(state.D.state_dict())
     step.d_step(*_batches()[0])
@@ -153,7 +141,7 @@ def test_each_step_changes_its_own_network_alone(dist: Distributed) -> None:
 
 def test_n_critic_counts_every_real_image(dist: Distributed) -> None:
     config = _config("train.n_critic=3")
-    state = _state(config)
+    state = make_state(config, INFO, dist)
     batches = iter(_batches())
     _step(config, state, dist)(batches)
     assert state.nimg == 36
@@ -165,7 +153,7 @@ def test_lazy_r1_is_as_strong_on_average(dist: Distributed) -> None:
 
     def gradient(gamma: float, interval: int, nimg: int) -> Tensor:
         config = _config(f"loss.r1_gamma={gamma}", f"loss.r1_interval={interval}")
-        state = _state(config)
+        state = make_state(config, INFO, dist)
         state.nimg = nimg
         _step(config, state, dist).d_step(*_batches()[0])
         return torch.cat([p.grad.flatten() for p in state.D.parameters() if p.grad is not None])
@@ -177,7 +165,7 @@ def test_lazy_r1_is_as_strong_on_average(dist: Distributed) -> None:
 
 def test_no_draw_is_used_twice(dist: Distributed) -> None:
     config = _config()
-    state = _state(config)
+    state = make_state(config, INFO, dist)
     seen: list[Tensor] = []
     forward = state.G.forward
 

@@ -43,14 +43,19 @@ def grid_columns(num_classes: int, rows: int) -> int:
 
 
 @torch.no_grad()
-def sample_grid(G: nn.Module, seed: int, rows: int) -> np.ndarray:
-    """A picture of samples from latents that depend on the seed alone; with classes, one column a class."""
+def sample_grid(G: nn.Module, seed: int, rows: int, dist: Distributed) -> np.ndarray:
+    """A picture of samples from latents that depend on the seed alone; with classes, one column a class.
+
+    Every process generates its share.
+    """
     num_classes: int = G.num_classes  # type: ignore[assignment]
     z_dim: int = G.z_dim  # type: ignore[assignment]
     columns = grid_columns(num_classes, rows)
-    z = rng.latents(seed, Purpose.SAMPLE_LATENT, 0, rows * columns, z_dim, like=next(G.parameters()))
+    first, count = dist.share(0, rows * columns)
+    z = rng.latents(seed, Purpose.SAMPLE_LATENT, first, count, z_dim, like=next(G.parameters()))
     y = grid_labels(num_classes, rows, columns)
-    return grid_picture(to_uint8(G(z) if y is None else G(z, y.to(z.device))), columns)
+    x = G(z) if y is None else G(z, y[first : first + count].to(z.device))
+    return grid_picture(dist.gather_shares(to_uint8(x), rows * columns), columns)
 
 
 def real_grid(dataset: Images, num_classes: int, rows: int) -> np.ndarray:
@@ -78,6 +83,5 @@ class SampleGrid:
         self.tracker, self.clock, self.dist = tracker, clock, dist
 
     def __call__(self, state: State) -> None:
-        if self.dist.is_main:
-            with self.clock.paused():
-                self.tracker.image(state.nimg, "grid", sample_grid(state.G_ema, self.seed, self.rows))
+        with self.clock.paused():
+            self.tracker.image(state.nimg, "grid", sample_grid(state.G_ema, self.seed, self.rows, self.dist))

@@ -36,13 +36,24 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"gan-dist: unknown command {command!r}; choose train or sample", file=sys.stderr)
         return 2
     except UserError as error:
-        # A data worker's error arrives with its traceback above it.
-        message = str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.{type(error).__name__}: ")
-        print(f"gan-dist: error: {message}", file=sys.stderr)
-        return error.exit_status
+        return _report(error)
     except BrokenPipeError:  # `… --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         print("gan-dist: interrupted", file=sys.stderr)
         return 130
+
+
+def _report(error: UserError) -> int:
+    """One line on the terminal; of an error that all processes have alike, the main process's alone."""
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    # A data worker's error arrives with its traceback above it.
+    message = str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.{type(error).__name__}: ")
+    if rank == 0 or not error.everywhere:
+        who = f"rank {rank}: " if world_size > 1 else ""
+        print(f"gan-dist: {who}error: {message}", file=sys.stderr, flush=True)
+    if world_size > 1:  # nothing that waits for other processes at exit
+        sys.stdout.flush()
+        os._exit(error.exit_status)
+    return error.exit_status

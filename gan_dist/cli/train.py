@@ -7,12 +7,16 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from gan_dist.config import Config, Run, load_config, save_config, settings_help
 from gan_dist.data import describe
 from gan_dist.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from gan_dist.distributed import Distributed
 
 USAGE = """\
 usage: python train.py [CONFIG.yaml] [key.sub=value ...]
@@ -41,23 +45,37 @@ def train(arguments: list[str]) -> int:
         return 0
     started = time.perf_counter()
     config = _load(arguments)
-    info = describe(config.data)
-    from gan_dist.build import build, check_parts  # torch, and with it some seconds: after what can be refused without
+    from gan_dist.distributed import Distributed  # torch, and with it some seconds: after what can be refused without
+
+    settings = config.train
+    dist = Distributed(settings.precision, cpu=settings.device == "cpu", compress=settings.compress_gradients)
+    try:
+        finished, run_dir, nimg = _run(config, dist)
+    except Exception as error:
+        raise dist.failure(error) from error
+    if dist.is_main:
+        _report(run_dir, nimg, time.perf_counter() - started, finished)
+    dist.end()
+    return FINISHED if finished else STOPPED
+
+
+def _run(config: Config, dist: Distributed) -> tuple[bool, Path, int]:
+    """Everything between starting the processes and the last words: (finished, run directory, images seen)."""
+    from gan_dist.build import build, check_parts
     from gan_dist.checkpoint import find_checkpoint
-    from gan_dist.distributed import Distributed
 
-    check_parts(config, info)
-    checkpoint = _find_start(config)
-
-    dist = Distributed(config.train.precision, cpu=config.train.device == "cpu")
-    run_dir = _make_run_dir(config)
-    _log_to(run_dir / "log.txt")
+    info = dist.from_main(lambda: describe(config.data))
+    check_parts(config, info, dist)
+    checkpoint, run_dir = dist.from_main(lambda: (_find_start(config), _make_run_dir(config)))
+    _log_to(run_dir / "log.txt" if dist.is_main else None)
     shape = "x".join(map(str, info.image_shape))
     log.info("%s: %s on %d images of %s", run_dir, config.model.name, info.num_images, shape)
-    log.info("device %s, %s, global batch %d", dist.device, config.train.precision, config.train.batch_size)
     run = build(config, info, run_dir, checkpoint, dist)
-    # Only now does the directory hold a run: what failed before can be mended and started again in the same place.
-    save_config(replace(config, run=Run(name=config.run.name), resume="never"), run_dir / "config.yaml")
+    if dist.is_main:
+        # Only now does the directory hold a run: what failed before can be mended and started again in the same place.
+        save_config(replace(config, run=Run(name=config.run.name), resume="never"), run_dir / "config.yaml")
+    for line in run.summary:
+        log.info(line)
     if checkpoint:
         log.info("going on from %s", checkpoint)
     try:
@@ -67,10 +85,9 @@ def train(arguments: list[str]) -> int:
         raise
     finally:
         run.bar.close()
-    artifact = find_checkpoint(run_dir) if finished and config.tracking.artifact else None
+    artifact = find_checkpoint(run_dir) if dist.is_main and finished and config.tracking.artifact else None
     run.tracker.finish(finished, artifact)
-    _report(run_dir, run.state.nimg, time.perf_counter() - started, finished)
-    return FINISHED if finished else STOPPED
+    return finished, run_dir, run.state.nimg
 
 
 def _load(arguments: list[str]) -> Config:
@@ -118,13 +135,14 @@ def _make_run_dir(config: Config) -> Path:
     return run_dir
 
 
-def _log_to(path: Path) -> None:
-    """Messages to the terminal, above the progress line, and with their time to a file."""
-    log.setLevel(logging.INFO)
-    terminal = TerminalHandler()
-    file = logging.FileHandler(path)
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.handlers = [terminal, file]
+def _log_to(path: Path | None) -> None:
+    """Messages to the terminal, above the progress line, and with their time to a file; None: warnings alone."""
+    log.handlers = [TerminalHandler()]
+    log.setLevel(logging.INFO if path else logging.WARNING)
+    if path:
+        file = logging.FileHandler(path)
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(file)
 
 
 class TerminalHandler(logging.Handler):

@@ -6,7 +6,7 @@ Images are uint8 (C, H, W) and labels int64 until they are on the device.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gan_dist.config import Data, parse_image_size
@@ -21,11 +21,13 @@ class DataInfo:
         image_shape: (C, H, W).
         num_classes: number of labels; 0 if the data set has none.
         num_images: images in the training split.
+        files: of a folder, the images and their labels.
     """
 
     image_shape: tuple[int, int, int]
     num_classes: int
     num_images: int
+    files: tuple[tuple[Path, int], ...] = ()
 
 
 # The training split; STL10's is its unlabelled part, as usual for GANs.
@@ -53,7 +55,7 @@ def describe(config: Data) -> DataInfo:
         from gan_dist.data.folder import list_images
 
         files, classes = list_images(Path(config.root), config.class_folders)
-        own = DataInfo((3, 64, 64), len(classes), len(files))
+        own = DataInfo((3, 64, 64), len(classes), len(files), tuple(files))
     else:
         if config.class_folders:
             raise ConfigError(f"data.class_folders=true needs data.name=folder, not data.name={config.name}")
@@ -61,4 +63,4 @@ def describe(config: Data) -> DataInfo:
     channels, height, width = own.image_shape
     if config.image_size:
         height, width = parse_image_size(config.image_size)
-    return DataInfo((config.channels or channels, height, width), own.num_classes, own.num_images)
+    return replace(own, image_shape=(config.channels or channels, height, width))

@@ -2,43 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from gan_dist.data.sources import Images, ImageTensor
-from gan_dist.rng import Purpose, coins, permutation, to_device
+from gan_dist.rng import Purpose, coins, permuted, to_device
 
 
-class KeyedBatches(Sampler[list[int]]):
-    """Global batches of data set indices from image number `start` on, without end.
+class GlobalBatches(Sampler[range]):
+    """The numbers of the images of each global batch, from image number `start` of the run on, without end.
 
-    Image number a of a run is image `permutation(seed, epoch)[a mod n]` of the data set, in epoch a div n. Batches run
-    across the ends of epochs, so each image is shown once per epoch whatever the batch size.
+    A range costs nothing to cut: each process takes its slice, and only that is looked up.
     """
 
     drop_last = True  # asked for by Accelerate's sharding; every batch here is full
 
-    def __init__(self, num_images: int, batch_size: int, seed: int, start: int) -> None:
-        self.num_images = num_images
+    def __init__(self, batch_size: int, start: int) -> None:
         self.batch_size = batch_size
-        self.seed = seed
         self.start = start
 
-    def __iter__(self) -> Iterator[list[int]]:
-        order = lru_cache(maxsize=2)(lambda epoch: permutation(self.seed, Purpose.ORDER, epoch, self.num_images))
-        nimg = self.start
+    def __iter__(self) -> Iterator[range]:
+        first = self.start
         while True:
-            numbers = np.arange(nimg, nimg + self.batch_size)
-            epochs, positions = numbers // self.num_images, numbers % self.num_images
-            parts = [order(epoch)[positions[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)]
-            yield np.concatenate(parts).tolist()
-            nimg += self.batch_size
+            yield range(first, first + self.batch_size)
+            first += self.batch_size
+
+
+class KeyedStream(Dataset):
+    """A data set in the order of training: image number a of a run is in epoch a div n at place a mod n of its order.
+
+    Every image is shown once an epoch, whatever the batch size; batches run across the ends of epochs.
+    """
+
+    def __init__(self, dataset: Images, seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+
+    def indices(self, numbers: Sequence[int]) -> list[int]:
+        """Which images of the data set have these numbers in the run."""
+        n = len(self.dataset)
+        epochs, places = np.divmod(np.asarray(numbers), n)
+        found = np.empty_like(places)
+        for epoch in range(epochs[0], epochs[-1] + 1):
+            now = epochs == epoch
+            found[now] = permuted(self.seed, Purpose.ORDER, epoch, places[now], n)
+        return found.tolist()
+
+    def __getitems__(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """A whole batch, as DataLoader's fetcher asks for it: uint8 (N, C, H, W), int64 (N,)."""
+        return self.dataset.__getitems__(self.indices(numbers))
 
 
 def _as_fetched(batch: Any) -> Any:
@@ -49,8 +66,8 @@ def make_loader(dataset: Images, batch_size: int, seed: int, start: int, workers
     """Global batches (uint8 (N, C, H, W), int64 (N,)); Accelerate gives each process its slice of them."""
     in_memory = isinstance(dataset, ImageTensor)
     return DataLoader(
-        dataset,
-        batch_sampler=KeyedBatches(len(dataset), batch_size, seed, start),
+        KeyedStream(dataset, seed),
+        batch_sampler=GlobalBatches(batch_size, start),  # type: ignore[arg-type]
         collate_fn=_as_fetched,
         num_workers=0 if in_memory else workers,
         pin_memory=torch.cuda.is_available() and not in_memory,
@@ -58,15 +75,16 @@ def make_loader(dataset: Images, batch_size: int, seed: int, start: int, workers
 
 
 class Preprocess:
-    """uint8 images of a batch to float in [-1, 1], mirrored with probability 1/2 if asked, on their device."""
+    """uint8 images of a batch to floats in [-1, 1], mirrored with probability 1/2 if asked, on their device."""
 
-    def __init__(self, seed: int, hflip: bool) -> None:
+    def __init__(self, seed: int, hflip: bool, dtype: torch.dtype = torch.float32) -> None:
         self.seed = seed
         self.hflip = hflip
+        self.dtype = dtype
 
     def __call__(self, images: Tensor, first: int) -> Tensor:
-        """uint8 (N, C, H, W), the images number first … first + N - 1 of the run, to float32 of the same shape."""
-        x = images.float().div_(127.5).sub_(1)
+        """uint8 (N, C, H, W), the images number first … first + N - 1 of the run, to floats of the same shape."""
+        x = images.to(self.dtype).div_(127.5).sub_(1)
         if self.hflip:
             mirrored = to_device(coins(self.seed, Purpose.FLIP, first, len(images)), x.device)
             x = torch.where(mirrored[:, None, None, None], x.flip(3), x)

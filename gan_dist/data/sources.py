@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gan_dist.config import Data
 from gan_dist.data import DataInfo
-from gan_dist.data.folder import ImageFiles, list_images
+from gan_dist.data.folder import ImageFiles
 from gan_dist.data.images import BrokenImage, read_image, to_tensor
 from gan_dist.errors import UserError
 from gan_dist.rng import to_device
@@ -64,7 +64,7 @@ def load_dataset(config: Data, info: DataInfo) -> Images:
     elif config.name in ("MNIST", "FashionMNIST", "KMNIST"):
         arrays = _idx(config) or _torchvision(config)
     elif config.name in ("folder", "CelebA"):
-        files = list_images(Path(config.root), config.class_folders)[0] if config.name == "folder" else _celeba(config)
+        files = list(info.files) if config.name == "folder" else _celeba(config)
         dataset = ImageFiles(files, info.image_shape, config.broken_files == "skip")
         size = len(files) * int(np.prod(info.image_shape))
         return decode_all(dataset) if size <= config.memory_gib * 2**30 else dataset
