@@ -106,6 +106,8 @@ def make_optimizer(config: Optimizer, module: nn.Module) -> torch.optim.Optimize
     arguments: dict[str, Any] = {"lr": config.lr, **config.args}
     if "betas" in inspect.signature(cls).parameters:
         arguments.setdefault("betas", tuple(config.betas))
+    if config.name in ("Adam", "AdamW", "SGD") and not arguments.keys() & {"foreach", "differentiable"}:
+        arguments.setdefault("fused", True)  # one pass over the weights
     return cls(module.parameters(), **arguments)
 
 

@@ -18,6 +18,7 @@ from accelerate.utils import DDPCommunicationHookType, broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from gan_dist import sync_batch_norm
 from gan_dist.errors import ConfigError, UserError
 from gan_dist.signals import StopSignals
 
@@ -87,6 +88,8 @@ class Distributed:
                 "accelerate launch --multi_gpu (which also serves processes on CPUs)"
             )
         self._introduce()
+        if self.device.type == "cpu":
+            _keep_freed_memory()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -117,10 +120,7 @@ class Distributed:
 
     def sync_batch_norm(self, module: nn.Module) -> nn.Module:
         """Let every batch normalization in a module see the batches of all processes; changes nothing for one."""
-        for child in module.modules() if self.world_size > 1 else ():
-            if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
-                child.__class__ = SyncBatchNorm
-        return module
+        return sync_batch_norm.convert(module, _all_sum, self.world_size) if self.world_size > 1 else module
 
     def micro_batch(self, model: nn.Module, last: bool) -> AbstractContextManager:
         """Around forward and backward of one micro-batch: only the last one averages gradients over processes."""
@@ -241,6 +241,20 @@ def _is_about_a_peer(error: Exception) -> bool:
     )
 
 
+def _keep_freed_memory() -> None:
+    """Let glibc serve blocks up to 32 MiB from its heap: mapped anew, activations cost a page fault per 4 KiB each time.
+
+    It raises this threshold by itself when a block of that size is freed, so far only where the data set was decoded.
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8)
+
+
+def _all_sum(tensor: Tensor) -> Tensor:
+    total = tensor.clone(memory_format=torch.contiguous_format)
+    torch.distributed.all_reduce(total)
+    return total
+
+
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
@@ -285,49 +299,3 @@ def _answer(flag: Tensor, work: Any) -> Callable[[], bool]:
         return copy.item() > 0
 
     return from_device
-
-
-class _Sum(torch.autograd.Function):
-    """The sum of a tensor over all processes; its derivatives, of any order, are such sums too."""
-
-    @staticmethod
-    def forward(_: Any, tensor: Tensor) -> Tensor:
-        total = tensor.clone(memory_format=torch.contiguous_format)
-        torch.distributed.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(_: Any, gradient: Tensor) -> Tensor:
-        return _Sum.apply(gradient)
-
-
-class SyncBatchNorm(nn.BatchNorm2d):
-    """Batch normalization over the batches of all processes, which must be of one size.
-
-    torch's own runs on GPUs only and can't be differentiated twice, which gradient penalties need.
-    """
-
-    def _check_input_dim(self, _: Tensor) -> None:
-        """(N, C) and (N, C, H, W) will do."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(x)
-        world_size = torch.distributed.get_world_size()
-        dims = [d for d in range(x.ndim) if d != 1]
-        shape = [-1 if d == 1 else 1 for d in range(x.ndim)]
-        wide = x if x.dtype == torch.float64 else x.float()
-        mean = _Sum.apply(wide.mean(dims)) / world_size
-        centred = wide - mean.view(shape)
-        variance = _Sum.apply(centred.square().mean(dims)) / world_size
-        if self.running_mean is not None and self.running_var is not None and self.momentum is not None:
-            n = x.numel() // x.shape[1] * world_size
-            with torch.no_grad():
-                self.running_mean.lerp_(mean, self.momentum)
-                self.running_var.lerp_(variance * n / (n - 1), self.momentum)
-                if self.num_batches_tracked is not None:
-                    self.num_batches_tracked.add_(1)
-        result = centred * (variance + self.eps).rsqrt().view(shape)
-        if self.affine:
-            result = result * self.weight.view(shape) + self.bias.view(shape)
-        return result.to(x.dtype)

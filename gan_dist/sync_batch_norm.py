@@ -1,0 +1,118 @@
+"""Batch normalization over the batches of all processes, on any device and differentiable any number of times.
+
+torch's own `SyncBatchNorm` runs on GPUs only and can't be differentiated twice, which gradient penalties need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+AllSum = Callable[[Tensor], Tensor]  # a tensor -> its sum over all processes; need not be differentiable
+
+
+def convert(module: nn.Module, all_sum: AllSum, world_size: int) -> nn.Module:
+    """Turn every batch normalization inside a module into a synchronised one, with its parameters and buffers."""
+    for child in module.modules():
+        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+            child.__class__ = SyncBatchNorm
+            vars(child).update(all_sum=all_sum, world_size=world_size)
+    return module
+
+
+class SyncBatchNorm(nn.BatchNorm2d):
+    """x (N, C) or (N, C, H, W), with the same N in all processes; made by `convert`."""
+
+    all_sum: AllSum
+    world_size: int
+
+    def _check_input_dim(self, _: Tensor) -> None:
+        """Both shapes will do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        n = x.numel() // x.shape[1] * self.world_size
+        with torch.no_grad():
+            mean, var = torch.batch_norm_update_stats(_wide(x), None, None, 0.0)  # of this process alone
+            mean, var = _combine(mean, var, self.all_sum, self.world_size)
+            if self.running_mean is not None and self.running_var is not None and self.momentum is not None:
+                self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+                self.running_var.lerp_((var * n / (n - 1)).to(self.running_var), self.momentum)
+                if self.num_batches_tracked is not None:
+                    self.num_batches_tracked.add_(1)
+        mean, var = (moment.to(self.weight.dtype) for moment in (mean, var))
+        return _Normalise.apply(x, self.weight, self.bias, mean, var, n, self)
+
+
+def _combine(mean: Tensor, var: Tensor, all_sum: AllSum, world_size: int) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance (C,) of all processes' batches from those of each, float64, by one exchange."""
+    mean, var = mean.double(), var.double()  # the difference below cancels
+    mean, square = all_sum(torch.stack([mean, var + mean.square()])) / world_size
+    return mean, square - mean.square()
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+class _Normalise(torch.autograd.Function):
+    """y = (x - mean) / sqrt(var + eps) * weight + bias, where mean and var depend on the x of all processes.
+
+    First derivatives by torch's kernels; for higher ones the formula itself is differentiated.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, n: int, norm: SyncBatchNorm
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, bias, mean, var)
+        ctx.n, ctx.norm = n, norm
+        return F.batch_norm(x, mean, var, weight, bias, training=False, eps=norm.eps)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, mean, var = ctx.saved_tensors
+        norm: SyncBatchNorm = ctx.norm
+        if torch.is_grad_enabled():  # the result will be differentiated again
+            y = _formula(x, weight, bias, norm)
+            return *torch.autograd.grad(y, (x, weight, bias), g, create_graph=True), None, None, None, None
+        rstd = (var + norm.eps).rsqrt()
+        # With mean and var held fixed; and then through them.
+        gx, g_weight, g_bias = torch.ops.aten.native_batch_norm_backward(
+            g, x, weight, mean, var, mean, rstd, False, norm.eps, [True, True, True]
+        )
+        sum_bias, sum_weight = norm.all_sum(torch.stack([g_bias, g_weight]))
+        shape = [-1 if d == 1 else 1 for d in range(x.ndim)]
+        slope = -weight * rstd.square() * sum_weight / ctx.n
+        offset = -weight * rstd * sum_bias / ctx.n - slope * mean
+        gx.add_(offset.to(gx).view(shape)).addcmul_(x, slope.to(gx).view(shape))
+        return gx, g_weight, g_bias, None, None, None, None
+
+
+class _Sum(torch.autograd.Function):
+    """`all_sum`, differentiable any number of times: each derivative is such a sum too."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, all_sum: AllSum) -> Tensor:
+        ctx.all_sum = all_sum
+        return all_sum(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        return _Sum.apply(g, ctx.all_sum), None
+
+
+def _formula(x: Tensor, weight: Tensor, bias: Tensor, norm: SyncBatchNorm) -> Tensor:
+    """Normalised x as a function that autograd can take apart."""
+    var, mean = torch.var_mean(_wide(x), [d for d in range(x.ndim) if d != 1], correction=0)
+    mean, var = _combine(mean, var, lambda tensor: _Sum.apply(tensor, norm.all_sum), norm.world_size)
+    shape = [-1 if d == 1 else 1 for d in range(x.ndim)]
+    scale = (var + norm.eps).rsqrt() * weight
+    shift = bias - mean * scale
+    wide = _wide(x)
+    return torch.addcmul(shift.to(wide).view(shape), wide, scale.to(wide).view(shape)).to(x.dtype)
