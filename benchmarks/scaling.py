@@ -46,6 +46,12 @@ def start(arguments: list[str], cwd: Path, core: int, env: dict[str, str]) -> su
     )
 
 
+def finish(processes: list[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        if process.wait():
+            raise SystemExit("a run failed")
+
+
 def speed(run_dir: Path) -> float:
     """Images per second, all intervals but the first."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -53,15 +59,13 @@ def speed(run_dir: Path) -> float:
 
 
 def one(arguments: list[str], folder: Path, core: int) -> float:
-    if start([*arguments, "run.dir=one"], folder, core, {}).wait():
-        raise SystemExit("a run failed")
+    finish([start([*arguments, "run.dir=one"], folder, core, {})])
     return speed(folder / "one")
 
 
 def apart(arguments: list[str], folder: Path, cores: list[int]) -> float:
     processes = [start([*arguments, f"run.dir=apart{core}"], folder, core, {}) for core in cores]
-    if any([process.wait() for process in processes]):
-        raise SystemExit("a run failed")
+    finish(processes)
     return sum(speed(folder / f"apart{core}") for core in cores)
 
 
@@ -72,8 +76,7 @@ def together(arguments: list[str], folder: Path, cores: list[int]) -> float:
         env = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
         processes.append(start([*arguments, "run.dir=together"], folder, core, env))
-    if any([process.wait() for process in processes]):
-        raise SystemExit("a run failed")
+    finish(processes)
     return speed(folder / "together")
 
 

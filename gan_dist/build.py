@@ -20,7 +20,7 @@ from gan_dist.callbacks.progress import LogProgress, ProgressBar
 from gan_dist.callbacks.save import SaveCheckpoint
 from gan_dist.checkpoint import find_checkpoint, load_network, read_facts, restore
 from gan_dist.config import Config, Model, Optimizer, as_dict, choose, load_config
-from gan_dist.data import DataInfo
+from gan_dist.data import DataInfo, describe
 from gan_dist.data.loader import Preprocess, make_loader
 from gan_dist.data.shared import load_shared
 from gan_dist.data.sources import Images, ImageTensor
@@ -57,11 +57,8 @@ def check_parts(config: Config, info: DataInfo, dist: Distributed) -> None:
         raise ConfigError(
             f"model.conditional=true, but data.name={config.data.name} has no labels; set model.conditional=false{hint}"
         )
-    if config.metrics.every_kimg and config.metrics.extractor == "classifier" and not info.num_classes:
-        raise ConfigError(
-            f"metrics.extractor=classifier, but data.name={config.data.name} has no labels to train one on; "
-            "set metrics.extractor=inception, or metrics.every_kimg=0 for no metrics"
-        )
+    if config.metrics.every_kimg:
+        check_metrics(config, info)
     if config.train.batch_size > info.num_images:
         raise ConfigError(
             f"train.batch_size={config.train.batch_size} is larger than the data set of {info.num_images} images; "
@@ -74,6 +71,15 @@ def check_parts(config: Config, info: DataInfo, dist: Distributed) -> None:
             make_optimizer(settings, nn.Linear(1, 1))
         except (TypeError, ValueError) as error:
             raise ConfigError(f"optim.{side}.name={settings.name}: {error}") from None
+
+
+def check_metrics(config: Config, info: DataInfo) -> None:
+    """Refuse metrics that the data set does not allow."""
+    if config.metrics.extractor == "classifier" and not info.num_classes:
+        raise ConfigError(
+            f"metrics.extractor=classifier, but data.name={config.data.name} has no labels to train one on; "
+            "set metrics.extractor=inception, or metrics.every_kimg=0 for no metrics"
+        )
 
 
 def _check_split(config: Config, world_size: int) -> None:
@@ -133,15 +139,19 @@ def make_state(config: Config, info: DataInfo, dist: Distributed) -> State:
 
 def load_generator(run_dir: Path, checkpoint: str, device: str) -> nn.Module:
     """See `gan_dist.load_generator`."""
-    path = find_checkpoint(run_dir, checkpoint)
-    facts = read_facts(path)
-    config = load_config(path / "config.yaml")
+    return _generator(find_checkpoint(run_dir, checkpoint)).to(device)
+
+
+def _generator(checkpoint: Path) -> nn.Module:
+    """A checkpoint's G_ema in eval mode, fp32, on the CPU."""
+    facts = read_facts(checkpoint)
+    config = load_config(checkpoint / "config.yaml")
     try:
         G = make_generator(config.model, tuple(facts["image_shape"]), facts["num_classes"])
     except ValueError as error:
-        raise ConfigError(f"{path}: {config.model.name} {error}") from None
-    load_network(path, "G_ema", G)
-    return G.to(device).eval().requires_grad_(False)
+        raise ConfigError(f"{checkpoint}: {config.model.name} {error}") from None
+    load_network(checkpoint, "G_ema", G)
+    return G.eval().requires_grad_(False)
 
 
 def cache_dir() -> Path:
@@ -165,9 +175,10 @@ def _summary(config: Config, state: State, dist: Distributed) -> list[str]:
     sizes = {name: sum(p.numel() for p in getattr(state, name).parameters()) for name in ("G", "D")}
     width = 2 if config.train.compress_gradients else torch.finfo(dist.dtype).bits // 8
     sent = (sizes["G"] + config.train.n_critic * sizes["D"]) * width if dist.world_size > 1 else 0
-    nodes, share = dist.world_size // dist.local_world_size, config.train.batch_size // dist.world_size
+    share, nodes = config.train.batch_size // dist.world_size, dist.world_size // dist.local_world_size
+    where = f"backend {dist.backend}, {dist.device.type}, {dist.precision}"
     return [
-        f"{dist.world_size} process(es) on {nodes} node(s), backend {dist.backend}, {dist.device}, {dist.precision}",
+        f"{dist.world_size} process(es) on {nodes} node(s), {where}",
         f"global batch {config.train.batch_size}, {share} per process",
         f"G has {sizes['G']:,} parameters, D {sizes['D']:,}; each iteration all-reduces {sent:,} bytes of gradients",
     ]
@@ -182,7 +193,7 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
     state = make_state(config, info, dist)
     if checkpoint:
         restore(checkpoint, state)
-    class_probs = _class_probs(dataset, info.num_classes) if config.model.conditional else None
+    class_probs = _class_probs(dataset, info, config)
 
     stats, clock = RunningMeans(dist), Clock()
     step = Alternation(
@@ -217,23 +228,8 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
         SampleGrid(_nimg(config.sample.every_kimg), config.sample.rows, train.seed, tracker, clock, dist),
     ]
     if config.metrics.every_kimg:
-        callbacks.append(
-            Evaluate(
-                _nimg(config.metrics.every_kimg),
-                Evaluator(
-                    make_extractor(config.metrics, info, dataset, cache_dir(), dist),
-                    dataset,
-                    dist,
-                    class_probs,
-                    num_images=config.metrics.num_images,
-                    batch_size=config.metrics.batch_size,
-                    seed=config.metrics.seed,
-                ),
-                tracker,
-                clock,
-                dist,
-            )
-        )
+        evaluator = make_evaluator(config, info, dataset, class_probs, dist)
+        callbacks.append(Evaluate(_nimg(config.metrics.every_kimg), evaluator, tracker, clock, dist))
     callbacks.append(save)
     trainer = Trainer(
         state,
@@ -249,13 +245,41 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
     return WiredRun(trainer, state, tracker, bar, _summary(config, state, dist))
 
 
+def make_evaluator(
+    config: Config, info: DataInfo, dataset: Images, class_probs: Tensor | None, dist: Distributed
+) -> Evaluator:
+    """What measures generators as configured."""
+    metrics = config.metrics
+    return Evaluator(
+        make_extractor(metrics, info, dataset, cache_dir(), dist),
+        dataset,
+        dist,
+        class_probs,
+        num_images=metrics.num_images,
+        batch_size=metrics.batch_size,
+        seed=metrics.seed,
+    )
+
+
+def evaluate_checkpoint(checkpoint: Path, config: Config, dist: Distributed) -> dict[str, Any]:
+    """Metrics of a checkpoint's G_ema by the config's protocol, which is in the result with the images it has seen."""
+    info = dist.from_main(lambda: describe(config.data))
+    check_metrics(config, info)
+    dataset = load_shared(config.data, info, dist)
+    G = _generator(checkpoint).to(dist.device)
+    evaluator = make_evaluator(config, info, dataset, _class_probs(dataset, info, config), dist)
+    return {"kimg": read_facts(checkpoint)["nimg"] / 1000, **evaluator(G), "protocol": evaluator.protocol}
+
+
 def _nimg(kimg: float) -> int:
     return round(kimg * 1000)
 
 
-def _class_probs(dataset: Images, num_classes: int) -> Tensor:
-    """How often each class occurs in the data: generated images are asked for in the same proportions."""
-    counts = torch.bincount(dataset.labels.cpu(), minlength=num_classes)
+def _class_probs(dataset: Images, info: DataInfo, config: Config) -> Tensor | None:
+    """How often each class occurs in the data, and so is asked for; None for an unconditional G."""
+    if not config.model.conditional:
+        return None
+    counts = torch.bincount(dataset.labels.cpu(), minlength=info.num_classes)
     return counts / counts.sum()
 
 

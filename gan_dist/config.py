@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from itertools import pairwise
 from operator import attrgetter
 from pathlib import Path
@@ -283,6 +284,7 @@ def walk_settings(cls: type = Config, prefix: str = "") -> Iterator[tuple[str, A
             yield name, value, kinds[item.name], comments[item.name]
 
 
+@cache  # inspect parses the whole file every time
 def _comments(cls: type) -> dict[str, str]:
     """The comment at the end of each field's declaration."""
     source = inspect.getsource(cls)

@@ -7,7 +7,7 @@ import socket
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=10)  # how long a collective waits for a process that is stopped but not dead
 STOP_LAG = 4  # iterations between asking the others to stop and stopping, so that nobody waits for the answer
+_FAILED = "gan_dist/failed"  # where the first process that fails leaves its message
 _PRECISION = {"fp64": "no", "fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -81,12 +82,7 @@ class Distributed:
         self.is_local_main: bool = self._accelerator.is_local_main_process
         self.local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))
         self.first_local_rank: int = self.rank - self._accelerator.local_process_index
-        wanted = int(os.environ.get("WORLD_SIZE", "1"))
-        if wanted != self.world_size:
-            raise ConfigError(
-                f"WORLD_SIZE={wanted}, but this process is in a world of {self.world_size}: start it with torchrun, or "
-                "accelerate launch --multi_gpu (which also serves processes on CPUs)"
-            )
+        _check_world(self.world_size)
         self._introduce()
         if self.device.type == "cpu":
             _keep_freed_memory()
@@ -148,16 +144,16 @@ class Distributed:
 
     # --- what processes do together -----------------------------------------------------------------------------------
 
-    def share(self, first: int, count: int) -> tuple[int, int]:
-        """This process's slice (first, count) of `count` consecutive samples, as even as it goes."""
-        start, stop = (count * r // self.world_size for r in (self.rank, self.rank + 1))
-        return first + start, stop - start
+    def share(self, count: int) -> range:
+        """This process's slice of `count` things, as even as it goes."""
+        return range(count * self.rank // self.world_size, count * (self.rank + 1) // self.world_size)
 
-    def gather_shares(self, tensor: Tensor, count: int) -> Tensor:
-        """Join what each process made of its `share` of `count` samples, in the samples' order: (count, …)."""
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Join tensors (N, …) of all processes, whose N may differ, in the order of the ranks."""
         if self.world_size == 1:
             return tensor
-        sizes = [count * (r + 1) // self.world_size - count * r // self.world_size for r in range(self.world_size)]
+        lengths = self._accelerator.gather(torch.tensor([len(tensor)], device=self.device))
+        sizes: list[int] = lengths.tolist()
         padded = torch.cat([tensor, tensor.new_zeros(max(sizes) - len(tensor), *tensor.shape[1:])])
         parts = self._accelerator.gather(padded.to(self.device)).to(tensor.device).split(max(sizes))
         return torch.cat([part[:size] for part, size in zip(parts, sizes)])
@@ -167,15 +163,26 @@ class Distributed:
         return self._accelerator.reduce(tensor, "mean") if self.world_size > 1 else tensor
 
     def from_main(self, make: Callable[[], T]) -> T:
-        """What `make` returns in the main process, in all of them; its UserError is raised in all of them too."""
+        """What `make` returns in the main process, in all of them; its UserError is raised in all of them too.
+
+        The others wait as long as it takes, a download of hours too: no collective, and so no time-out, is pending.
+        """
         if self.world_size == 1:
             return make()
         box: list[Any] = [None, None]
+        self._calls += 1
+        made = f"gan_dist/made/{self._calls}"
         if self.is_main:
             try:
                 box[0] = make()
             except UserError as error:
                 box[1] = error
+            self._store.set(made, "")
+        while not self._store.check([made]):
+            with suppress(torch.distributed.DistStoreError):  # nothing yet
+                self._store.wait([made], timedelta(seconds=5))
+            if self._store.check([_FAILED]):
+                raise torch.distributed.DistError("the main process failed")
         broadcast_object_list(box)
         if box[1] is not None:
             box[1].everywhere = True
@@ -187,7 +194,11 @@ class Distributed:
         self._accelerator.wait_for_everyone()
 
     def end(self) -> None:
-        """The last thing that is called, after a run that went well."""
+        """The last thing that is called, after a run that went well: all leave together.
+
+        A launcher that sees one process gone with a status other than 0 ends the others.
+        """
+        self.barrier()
         self._accelerator.end_training()
 
     # --- failures -----------------------------------------------------------------------------------------------------
@@ -201,12 +212,11 @@ class Distributed:
             return error
         try:
             if not _is_about_a_peer(error):
-                self._store.set(
-                    "gan_dist/failed", f"rank {self.rank} failed: {type(error).__name__}: {_one_line(error)}"
-                )
+                message = f"rank {self.rank} failed: {type(error).__name__}: {_one_line(error)}"
+                self._store.compare_set(_FAILED, "", message)  # the first one stays
                 return error
-            if self._store.check(["gan_dist/failed"]):
-                return UserError(f"stopped, because {self._store.get('gan_dist/failed').decode()}")
+            if self._store.check([_FAILED]):
+                return UserError(f"stopped, because {self._store.get(_FAILED).decode()}")
         except RuntimeError:
             pass
         return UserError(f"{self._lost_peers()} ({_one_line(error)})")
@@ -214,6 +224,7 @@ class Distributed:
     def _introduce(self) -> None:
         """Leave host and process number in the store, where those who outlive this process find them."""
         if self.world_size > 1:
+            self._calls = 0
             self._store = torch.distributed.distributed_c10d._get_default_store()
             self._store.set(f"gan_dist/process/{self.rank}", f"{socket.gethostname()}, pid {os.getpid()}")
 
@@ -241,8 +252,20 @@ def _is_about_a_peer(error: Exception) -> bool:
     )
 
 
+def _check_world(world_size: int) -> None:
+    """Refuse to be one of several processes that each train alone."""
+    wanted = int(os.environ.get("WORLD_SIZE", "1"))
+    simple_launcher = {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys() and wanted == 1
+    if wanted != world_size or (simple_launcher and "WORLD_SIZE" not in os.environ):
+        asked = "several processes were asked for" if simple_launcher else f"WORLD_SIZE={wanted}"
+        raise ConfigError(
+            f"{asked}, but this one is in a world of {world_size}: start with torchrun, or with "
+            "accelerate launch --multi_gpu, which serves processes on CPUs too"
+        )
+
+
 def _keep_freed_memory() -> None:
-    """Let glibc serve blocks up to 32 MiB from its heap: mapped anew, activations cost a page fault per 4 KiB each time.
+    """Let glibc serve blocks up to 32 MiB from its heap: mapped anew, activations cost a page fault per 4 KiB.
 
     It raises this threshold by itself when a block of that size is freed, so far only where the data set was decoded.
     """

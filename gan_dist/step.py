@@ -140,9 +140,9 @@ class Alternation:
 
     def _micro_batches(self) -> Iterator[tuple[int, slice]]:
         """(number of the first image in the run, slice of this process's share) of each micro-batch."""
-        first, count = self.dist.share(self.state.nimg, self.batch_size)
-        for start in range(0, count, self.micro_batch_size):
-            yield first + start, slice(start, min(start + self.micro_batch_size, count))
+        share = self.dist.share(self.batch_size)
+        for start in range(0, len(share), self.micro_batch_size):
+            yield self.state.nimg + share[start], slice(start, min(start + self.micro_batch_size, len(share)))
 
     def _draw(self, latent: Purpose, label: Purpose, first: int, count: int) -> tuple[Tensor, Tensor | None]:
         """Fresh latents (count, z_dim), and labels (count,) if G takes them, on the device."""

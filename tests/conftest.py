@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -27,6 +28,13 @@ TINY = [
 ]
 
 
+# A small network of each architecture, on data that it can make.
+FAMILIES = {
+    "mlp": ["model.name=mlp", "model.g_widths=[32]", "model.d_widths=[32]"],
+    "dcgan": ["model.name=dcgan", "data.image_size=28", "model.g_widths=[8,4]", "model.d_widths=[4,8]"],
+}
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Classifiers for metrics are trained once per session and never read from the user's cache."""
@@ -38,6 +46,27 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+def start_ranks(world_size: int, command: list[str], cwd: Path, **env: str) -> list[subprocess.Popen[str]]:
+    """Processes that find each other as under any launcher, but with none above them."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    n = str(world_size)
+    world = {"WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-u", *command],
+            cwd=cwd,
+            env={**os.environ, **world, "RANK": str(rank), "LOCAL_RANK": str(rank), **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        for rank in range(world_size)
+    ]
 
 
 Train = Callable[..., "subprocess.CompletedProcess[str]"]

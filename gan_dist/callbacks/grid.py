@@ -51,11 +51,11 @@ def sample_grid(G: nn.Module, seed: int, rows: int, dist: Distributed) -> np.nda
     num_classes: int = G.num_classes  # type: ignore[assignment]
     z_dim: int = G.z_dim  # type: ignore[assignment]
     columns = grid_columns(num_classes, rows)
-    first, count = dist.share(0, rows * columns)
-    z = rng.latents(seed, Purpose.SAMPLE_LATENT, first, count, z_dim, like=next(G.parameters()))
+    share = dist.share(rows * columns)
+    z = rng.latents(seed, Purpose.SAMPLE_LATENT, share.start, len(share), z_dim, like=next(G.parameters()))
     y = grid_labels(num_classes, rows, columns)
-    x = G(z) if y is None else G(z, y[first : first + count].to(z.device))
-    return grid_picture(dist.gather_shares(to_uint8(x), rows * columns), columns)
+    x = G(z) if y is None else G(z, y[share.start : share.stop].to(z.device))
+    return grid_picture(dist.gather(to_uint8(x)), columns)
 
 
 def real_grid(dataset: Images, num_classes: int, rows: int) -> np.ndarray:

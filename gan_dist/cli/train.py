@@ -54,7 +54,8 @@ def train(arguments: list[str]) -> int:
     except Exception as error:
         raise dist.failure(error) from error
     if dist.is_main:
-        _report(run_dir, nimg, time.perf_counter() - started, finished)
+        launcher = "python" if dist.world_size == 1 else "accelerate launch --multi_gpu"
+        _report(run_dir, nimg, time.perf_counter() - started, finished, launcher)
     dist.end()
     return FINISHED if finished else STOPPED
 
@@ -153,7 +154,7 @@ class TerminalHandler(logging.Handler):
         tqdm.write(prefix + record.getMessage(), file=sys.stdout)
 
 
-def _report(run_dir: Path, nimg: int, seconds: float, finished: bool) -> None:
+def _report(run_dir: Path, nimg: int, seconds: float, finished: bool, launcher: str) -> None:
     from gan_dist.checkpoint import list_checkpoints
     from gan_dist.plot import plot_run
 
@@ -161,7 +162,8 @@ def _report(run_dir: Path, nimg: int, seconds: float, finished: bool) -> None:
     if finished:
         log.info("finished: %.1f kimg in %.0f s", nimg / 1000, seconds)
     else:
-        log.info("stopped at %.1f kimg; go on with: python train.py run.dir=%s resume=latest", nimg / 1000, run_dir)
+        command = f"{launcher} train.py run.dir={run_dir} resume=latest"
+        log.info("stopped at %.1f kimg; go on with: %s", nimg / 1000, command)
     grids = sorted((run_dir / "samples").glob("grid-*.png"))
     if grids:
         log.info("  samples     %s", grids[-1])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import secrets
 from pathlib import Path
 
 import torch
@@ -65,17 +66,20 @@ def trained_classifier(dataset: Images, num_classes: int, seed: int, cache: Path
     with torch_seed(seed, Purpose.CLASSIFIER):
         classifier = Classifier(dataset[0][0].shape[0], num_classes)
     path = cache / f"classifier-{data_key(dataset, num_classes)}-{seed}.safetensors"
-    if dist.is_main and not path.exists():
-        accuracy = _train(classifier.to(dist.device), dataset, seed)
-        log.info(
-            "trained a classifier on the data's labels for the metrics: %.1f%% of the last batches right", accuracy
-        )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".tmp-{torch.initial_seed()}")
-        save_file(classifier.state_dict(), temporary)
-        temporary.rename(path)
-    dist.barrier()
-    classifier.load_state_dict(load_file(path))
+
+    def weights() -> dict[str, Tensor]:
+        if not path.exists():
+            accuracy = _train(classifier.to(dist.device), dataset, seed)
+            log.info(
+                "trained a classifier on the data's labels for the metrics: %.1f%% of the last batches right", accuracy
+            )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(f".tmp-{secrets.token_hex(4)}")
+            save_file(classifier.state_dict(), temporary)
+            temporary.rename(path)
+        return load_file(path)
+
+    classifier.load_state_dict(dist.from_main(weights))
     return classifier.to(dist.device).eval().requires_grad_(False)
 
 

@@ -91,13 +91,14 @@ class Evaluator:
     @torch.no_grad()
     def _extract(self, count: int, images: Callable[[int, int], Tensor]) -> tuple[Tensor, Tensor]:
         """Features and logits of `count` images, on the CPU; `images(first, n)` gives them as uint8 (n, C, H, W)."""
-        first, share = self.dist.share(0, count)
+        batches = range(0, count, self.batch_size)
         parts = []
-        for start in range(first, first + share, self.batch_size):
-            batch = images(start, min(self.batch_size, first + share - start))
-            parts.append(tuple(output.float().cpu() for output in self.extractor(batch)))
-        features, logits = (torch.cat(column) for column in zip(*parts))
-        return self.dist.gather_shares(features, count), self.dist.gather_shares(logits, count)
+        for i in self.dist.share(len(batches)):  # whole batches, so that each is the same on any number of processes
+            batch = images(batches[i], min(self.batch_size, count - batches[i]))
+            parts.append(torch.cat([output.float().cpu() for output in self.extractor(batch)], dim=1))
+        width = self.extractor.num_features + self.extractor.num_logits
+        joined = self.dist.gather(torch.cat(parts) if parts else torch.empty(0, width))
+        return joined[:, : self.extractor.num_features], joined[:, self.extractor.num_features :]
 
 
 def scores(real: Tensor, fake: Tensor, logits: Tensor, seed: int) -> dict[str, float]:

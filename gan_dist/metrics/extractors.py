@@ -20,7 +20,7 @@ _INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 
 
 class Extractor(Protocol):
-    """images uint8 (N, C, H, W) -> features (N, num_features) and logits (N, K), float32.
+    """images uint8 (N, C, H, W) -> features (N, num_features) and logits (N, num_logits), float32.
 
     Attributes:
         name: the last part of the metrics' names.
@@ -28,6 +28,7 @@ class Extractor(Protocol):
 
     name: str
     num_features: int
+    num_logits: int
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]: ...
 
@@ -40,6 +41,7 @@ class ClassifierExtractor:
 
     def __init__(self, classifier: Classifier) -> None:
         self.classifier = classifier
+        self.num_logits = classifier.head.out_features
         self.preprocess = Preprocess(seed=0, hflip=False)
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,6 +56,7 @@ class InceptionExtractor:
 
     name = "inception"
     num_features = 2048
+    num_logits = 1008
 
     def __init__(self, weights: str, device: torch.device) -> None:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3

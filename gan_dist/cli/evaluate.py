@@ -1,0 +1,55 @@
+"""`gan-dist evaluate RUN`: FID, KID and Inception Score of a trained run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from gan_dist.config import load_config
+from gan_dist.errors import UserError
+
+FILE = "evaluations.jsonl"
+
+
+def evaluate(arguments: list[str]) -> int:
+    """Parse, measure on all processes, print and store."""
+    parser = argparse.ArgumentParser(
+        "gan-dist evaluate",
+        description=f"Measure a run's averaged generator; the result is added to RUN/{FILE} with its protocol. "
+        "On several processes: accelerate launch --multi_gpu -m gan_dist evaluate RUN",
+    )
+    parser.add_argument("run", type=Path, help="run directory")
+    parser.add_argument("settings", nargs="*", help="key.sub=value over the run's config: metrics.* and data.* matter")
+    parser.add_argument("--checkpoint", default="latest", help="name below RUN/checkpoints (default: the newest)")
+    parser.add_argument("--n", type=int, default=50_000, help="how many images to generate (default 50000)")
+    options = parser.parse_args(arguments)
+
+    from gan_dist.checkpoint import find_checkpoint
+
+    checkpoint = find_checkpoint(options.run, options.checkpoint)
+    config = load_config(checkpoint / "config.yaml", [*options.settings, f"metrics.num_images={options.n}"])
+    from gan_dist.build import evaluate_checkpoint
+    from gan_dist.distributed import Distributed
+
+    dist = Distributed("fp32", cpu=config.train.device == "cpu")
+    try:
+        result = {"checkpoint": checkpoint.name, **evaluate_checkpoint(checkpoint, config, dist)}
+        if dist.is_main:
+            _store(options.run / FILE, result)
+        dist.end()
+    except Exception as error:
+        raise dist.failure(error) from error
+    return 0
+
+
+def _store(path: Path, result: dict[str, object]) -> None:
+    line = json.dumps(result)
+    for name, value in result.items():
+        print(f"{name:<16} {value:.6g}" if isinstance(value, float) else f"{name:<16} {value}")
+    try:
+        with path.open("a") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot add the result there ({error.strerror})") from None
+    print(f"added to         {path}")

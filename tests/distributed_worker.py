@@ -1,0 +1,176 @@
+"""What `test_distributed.py` runs in 1, 2 and 4 processes: `distributed_worker.py FOLDER`, with a launcher's variables.
+
+Rank 0 leaves `FOLDER/<job>.safetensors` and `FOLDER/results.json`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState
+from conftest import FAMILIES
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from gan_dist.build import WiredRun, build, make_state
+from gan_dist.checkpoint import _flatten
+from gan_dist.config import load_config
+from gan_dist.data import describe
+from gan_dist.distributed import Distributed
+from gan_dist.losses import LOSSES
+
+BATCH_SIZE = 16
+ITERATIONS = 20
+QUIET = [
+    f"train.batch_size={BATCH_SIZE}", f"train.kimg={BATCH_SIZE * ITERATIONS / 1000}", "log.every_kimg=0",
+    "sample.every_kimg=0", "metrics.every_kimg=0", "checkpoint.every_kimg=0", "tracking.wandb=disabled",
+]  # fmt: skip
+WIRE = [
+    {"loss": loss, "r1": r1, "micro": micro, "n_critic": n_critic}
+    for loss, r1, micro, n_critic in itertools.product(sorted(LOSSES), ("off", "always", "lazy"), (0, 2), (1, 3))
+]
+R1 = {"off": ["loss.r1_gamma=0"], "always": ["loss.r1_gamma=1"], "lazy": ["loss.r1_gamma=1", "loss.r1_interval=2"]}
+
+
+class Jobs:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.results: dict[str, Any] = {}
+
+    def build(self, dist: Distributed, *overrides: str) -> WiredRun:
+        config = load_config(None, [*QUIET, *overrides])
+        folder = self.folder / "run"
+        folder.mkdir(exist_ok=True)
+        return build(config, describe(config.data), folder, None, dist)
+
+    def save(self, dist: Distributed, name: str, tensors: dict[str, Tensor]) -> None:
+        """Keep rank 0's tensors, and whether all ranks have the same bits."""
+        flat = torch.cat([tensor.double().flatten() for tensor in tensors.values()])
+        every = dist.gather(flat[None])
+        self.results[f"{name}: ranks agree"] = bool((every == every[:1]).all())
+        if dist.is_main:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, self.folder / f"{name}.safetensors")
+
+    def train(self, dist: Distributed, name: str, *overrides: str) -> list[nn.Module]:
+        run = self.build(dist, *overrides)
+        run.trainer.run()
+        state = run.state
+        assert state.nimg == BATCH_SIZE * ITERATIONS
+        tensors = {}
+        for part in ("G", "D", "G_ema"):
+            tensors |= {f"{part}.{k}": v for k, v in getattr(state, part).state_dict().items()}
+        for part in ("opt_G", "opt_D"):
+            tensors |= {f"{part}.{k}": v for k, v in _flatten(getattr(state, part)).items()}
+        self.save(dist, name, tensors)
+        return [*state.G.modules(), *state.D.modules()]
+
+    def gradients(self, dist: Distributed, name: str, *overrides: str) -> None:
+        """Of D and of G, each at the initial weights."""
+        tensors = {}
+        for part in ("D", "G"):
+            trainer = self.build(dist, *overrides).trainer
+            trainer.step.d_step(*next(trainer.batches)) if part == "D" else trainer.step.g_step()
+            for key, parameter in getattr(trainer.state, part).named_parameters():
+                assert parameter.grad is not None
+                tensors[f"{part}.{key}"] = parameter.grad
+        self.save(dist, name, tensors)
+
+    def wire(self, dist: Distributed) -> None:
+        """Bytes that D's and G's wrappers reduce in an iteration, and those of everything else."""
+        measured = []
+        for setting in WIRE:
+            run = self.build(
+                dist, f"loss.name={setting['loss']}", *R1[setting["r1"]],
+                f"train.micro_batch_size={setting['micro']}", f"train.n_critic={setting['n_critic']}",
+            )  # fmt: skip
+            step = run.trainer.step
+            sent = {"G": 0, "D": 0}
+            with _counted_all_reduces() as total:
+                for part in sent:
+                    getattr(step, part).register_comm_hook(None, _recorder(sent, part))
+                for _ in range(2):
+                    step(run.trainer.batches)
+            sizes = {k: sum(p.nbytes for p in getattr(run.state, k).parameters()) for k in sent}
+            measured.append({**setting, "sent": sent, "sizes": sizes, "total": total[0]})
+        self.results["wire"] = measured
+
+    def metrics(self, dist: Distributed) -> None:
+        """Of an untrained generator, by the evaluator that a run is wired with."""
+        run = self.build(dist, "metrics.every_kimg=1", "metrics.num_images=1003", "metrics.batch_size=100")
+        (evaluate,) = (c for c in run.trainer.callbacks if hasattr(c, "evaluator"))
+        self.results["metrics"] = evaluate.evaluator(run.state.G_ema)
+        self.results["evaluated"] = {"fake": evaluate.evaluator.num_images, "real": len(evaluate.evaluator.real)}
+
+    def compressed(self) -> None:
+        dist = Distributed("fp32", cpu=True, compress=True)
+        self.gradients(dist, "compressed")
+
+    def mixed(self) -> None:
+        AcceleratorState._reset_state()
+        dist = Distributed("bf16", cpu=True)
+        self.gradients(dist, "mixed", "loss.r1_gamma=10")
+        config = load_config(None, QUIET)
+        state = make_state(config, describe(config.data), dist)
+        self.results["mixed: weights"] = str(next(state.G.parameters()).dtype)
+
+
+def _recorder(sent: dict[str, int], part: str) -> Callable[..., Any]:
+    """A communication hook that averages as DDP does, and counts."""
+
+    def hook(_, bucket):  # torch compares annotations, which must not be strings
+        buffer = bucket.buffer().div_(torch.distributed.get_world_size())
+        sent[part] += buffer.nbytes
+        work = torch.distributed.all_reduce(buffer, async_op=True)
+        return work.get_future().then(lambda future: future.value()[0])
+
+    return hook
+
+
+class _counted_all_reduces:
+    """Inside, counts the bytes of every all-reduce that Python asks for."""
+
+    def __enter__(self) -> list[int]:
+        total = [0]
+        self.before = torch.distributed.all_reduce
+
+        def counting(tensor: Tensor, *arguments: Any, **named: Any) -> Any:
+            total[0] += tensor.nbytes
+            return self.before(tensor, *arguments, **named)
+
+        torch.distributed.all_reduce = counting
+        return total
+
+    def __exit__(self, *_: object) -> None:
+        torch.distributed.all_reduce = self.before
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    jobs = Jobs(folder)
+    dist = Distributed("fp64", cpu=True)
+    for name, settings in FAMILIES.items():
+        networks = jobs.train(dist, f"train-{name}", *settings)
+        if not any(isinstance(module, nn.BatchNorm2d) for module in networks):
+            jobs.train(dist, f"split-{name}", *settings, "train.micro_batch_size=2")
+    dist = Distributed("fp32", cpu=True)
+    for name, settings in FAMILIES.items():
+        jobs.gradients(dist, f"gradients-{name}", *settings)
+    jobs.gradients(dist, "gradients-default")
+    if dist.world_size == 2:
+        jobs.wire(dist)
+    jobs.metrics(dist)
+    jobs.compressed()
+    jobs.mixed()
+    if dist.is_main:
+        (folder / "results.json").write_text(json.dumps(jobs.results))
+    dist.end()
+
+
+if __name__ == "__main__":
+    main()

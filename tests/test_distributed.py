@@ -1,0 +1,108 @@
+"""One run, any number of processes: real ones, which find each other over gloo."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import FAMILIES, ROOT, start_ranks
+from safetensors.torch import load_file
+from torch import Tensor
+
+from gan_dist import models
+
+WORLDS = (1, 2, 4)
+SPLITTABLE = ["mlp"]  # without batch statistics
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """A folder of results for each number of processes."""
+    folders = {}
+    for world_size in WORLDS:
+        folders[world_size] = tmp_path_factory.mktemp(f"world{world_size}")
+        command = [str(ROOT / "tests/distributed_worker.py"), str(folders[world_size])]
+        processes = start_ranks(world_size, command, folders[world_size])
+        for process in processes:
+            _, error = process.communicate(timeout=300)
+            assert process.returncode == 0, error
+    return folders
+
+
+def _results(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "results.json").read_text())
+
+
+def _distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """The largest difference in any tensor, relative to its largest entry."""
+    assert a.keys() == b.keys()
+    return max(((a[k].double() - b[k].double()).abs().max() / b[k].abs().max().clamp(min=1e-30)).item() for k in a)
+
+
+def test_every_architecture_is_here() -> None:
+    assert sorted(FAMILIES) == models.names()
+
+
+@pytest.mark.parametrize("world_size", WORLDS[1:])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_averages_and_moments_do_not_depend_on_the_processes(
+    family: str, world_size: int, ran: dict[int, Path]
+) -> None:
+    alone, many = (load_file(ran[n] / f"train-{family}.safetensors") for n in (1, world_size))
+    assert {key.split(".")[0] for key in alone} == {"G", "D", "G_ema", "opt_G", "opt_D"}
+    assert _distance(many, alone) < 1e-9
+    assert _results(ran[world_size])[f"train-{family}: ranks agree"]
+
+
+@pytest.mark.parametrize("world_size", WORLDS)
+@pytest.mark.parametrize("family", SPLITTABLE)
+def test_micro_batches_change_nothing(family: str, world_size: int, ran: dict[int, Path]) -> None:
+    whole = load_file(ran[1] / f"train-{family}.safetensors")
+    assert _distance(load_file(ran[world_size] / f"split-{family}.safetensors"), whole) < 1e-9
+
+
+@pytest.mark.parametrize("world_size", WORLDS[1:])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_first_gradients_in_single_precision(family: str, world_size: int, ran: dict[int, Path]) -> None:
+    alone, many = (load_file(ran[n] / f"gradients-{family}.safetensors") for n in (1, world_size))
+    assert _distance(many, alone) < 1e-5
+    assert _results(ran[world_size])[f"gradients-{family}: ranks agree"]
+
+
+def test_each_gradient_crosses_once(ran: dict[int, Path]) -> None:
+    """For every loss, penalty, micro-batch and n_critic; and nothing else does."""
+    measured = _results(ran[2])["wire"]
+    assert len(measured) == 2 * 3 * 2 * 2
+    for row in measured:
+        assert row["sent"] == {"G": 2 * row["sizes"]["G"], "D": 2 * row["n_critic"] * row["sizes"]["D"]}, row
+        assert row["total"] == sum(row["sent"].values()), row
+
+
+@pytest.mark.parametrize("world_size", WORLDS[1:])
+def test_metrics_do_not_depend_on_the_processes(world_size: int, ran: dict[int, Path]) -> None:
+    alone, many = _results(ran[1]), _results(ran[world_size])
+    assert many["metrics"].keys() == {"fid_classifier", "kid_classifier", "is_classifier"}
+    assert many["metrics"] == pytest.approx(alone["metrics"], rel=1e-6)
+    assert many["evaluated"] == {"fake": 1003, "real": 1797}, "nothing is padded or counted twice"
+
+
+@pytest.mark.parametrize("world_size", WORLDS[1:])
+def test_compressed_gradients_are_bf16(world_size: int, ran: dict[int, Path]) -> None:
+    sent, exact = (load_file(ran[world_size] / f"{name}.safetensors") for name in ("compressed", "gradients-default"))
+    assert all(torch.equal(tensor, tensor.bfloat16().float()) for tensor in sent.values())
+    assert 0 < _distance(sent, exact) < 2e-2
+    assert _results(ran[world_size])["compressed: ranks agree"]
+
+
+@pytest.mark.parametrize("world_size", WORLDS[1:])
+def test_bf16_with_a_penalty(world_size: int, ran: dict[int, Path]) -> None:
+    """The penalty's second forward pass, in fp32, goes through the wrapper too and is averaged."""
+    alone, many = (load_file(ran[n] / "mixed.safetensors") for n in (1, world_size))
+    a, b = (torch.cat([tensor.flatten() for tensor in tensors.values()]) for tensors in (many, alone))
+    assert (a - b).norm() / b.norm() < 4 * 2**-8, "a few roundings of bf16"
+    results = _results(ran[world_size])
+    assert results["mixed: ranks agree"]
+    assert results["mixed: weights"] == "torch.float32"

@@ -1,0 +1,259 @@
+"""Whole runs on several processes by the real command line: launchers, stops, lost peers, failures, evaluation."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT, TINY, Train, start_ranks
+from PIL import Image
+from safetensors.torch import load_file
+
+LAUNCH = sorted((ROOT / "launch").glob("*.yaml"))
+TRAIN = [str(ROOT / "train.py"), *TINY]
+GPU = torch.cuda.is_available()
+
+
+def _launch(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "accelerate.commands.launch", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def _port() -> str:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return str(server.getsockname()[1])
+
+
+def _assert_close(a: Path, b: Path) -> None:
+    """Two checkpoints of the same run in single precision."""
+    for name in ("G", "D", "G_ema"):
+        left, right = load_file(a / f"{name}.safetensors"), load_file(b / f"{name}.safetensors")
+        assert all((left[k] - right[k]).norm() < 1e-3 * right[k].norm() for k in right)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one process, without a launcher."""
+    folder = tmp_path_factory.mktemp("plain")
+    command = [sys.executable, *TRAIN, "run.dir=run", "train.kimg=1"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=120)
+    return folder / "run"
+
+
+LAUNCHERS = {
+    "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
+    "torchrun": ["torch.distributed.run", "--nproc_per_node", "2", "--standalone"],
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_launched_run_is_the_plain_one(launcher: str, plain: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", *LAUNCHERS[launcher], *TRAIN, "run.dir=run", "train.kimg=1"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    for line in (
+        "2 process(es) on 1 node(s), backend gloo, cpu, fp32",
+        "global batch 32, 16 per process",
+        "G has 5,664 parameters, D 2,433; each iteration all-reduces 32,388 bytes of gradients",
+    ):
+        assert result.stdout.count(line) == 1, "the main process alone talks"
+    assert 4 * (5664 + 2433) == 32388
+    _assert_close(tmp_path / "run/checkpoints/000000001024", plain / "checkpoints/000000001024")
+    lines, expected = ((p / "metrics.jsonl").read_text().splitlines() for p in (tmp_path / "run", plain))
+    assert json.loads(lines[0])["loss_D"] == pytest.approx(json.loads(expected[0])["loss_D"], rel=1e-3)
+    assert len(lines) == len(expected)
+    name = "samples/grid-000000.000.png"
+    assert Image.open(tmp_path / "run" / name).tobytes() == Image.open(plain / name).tobytes()
+
+
+@pytest.mark.parametrize("path", LAUNCH, ids=lambda path: path.stem)
+def test_launch_file(path: Path, tmp_path: Path) -> None:
+    """Each starts the processes it says, in its precision; fp16 is refused in one line where there is no GPU."""
+    case, precision = path.stem.split("-")
+    script = [*TRAIN, "train.kimg=0.1", "run.dir=run"]
+    script.remove("train.device=cpu") if case != "cpu" else None
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(path)]
+    if case == "many_nodes":  # two launchers on this machine stand for two nodes
+        port = ["--num_processes", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", _port()]
+        launchers = [[*command, *port, "--machine_rank", str(rank), *script] for rank in range(2)]
+        if torch.cuda.device_count() == 1:
+            pytest.skip("NCCL refuses two processes on one GPU")
+    else:
+        launchers = [[*command, *script]]
+    processes = [
+        subprocess.Popen(launcher, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for launcher in launchers
+    ]
+    outputs = [process.communicate(timeout=120) for process in processes]
+    if precision == "fp16" and not GPU:
+        assert all(process.returncode for process in processes)
+        assert any("error: train.precision=fp16 needs a GPU" in error for _, error in outputs)
+        return
+    assert not any(process.returncode for process in processes), outputs
+    world = {"cpu": 2, "one_gpu": 1, "many_nodes": 2, "one_node": torch.cuda.device_count() or os.cpu_count()}[case]
+    nodes = 2 if case == "many_nodes" else 1
+    assert f"{world} process(es) on {nodes} node(s), backend " in outputs[0][0]
+    assert f", {precision}\n" in outputs[0][0]
+    assert yaml.safe_load(path.read_text())["mixed_precision"] == {"fp32": "no"}.get(precision, precision)
+
+
+def test_every_case_has_its_launch_file() -> None:
+    names = {path.stem for path in LAUNCH}
+    assert names == {f"{c}-{p}" for c in ("one_gpu", "one_node", "many_nodes") for p in ("fp32", "bf16", "fp16")} | {
+        "cpu-fp32", "cpu-bf16"
+    }  # fmt: skip
+
+
+def test_several_processes_that_would_train_apart_are_refused(tmp_path: Path) -> None:
+    """Accelerate's simple launcher starts one process, whatever number it is told."""
+    result = _launch(["--cpu", "--num_processes", "2", *TRAIN, "run.dir=run"], tmp_path)
+    assert result.returncode
+    assert "several processes were asked for, but this one is in a world of 1" in result.stderr
+    assert "accelerate launch --multi_gpu" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (["train.batch_size=33"], "train.batch_size=33 is the global batch and must divide by the 2 processes"),
+        (["train.batch_size=36", "train.micro_batch_size=4"], "train.micro_batch_size=4 must divide the batch of a"),
+    ],
+)
+def test_uneven_batch_gets_one_line(settings: list[str], text: str, tmp_path: Path) -> None:
+    processes = start_ranks(2, [*TRAIN, *settings, "run.dir=run"], tmp_path)
+    errors = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2]
+    assert text in errors[0]
+    assert "".join(errors).count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_peer_of_a_killed_process_ends_and_names_it(killed: int, tmp_path: Path) -> None:
+    processes = start_ranks(2, [*TRAIN, "train.kimg=100000", "train.precision=fp64", "run.dir=run"], tmp_path)
+    _read_until(processes[0], f"{random.randint(1, 8)}.0/100000 kimg")
+    processes[killed].kill()
+    survivor = processes[1 - killed]
+    _, error = survivor.communicate(timeout=30)
+    assert survivor.returncode == 1
+    assert error.count("\n") == 1, error
+    lost = f"rank 1 ({socket.gethostname()}, pid {processes[1].pid})" if killed == 1 else "rank 0"
+    assert f"gan-dist: rank {1 - killed}: error: lost {lost}" in error
+    processes[killed].communicate()
+
+
+def test_signal_to_one_process_stops_all_in_the_same_iteration(tmp_path: Path) -> None:
+    processes = start_ranks(2, [*TRAIN, "train.kimg=100000", "run.dir=run"], tmp_path)
+    _read_until(processes[0], "3.0/100000 kimg")
+    processes[1].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [75, 75], outputs
+    assert "go on with: accelerate launch --multi_gpu train.py run.dir=run resume=latest" in outputs[0][0]
+    newest = max((tmp_path / "run/checkpoints").iterdir())
+    assert f"stopped at {int(newest.name) / 1000:.1f} kimg" in outputs[0][0]
+
+
+def test_signal_to_the_launcher_saves_and_another_number_of_processes_goes_on(train: Train, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", *LAUNCHERS["accelerate"], *TRAIN, "train.kimg=100000", "run.dir=run"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as launcher:
+        _read_until(launcher, "3.0/100000 kimg")
+        launcher.send_signal(signal.SIGTERM)
+        rest, _ = launcher.communicate(timeout=60)
+    assert "stopped at" in rest
+    newest = max((tmp_path / "run/checkpoints").iterdir())
+    result = train("run.dir=run", "resume=latest", f"train.kimg={int(newest.name) / 1000 + 0.1}", tiny=False)
+    assert result.returncode == 0, result.stderr
+    assert f"going on from run/checkpoints/{newest.name}" in result.stdout
+
+
+def test_failure_of_one_process_ends_all_with_its_message(tmp_path: Path) -> None:
+    """A broken image, which only the process whose share it falls in meets."""
+    (tmp_path / "images").mkdir()
+    for i in range(64):
+        Image.new("RGB", (32, 32), (i, i, i)).save(tmp_path / f"images/{i:02d}.png")
+    (tmp_path / "images/40.png").write_bytes(b"torn")
+    settings = ["data.name=folder", "data.root=images", "data.memory_gib=1e-9", "data.broken_files=error",
+                "data.image_size=32", "model.conditional=false", "data.workers=1", "sample.every_kimg=0"]  # fmt: skip
+    processes = start_ranks(2, [*TRAIN, *settings, "run.dir=run"], tmp_path)
+    errors = [process.communicate(timeout=60)[1].strip().splitlines() for process in processes]
+    assert [process.returncode for process in processes] == [1, 1]
+    for error in errors:
+        assert len(error) == 1, error
+        assert "images/40.png" in error[0]
+    assert sum("stopped, because rank" in error[0] for error in errors) == 1
+
+
+def test_evaluation_on_any_number_of_processes(plain: Path) -> None:
+    """The same figures, which are stored with their protocol."""
+    command = ["gan_dist", "evaluate", str(plain), "--n", "1003", "metrics.batch_size=100"]
+    one = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, timeout=120)
+    assert one.returncode == 0, one.stderr
+    two = _launch(["--multi_gpu", "--num_processes", "2", "--main_process_port", "0", "-m", *command], plain)
+    assert two.returncode == 0, two.stderr
+    first, second = (json.loads(line) for line in (plain / "evaluations.jsonl").read_text().splitlines())
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert second[name] == (pytest.approx(value, rel=1e-6) if isinstance(value, float) else value)
+    assert first["checkpoint"] == "000000001024"
+    assert first["kimg"] == 1.024
+    assert first["protocol"]["num_generated"] == 1003
+    assert {"fid_classifier", "kid_classifier", "is_classifier"} < first.keys()
+    assert f"fid_classifier   {first['fid_classifier']:.6g}" in one.stdout
+    assert two.stdout.count("fid_classifier") == 1
+
+
+def test_bad_evaluation_gets_one_line(plain: Path) -> None:
+    for arguments, text in [
+        (["nowhere"], "nowhere: no such run directory"),
+        ([str(plain), "--checkpoint", "7"], "no checkpoint '7'; there: 000000001024"),
+        ([str(plain), "metrics.extracter=inception"], "nearest: metrics.extractor"),
+        ([str(plain), "--n", "0"], "metrics.num_images=0 must be greater than 0"),
+        ([str(plain), "data.name=folder", "data.root=nowhere"], "nowhere"),
+    ]:
+        command = [sys.executable, "-m", "gan_dist", "evaluate", *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert result.returncode in (1, 2)
+        assert text in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+
+
+@pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason="needs Fashion-MNIST: apt install dataset-fashion-mnist")
+def test_two_processes_train_dcgan_on_fashion_mnist_in_shared_memory(tmp_path: Path) -> None:
+    settings = [str(ROOT / "configs/dcgan_fashion_mnist.yaml"), f"data.root={FASHION_MNIST}", "train.kimg=100",
+                "metrics.every_kimg=0", "tracking.wandb=disabled", "log.every_kimg=0.1", "run.dir=run"]  # fmt: skip
+    processes = start_ranks(2, [str(ROOT / "train.py"), *settings], tmp_path)
+    _read_until(processes[0], "0.4/100 kimg")
+    for process in processes:
+        mapped = [line for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines() if "gan_dist-" in line]
+        start, end = (int(part, 16) for part in mapped[0].split()[0].split("-"))
+        assert end - start > 60_000 * 28 * 28, "the decoded images"
+        assert "(deleted)" in mapped[0], "nothing is left in the temporary directory"
+        process.send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [75, 75], outputs
+    losses = [json.loads(line)["loss_D"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0], "D learns from real images"
+
+
+def _read_until(process: subprocess.Popen[str], text: str) -> None:
+    assert process.stdout
+    for line in process.stdout:
+        if text in line:
+            return
+    pytest.fail(f"ended before it printed {text!r}: {process.stderr.read() if process.stderr else ''}")
