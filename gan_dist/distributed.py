@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
+import sys
+import threading
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -181,8 +185,8 @@ class Distributed:
         while not self._store.check([made]):
             with suppress(torch.distributed.DistStoreError):  # nothing yet
                 self._store.wait([made], timedelta(seconds=5))
-            if self._store.check([_FAILED]):
-                raise torch.distributed.DistError("the main process failed")
+            if self._heard:
+                raise torch.distributed.DistError(self._heard)
         broadcast_object_list(box)
         if box[1] is not None:
             box[1].everywhere = True
@@ -199,49 +203,70 @@ class Distributed:
         A launcher that sees one process gone with a status other than 0 ends the others.
         """
         self.barrier()
+        if self.world_size > 1:
+            self._store.set(_FAILED, "")
+            self._listener.join()
         self._accelerator.end_training()
 
     # --- failures -----------------------------------------------------------------------------------------------------
 
     def failure(self, error: Exception) -> Exception:
-        """What to raise for an exception: itself, or, where another process's end caused it, what happened there.
-
-        A process that fails leaves its message in the store; one that dies leaves none, and is missed.
-        """
+        """What to raise for an exception: itself, or, where another process's end caused it, what happened there."""
         if self.world_size == 1 or (isinstance(error, UserError) and error.everywhere):
             return error
+        if self._heard:
+            return UserError(self._heard)
         try:
             if not _is_about_a_peer(error):
-                message = f"rank {self.rank} failed: {type(error).__name__}: {_one_line(error)}"
-                self._store.compare_set(_FAILED, "", message)  # the first one stays
+                what = error.line() if isinstance(error, UserError) else f"{type(error).__name__}: {_one_line(error)}"
+                self._store.compare_set(_FAILED, "", f"rank {self.rank} failed: {what}")  # the first one stays
+                self._missing("heard")
                 return error
-            if self._store.check([_FAILED]):
-                return UserError(f"stopped, because {self._store.get(_FAILED).decode()}")
+            missing = self._missing("alive")
+            places = [self._store.get(f"gan_dist/process/{rank}").decode() for rank in missing]
+            lost = "; ".join(f"rank {rank} ({place})" for rank, place in zip(missing, places)) or "no process"
         except RuntimeError:
-            pass
-        return UserError(f"{self._lost_peers()} ({_one_line(error)})")
+            lost = "rank 0 or its launcher, who kept the store"
+        return UserError(f"lost {lost} ({_one_line(error)})")
 
     def _introduce(self) -> None:
-        """Leave host and process number in the store, where those who outlive this process find them."""
+        """Leave host and process number where those who outlive this process find them, and listen for failures."""
+        self._heard = ""
         if self.world_size > 1:
             self._calls = 0
             self._store = torch.distributed.distributed_c10d._get_default_store()
             self._store.set(f"gan_dist/process/{self.rank}", f"{socket.gethostname()}, pid {os.getpid()}")
+            self._listener = threading.Thread(target=self._listen, args=(self._store.clone(),), daemon=True)
+            self._listener.start()
 
-    def _lost_peers(self, seconds: float = 3.0) -> str:
-        """After a collective failed: who does not answer. Every survivor calls this, which is its answer."""
+    def _listen(self, store: Any) -> None:
+        """Wait for the message of a process that fails, or an empty one at the end.
+
+        A process that waits for a failed one on a GPU would do so until the time-out: it is ended here.
+        """
         try:
-            self._store.set(f"gan_dist/alive/{self.rank}", "yes")
-            self._store.wait([f"gan_dist/alive/{r}" for r in range(self.world_size)], timedelta(seconds=seconds))
-            return "every process still answers"
-        except RuntimeError:
-            pass
-        try:
-            lost = [r for r in range(self.world_size) if not self._store.check([f"gan_dist/alive/{r}"])]
-            places = [self._store.get(f"gan_dist/process/{r}").decode() for r in lost]
-            return "lost " + "; ".join(f"rank {r} ({place})" for r, place in zip(lost, places))
-        except RuntimeError:
-            return "lost rank 0 or its launcher, who kept the store"
+            while not store.check([_FAILED]):
+                with suppress(torch.distributed.DistStoreError):
+                    store.wait([_FAILED], timedelta(hours=1))
+            message = store.get(_FAILED).decode()
+            if not message or message.startswith(f"rank {self.rank} "):
+                return
+            self._heard = f"stopped, because {message}"
+            store.set(f"gan_dist/heard/{self.rank}", "")
+        except RuntimeError:  # the store is gone, and with it the run
+            return
+        time.sleep(10)
+        print(f"gan-dist: rank {self.rank}: error: {self._heard}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    def _missing(self, word: str) -> list[int]:
+        """Those who do not give this sign within 5 seconds."""
+        keys = [f"gan_dist/{word}/{rank}" for rank in range(self.world_size)]
+        self._store.set(keys[self.rank], "")
+        with suppress(torch.distributed.DistStoreError):
+            # Rank 0 may keep the store that the others ask, and goes last.
+            self._store.wait(keys, timedelta(seconds=7 if self.rank == 0 else 5))
+        return [rank for rank, key in enumerate(keys) if not self._store.check([key])]
 
 
 def _is_about_a_peer(error: Exception) -> bool:
@@ -279,7 +304,9 @@ def _all_sum(tensor: Tensor) -> Tensor:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    """Without the source file before and the advice after it that gloo adds."""
+    text = " ".join(str(error).split())
+    return re.sub(r"^\[\S+\] |\. This is typically.*", "", text)[:300]
 
 
 class StopAgreement:

@@ -7,6 +7,10 @@ class UserError(Exception):
     exit_status = 1
     everywhere = False  # raised in every process alike: the main one reports it
 
+    def line(self) -> str:
+        """The message alone: a data worker's error arrives with its traceback above it."""
+        return str(self).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.{type(self).__name__}: ")
+
 
 class ConfigError(UserError):
     """A setting is wrong. The line names the key, the value and the nearest valid one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 
@@ -21,6 +22,7 @@ gan-dist: train generative adversarial networks on one GPU, on many, and on SLUR
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns its exit status: 0 done, 1 failed, 2 bad settings, 75 stopped and resumable."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost peer is one line of ours, not fifty of torch's
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     try:
         if command in ("-h", "--help"):
@@ -53,12 +55,12 @@ def main(arguments: list[str] | None = None) -> int:
 def _report(error: UserError) -> int:
     """One line on the terminal; of an error that all processes have alike, the main process's alone."""
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    # A data worker's error arrives with its traceback above it.
-    message = str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.{type(error).__name__}: ")
     if rank == 0 or not error.everywhere:
         who = f"rank {rank}: " if world_size > 1 else ""
-        print(f"gan-dist: {who}error: {message}", file=sys.stderr, flush=True)
-    if world_size > 1:  # nothing that waits for other processes at exit
+        print(f"gan-dist: {who}error: {error.line()}", file=sys.stderr, flush=True)
+    if world_size > 1:  # nothing that waits for other processes at exit, and no data worker that keeps sockets open
+        for worker in multiprocessing.active_children():
+            worker.kill()
         sys.stdout.flush()
         os._exit(error.exit_status)
     return error.exit_status

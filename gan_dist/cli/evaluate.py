@@ -23,7 +23,7 @@ def evaluate(arguments: list[str]) -> int:
     parser.add_argument("settings", nargs="*", help="key.sub=value over the run's config: metrics.* and data.* matter")
     parser.add_argument("--checkpoint", default="latest", help="name below RUN/checkpoints (default: the newest)")
     parser.add_argument("--n", type=int, default=50_000, help="how many images to generate (default 50000)")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
 
     from gan_dist.checkpoint import find_checkpoint
 
