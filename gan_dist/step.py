@@ -133,10 +133,11 @@ class Alternation:
         """Step with the gradients that are there, and note their norm."""
         self.dist.unscale(optimizer)
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
-        self.stats.add(f"grad_norm_{name}", torch.nn.utils.get_total_norm(gradients))
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.stats.add(f"grad_norm_{name}", norm)
         optimizer.step()
         if self.dist.precision == "fp16":  # an overflow halves this optimizer's loss scale and skips this step alone
-            self.stats.add(f"skipped_{name}", torch.tensor(float(optimizer.step_was_skipped), device=self.dist.device))
+            self.stats.add(f"skipped_{name}", (~norm.isfinite()).float())
 
     def _micro_batches(self) -> Iterator[tuple[int, slice]]:
         """(number of the first image in the run, slice of this process's share) of each micro-batch."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ from gan_dist.data import describe
 from gan_dist.distributed import Distributed
 from gan_dist.losses import LOSSES
 
+CPU = torch.cuda.device_count() < int(os.environ["WORLD_SIZE"])  # NCCL refuses two processes on one GPU
 BATCH_SIZE = 16
 ITERATIONS = 20
 QUIET = [
@@ -108,12 +110,12 @@ class Jobs:
         self.results["evaluated"] = {"fake": evaluate.evaluator.num_images, "real": len(evaluate.evaluator.real)}
 
     def compressed(self) -> None:
-        dist = Distributed("fp32", cpu=True, compress=True)
+        dist = Distributed("fp32", cpu=CPU, compress=True)
         self.gradients(dist, "compressed")
 
     def mixed(self) -> None:
         AcceleratorState._reset_state()
-        dist = Distributed("bf16", cpu=True)
+        dist = Distributed("bf16", cpu=CPU)
         self.gradients(dist, "mixed", "loss.r1_gamma=10")
         config = load_config(None, QUIET)
         state = make_state(config, describe(config.data), dist)
@@ -153,12 +155,12 @@ class _counted_all_reduces:
 def main() -> None:
     folder = Path(sys.argv[1])
     jobs = Jobs(folder)
-    dist = Distributed("fp64", cpu=True)
+    dist = Distributed("fp64", cpu=CPU)
     for name, settings in FAMILIES.items():
         networks = jobs.train(dist, f"train-{name}", *settings)
         if not any(isinstance(module, nn.BatchNorm2d) for module in networks):
             jobs.train(dist, f"split-{name}", *settings, "train.micro_batch_size=2")
-    dist = Distributed("fp32", cpu=True)
+    dist = Distributed("fp32", cpu=CPU)
     for name, settings in FAMILIES.items():
         jobs.gradients(dist, f"gradients-{name}", *settings)
     jobs.gradients(dist, "gradients-default")

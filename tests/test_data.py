@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import logging
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Iterator
 from itertools import islice
@@ -14,8 +15,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard
 from PIL import Image
 
+from gan_dist import rng
 from gan_dist.config import Data, load_config
 from gan_dist.data import describe
 from gan_dist.data.folder import ImageFiles, list_images
@@ -263,6 +266,42 @@ def test_stream_starts_anywhere() -> None:
     whole = list(islice(_batches(0), 20))
     for start in (4, 8, 12, 36):
         assert list(islice(_batches(start), 5)) == whole[start // 4 : start // 4 + 5]
+
+
+def test_shards_of_4096_processes_are_disjoint_and_complete() -> None:
+    """As Accelerate cuts the global batches; each of two epochs, the second of which begins within a batch."""
+    n, batch_size, processes = 12_288, 8192, 4096
+    stream = KeyedStream(ImageTensor(torch.zeros(n, 1, 1, 1), torch.zeros(n)), seed=0)
+    shards = []
+    for rank in range(processes):
+        shard = BatchSamplerShard(GlobalBatches(batch_size, 0), processes, rank, split_batches=True)
+        shards.append(np.array([stream.indices(numbers) for numbers in islice(shard, 3)]))
+    shown = np.stack(shards, axis=1).reshape(-1)  # batch, process, image: the order of the run
+    assert len(shown) == 2 * n
+    for epoch in (shown[:n], shown[n:]):
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(n))
+
+
+def test_start_of_a_process_costs_its_share_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a thousand million images and 4096 processes, one looks up no more than about its own 8."""
+    looked_up = 0
+
+    def counting(x: np.ndarray) -> np.ndarray:
+        nonlocal looked_up
+        looked_up += x.size
+        return mix(x)
+
+    mix = rng._mix
+    monkeypatch.setattr(rng, "_mix", counting)
+    stream = KeyedStream(range(10**9), seed=0)  # type: ignore[arg-type]
+    shard = BatchSamplerShard(GlobalBatches(8 * 4096, start=5 * 10**9), 4096, 4095, split_batches=True)
+    tracemalloc.start()
+    indices = stream.indices(next(iter(shard)))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(set(indices)) == 8
+    assert looked_up <= 4 * 8 * rng.ROUNDS
+    assert peak < 100_000, "bytes"
 
 
 def test_preprocess_and_its_inverse() -> None:

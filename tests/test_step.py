@@ -181,3 +181,34 @@ def test_no_draw_is_used_twice(dist: Distributed) -> None:
     rows = torch.cat(seen)
     assert len(rows) == 2 * 3 * 12
     assert len(torch.unique(rows, dim=0)) == len(rows)
+
+
+def test_overflow_in_one_network_skips_its_step_alone() -> None:
+    """In fp16 D and G have loss scales of their own; without an overflow they change nothing, being powers of two."""
+    config, batches = _config("loss.r1_gamma=0"), _batches()
+
+    def run(precision: str, overflow: bool) -> tuple[State, Alternation]:
+        dist = Distributed("fp32", cpu=True)
+        dist.precision = precision  # the networks run in fp32, as fp16 needs a GPU; the scaling is the real one
+        state = make_state(config, INFO, dist)
+        step = _step(config, state, dist)
+        step.preprocess = Preprocess(0, hflip=False)
+        if overflow:
+            next(state.D.parameters()).register_hook(lambda gradient: gradient * torch.inf)
+        step(iter(batches))
+        return state, step
+
+    start = make_state(config, INFO, Distributed("fp32", cpu=True))
+    plain, _ = run("fp32", overflow=False)
+    scaled, step = run("fp16", overflow=False)
+    assert all(torch.equal(a, b) for a, b in zip(_weights(scaled), _weights(plain)))
+    assert (step.opt_D.scaler.get_scale(), step.opt_G.scaler.get_scale()) == (2**16, 2**16)
+    means = step.stats.read()
+    assert (means["skipped_D"], means["skipped_G"]) == (0, 0)
+
+    broken, step = run("fp16", overflow=True)
+    assert all(torch.equal(a, b) for a, b in zip(broken.D.parameters(), start.D.parameters()))
+    assert not any(torch.equal(a, b) for a, b in zip(broken.G.parameters(), start.G.parameters()))
+    assert (step.opt_D.scaler.get_scale(), step.opt_G.scaler.get_scale()) == (2**15, 2**16)
+    means = step.stats.read()
+    assert (means["skipped_D"], means["skipped_G"]) == (1, 0)
