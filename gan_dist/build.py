@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,25 +18,38 @@ from gan_dist import models
 from gan_dist.callbacks.evaluate import Evaluate
 from gan_dist.callbacks.grid import SampleGrid, real_grid
 from gan_dist.callbacks.progress import LogProgress, ProgressBar
-from gan_dist.callbacks.save import SaveCheckpoint
-from gan_dist.checkpoint import find_checkpoint, load_network, read_facts, restore
-from gan_dist.config import Config, Model, Optimizer, as_dict, choose, load_config
+from gan_dist.callbacks.save import Retention, SaveCheckpoint
+from gan_dist.checkpoint import config_path, find_checkpoint, load_network, read_facts, restore
+from gan_dist.config import (
+    Config,
+    Model,
+    Optimizer,
+    as_dict,
+    as_yaml,
+    changes_that_matter,
+    choose,
+    for_file,
+    load_config,
+)
 from gan_dist.data import DataInfo, describe
 from gan_dist.data.loader import Preprocess, make_loader
 from gan_dist.data.shared import load_shared
 from gan_dist.data.sources import Images, ImageTensor
 from gan_dist.distributed import Distributed
-from gan_dist.errors import ConfigError
+from gan_dist.errors import ConfigError, UserError
+from gan_dist.health import Health
 from gan_dist.losses import LOSSES
 from gan_dist.metrics.evaluate import Evaluator
 from gan_dist.metrics.extractors import make_extractor
-from gan_dist.rng import Purpose, torch_seed
+from gan_dist.rng import Purpose, course_seed, torch_seed
 from gan_dist.schedules import lr_schedule
 from gan_dist.state import State
 from gan_dist.stats import Clock, RunningMeans
 from gan_dist.step import Alternation
 from gan_dist.tracking import LocalTracker, Tracker, Trackers, WandbTracker
-from gan_dist.trainer import Callback, Trainer
+from gan_dist.trainer import Batches, Callback, Trainer
+
+log = logging.getLogger(__name__)
 
 
 def check_parts(config: Config, info: DataInfo, dist: Distributed) -> None:
@@ -134,7 +148,8 @@ def make_state(config: Config, info: DataInfo, dist: Distributed) -> State:
     G_ema = copy.deepcopy(G).eval().requires_grad_(False)
     if config.train.sync_batch_norm:
         G, D = dist.sync_batch_norm(G), dist.sync_batch_norm(D)
-    return State(G, D, G_ema, make_optimizer(config.optim.G, G), make_optimizer(config.optim.D, D))
+    scalers = {name: scaler for name in ("G", "D") if (scaler := dist.make_scaler())}
+    return State(G, D, G_ema, make_optimizer(config.optim.G, G), make_optimizer(config.optim.D, D), scalers)
 
 
 def load_generator(run_dir: Path, checkpoint: str, device: str) -> nn.Module:
@@ -145,9 +160,12 @@ def load_generator(run_dir: Path, checkpoint: str, device: str) -> nn.Module:
 def _generator(checkpoint: Path) -> nn.Module:
     """A checkpoint's G_ema in eval mode, fp32, on the CPU."""
     facts = read_facts(checkpoint)
-    config = load_config(checkpoint / "config.yaml")
+    config = load_config(config_path(checkpoint))
+    if config.model.name not in models.names():
+        raise ConfigError(f"{checkpoint}: model.name={config.model.name}: {choose(config.model.name, models.names())}")
     try:
-        G = make_generator(config.model, tuple(facts["image_shape"]), facts["num_classes"])
+        with torch.device("meta"):  # takes no memory until the file is seen to hold as much
+            G = make_generator(config.model, tuple(facts["image_shape"]), facts["num_classes"])
     except ValueError as error:
         raise ConfigError(f"{checkpoint}: {config.model.name} {error}") from None
     load_network(checkpoint, "G_ema", G)
@@ -167,6 +185,7 @@ class WiredRun:
     state: State
     tracker: Tracker
     bar: ProgressBar
+    save: SaveCheckpoint
     summary: list[str]
 
 
@@ -213,13 +232,47 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
         r1_interval=config.loss.r1_interval,
         label_smoothing=config.loss.label_smoothing,
         d_half=config.loss.d_half,
+        skip_nonfinite=train.on_nonfinite == "skip",
     )
-    loader = make_loader(dataset, train.batch_size, train.seed, state.nimg, config.data.workers)
+
+    def batches() -> Batches:
+        """The course that the run now takes through the data, from where it is."""
+        seed = course_seed(train.seed, state.retries)
+        step.reseed(seed)
+        yield from dist.prepare_loader(make_loader(dataset, train.batch_size, seed, state.nimg, config.data.workers))
+
+    def recover(event: str) -> Batches:
+        if train.on_nonfinite != "rollback" or state.retries >= train.max_rollbacks:
+            raise _sick(event, train.on_nonfinite, run_dir)
+        if dist.is_main:
+            log.warning("%s", event)
+        save.wait()
+        retries = state.retries + 1
+        restore(dist.from_main(lambda: find_checkpoint(run_dir)), state)
+        state.retries = retries
+        tracker.rewind(state.nimg)
+        if dist.is_main:
+            kimg, most = state.nimg / 1000, train.max_rollbacks
+            log.warning("went back to %.1f kimg, to go on with other data (%d of %d)", kimg, retries, most)
+        return batches()
+
     tracker = Trackers(_trackers(config, run_dir, state.nimg) if dist.is_main else [])
     bar = ProgressBar(state.nimg, total_nimg, dist)
     progress = LogProgress(_nimg(config.log.every_kimg), state.nimg, total_nimg, stats, tracker, bar, clock, dist)
-    facts = {"image_shape": info.image_shape, "num_classes": info.num_classes if config.model.conditional else 0}
-    save = SaveCheckpoint(_nimg(config.checkpoint.every_kimg), run_dir, facts, config.checkpoint.keep, clock, dist)
+    facts = {
+        "image_shape": list(info.image_shape),
+        "num_classes": info.num_classes if config.model.conditional else 0,
+        "num_images": info.num_images,
+    }
+    kept = config.checkpoint
+    save = SaveCheckpoint(
+        _nimg(kept.every_kimg),
+        run_dir,
+        facts,
+        as_yaml(for_file(config)),
+        Retention(kept.keep, _nimg(kept.keep_every_kimg), kept.keep_best),
+        dist,
+    )
     if config.sample.every_kimg and state.nimg == 0:
         tracker.image(0, "real", real_grid(dataset, info.num_classes, config.sample.rows))
     callbacks: list[Callback] = [
@@ -229,20 +282,45 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
     ]
     if config.metrics.every_kimg:
         evaluator = make_evaluator(config, info, dataset, class_probs, dist)
-        callbacks.append(Evaluate(_nimg(config.metrics.every_kimg), evaluator, tracker, clock, dist))
+        every, on_best = _nimg(config.metrics.every_kimg), save if kept.keep_best and kept.every_kimg else None
+        callbacks.append(Evaluate(every, evaluator, tracker, clock, dist, on_best))
     callbacks.append(save)
     trainer = Trainer(
         state,
         step,
-        iter(dist.prepare_loader(loader)),
+        batches(),
         callbacks,
         save,
+        Health(patience=20 if train.on_nonfinite == "skip" or state.scalers else 1),
+        recover,
         clock,
         total_nimg=total_nimg,
         ema_half_life=config.ema.half_life_kimg * 1000,
         ema_rampup=config.ema.rampup,
     )
-    return WiredRun(trainer, state, tracker, bar, _summary(config, state, dist))
+    return WiredRun(trainer, state, tracker, bar, save, _summary(config, state, dist))
+
+
+def _sick(event: str, policy: str, run_dir: Path) -> UserError:
+    advice = "" if policy == "rollback" else ", or set train.on_nonfinite=rollback"
+    where = f"the last good checkpoint is in {run_dir}/checkpoints"
+    error = UserError(f"{event}; lower the learning rates{advice}; {where}")
+    error.everywhere = True  # the gradients are the same in all processes
+    return error
+
+
+def check_resume(checkpoint: Path, config: Config, info: DataInfo) -> None:
+    """Refuse to go on with a run as another one.
+
+    Raises:
+        ConfigError: what differs, old -> new.
+    """
+    changes = changes_that_matter(load_config(config_path(checkpoint)), config)
+    num_images = read_facts(checkpoint)["num_images"]
+    if num_images != info.num_images:
+        changes.append(f"images in the data set: {num_images} -> {info.num_images}")
+    if changes:
+        raise ConfigError(f"{checkpoint} is of another run: {'; '.join(changes)}; start a new one in another run.dir")
 
 
 def make_evaluator(

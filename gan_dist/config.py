@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import io
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from itertools import pairwise
 from operator import attrgetter
@@ -86,6 +87,10 @@ class Train:
     sync_batch_norm: bool = True  # batch normalization over the batches of all processes, as one process would
     compress_gradients: bool = False  # send gradients between processes as bf16
     device: Literal["auto", "cpu"] = "auto"  # auto: a GPU if there is one
+    on_nonfinite: Literal["rollback", "skip", "stop"] = (
+        "rollback"  # at non-finite gradients: go back to the last checkpoint with other data, skip the step, or stop
+    )
+    max_rollbacks: int = 3  # stop after so many
 
 
 @dataclass
@@ -121,6 +126,8 @@ class Metrics:
 class Checkpoint:
     every_kimg: float = 100.0  # also at the end; 0: never
     keep: int = 3  # newest checkpoints kept; 0: all
+    keep_every_kimg: float = 0.0  # keep one of every so many kimg too; 0: none
+    keep_best: bool = True  # keep the one with the lowest FID too; it is written when that is measured
 
 
 @dataclass
@@ -177,9 +184,14 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     return result
 
 
-def save_config(config: Config, path: Path) -> None:
-    """Write the resolved config: `load_config(path)` gives it back."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+def as_yaml(config: Config) -> str:
+    """The resolved config: `load_config` of a file with it gives it back."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def for_file(config: Config) -> Config:
+    """The config without what belongs to one start of the run."""
+    return replace(config, run=Run(name=config.run.name), resume="never")
 
 
 def as_dict(config: Config) -> dict[str, Any]:
@@ -192,13 +204,7 @@ def as_dict(config: Config) -> dict[str, Any]:
 def _sources(path: Path | None, overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
     yield "defaults", OmegaConf.create({})
     if path is not None:
-        try:
-            values = OmegaConf.load(path)
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
-            raise ConfigError(f"{path}: cannot read this config: {' '.join(str(error).split())}") from None
-        if not OmegaConf.is_dict(values):
-            raise ConfigError(f"{path}: a config is a mapping of settings, `section: {{key: value}}`")
-        yield str(path), values
+        yield str(path), _read_file(path)
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals or not key:
@@ -207,6 +213,30 @@ def _sources(path: Path | None, overrides: Sequence[str]) -> Iterator[tuple[str,
             yield "command line", OmegaConf.from_dotlist([override])
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise ConfigError(f"{override!r}: cannot read this value: {' '.join(str(error).split())}") from None
+
+
+MAX_FILE = 2**20  # bytes of a config file; ours have a few thousand
+
+
+def _read_file(path: Path) -> Any:
+    """A config file's content, which may be a stranger's: it can neither grow in memory nor say where to write."""
+    try:
+        if path.stat().st_size > MAX_FILE:
+            raise ConfigError(f"{path}: a config of more than {MAX_FILE} bytes is none")
+        text = path.read_text()
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ConfigError(f"{path}: aliases (*name) are not for configs: write the value out")
+        values = OmegaConf.load(io.StringIO(text))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path}: cannot read this config: {' '.join(str(error).split())[:300]}") from None
+    if not OmegaConf.is_dict(values):
+        raise ConfigError(f"{path}: a config is a mapping of settings, `section: {{key: value}}`")
+    content: Any = OmegaConf.to_container(values)
+    run = content.get("run")
+    run_dir = Path(str(run.get("dir", ""))) if isinstance(run, dict) else Path()
+    if run_dir.is_absolute() or ".." in run_dir.parts or "$" in str(run_dir):
+        raise ConfigError(f"{path}: run.dir={run_dir} leads elsewhere: say so on the command line")
+    return values
 
 
 def _refuse_unknown_keys(source: str, values: Any) -> None:
@@ -369,8 +399,22 @@ def check(config: Config) -> None:
         raise ConfigError("train.seed and metrics.seed must be below 2^63")
     if config.tracking.artifact and not config.checkpoint.every_kimg:
         raise ConfigError("tracking.artifact=true uploads the last checkpoint, but checkpoint.every_kimg=0 writes none")
+    if config.run.name != Path(config.run.name).name or config.run.name == "..":
+        raise ConfigError(f"run.name={config.run.name} is part of a directory's name: letters, digits, - and _")
     if config.resume != "never" and not config.run.dir:
         raise ConfigError(f"resume={config.resume} needs run.dir=DIR, the run to go on with")
+
+
+# What a run can't change when it goes on: the networks, what they learn from, and in which order.
+_FIXED = ("model.", "data.name", "data.image_size", "data.channels", "data.class_folders", "train.seed",
+          "train.batch_size", "optim.G.name", "optim.D.name")  # fmt: skip
+
+
+def changes_that_matter(saved: Config, now: Config) -> list[str]:
+    """`key: old -> new` of every setting that differs and must not when a run goes on."""
+    names = [name for name, *_ in walk_settings() if name.startswith(_FIXED)]
+    pairs = [(name, attrgetter(name)(saved), attrgetter(name)(now)) for name in names]
+    return [f"{name}: {old} -> {new}" for name, old, new in pairs if old != new]
 
 
 def parse_image_size(text: str) -> tuple[int, int]:

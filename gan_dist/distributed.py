@@ -106,12 +106,14 @@ class Distributed:
         """Move a module to the device, run its forward in the run's precision, and wrap it for several processes."""
         return self._accelerator.prepare_model(module)
 
-    def prepare_optimizer(self, optimizer: torch.optim.Optimizer) -> AcceleratedOptimizer:
-        """An optimizer that steps in the run's precision, in fp16 with a loss scale of its own.
+    def make_scaler(self) -> torch.amp.GradScaler | None:
+        """A loss scale, for fp16. Accelerate has one for all: an overflow in D's step would halve G's too."""
+        return torch.amp.GradScaler(self.device.type) if self.precision == "fp16" else None
 
-        Accelerate has one scale for all optimizers: an overflow in D's step would halve G's too.
-        """
-        scaler = torch.amp.GradScaler(self.device.type) if self.precision == "fp16" else None
+    def prepare_optimizer(
+        self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None
+    ) -> AcceleratedOptimizer:
+        """An optimizer that steps in the run's precision, with its own loss scale if there is one."""
         return AcceleratedOptimizer(optimizer, device_placement=False, scaler=scaler)
 
     def prepare_loader(self, loader: DataLoader) -> DataLoader:
@@ -218,7 +220,7 @@ class Distributed:
             return UserError(self._heard)
         try:
             if not _is_about_a_peer(error):
-                what = error.line() if isinstance(error, UserError) else f"{type(error).__name__}: {_one_line(error)}"
+                what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {_one_line(error)}"
                 self._store.compare_set(_FAILED, "", f"rank {self.rank} failed: {what}")  # the first one stays
                 self._missing("heard")
                 return error
@@ -318,7 +320,7 @@ class StopAgreement:
 
     def __init__(self, dist: Distributed, signals: StopSignals) -> None:
         self._dist, self._signals = dist, signals
-        self._answers: deque[Callable[[], bool]] = deque()
+        self._answers: deque[Callable[[], Tensor]] = deque()
 
     def __call__(self) -> bool:
         received = self._signals.received is not None
@@ -326,26 +328,31 @@ class StopAgreement:
             return received
         flag = torch.full((1,), float(received), device=self._dist.device)
         work = torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, async_op=True)
-        self._answers.append(_answer(flag, work))
-        return len(self._answers) > STOP_LAG and self._answers.popleft()()
+        self._answers.append(read_later(flag, work))
+        return len(self._answers) > STOP_LAG and self._answers.popleft()().item() > 0
 
 
-def _answer(flag: Tensor, work: Any) -> Callable[[], bool]:
-    """What gives the reduced flag on the host when it is asked for."""
-    if flag.device.type != "cuda":
+def read_later(tensor: Tensor, work: Any = None) -> Callable[[], Tensor]:
+    """What gives the tensor's present value, or that after some collective work, on the host when it is asked for.
 
-        def from_host() -> bool:
-            work.wait()
-            return flag.item() > 0
+    Neither host nor device waits until then.
+    """
+    if tensor.device.type != "cuda":
+
+        def from_host() -> Tensor:
+            if work:
+                work.wait()
+            return tensor
 
         return from_host
-    work.wait()  # orders the stream, not the host
-    copy = torch.empty(1, pin_memory=True).copy_(flag, non_blocking=True)
+    if work:
+        work.wait()  # orders the stream, not the host
+    copy = torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
     arrived = torch.cuda.Event()
     arrived.record()
 
-    def from_device() -> bool:
+    def from_device() -> Tensor:
         arrived.synchronize()
-        return copy.item() > 0
+        return copy
 
     return from_device

@@ -7,9 +7,11 @@ class UserError(Exception):
     exit_status = 1
     everywhere = False  # raised in every process alike: the main one reports it
 
-    def line(self) -> str:
-        """The message alone: a data worker's error arrives with its traceback above it."""
-        return str(self).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.{type(self).__name__}: ")
+    def __init__(self, message: str) -> None:
+        if message.startswith("Caught "):  # a data worker's error arrives with its traceback above it
+            message = message.strip().splitlines()[-1].partition("Error: ")[2]
+        line = " ".join(message.split())
+        super().__init__("".join(c if c.isprintable() else "?" for c in line))
 
 
 class ConfigError(UserError):

@@ -19,8 +19,9 @@ def plot_run(run_dir: Path) -> Path:
         losses.plot(*zip(*points) if points else ([], []), label=name)
     for name in sorted({key for line in lines for key in line if key.startswith("fid_")}):
         points = [(line["kimg"], line[name]) for line in lines if line.get(name) is not None]
-        quality.plot(*zip(*points), marker="o", label=f"{name}, last {points[-1][1]:.3g}")
-        quality.set_yscale("log")
+        if points:
+            quality.plot(*zip(*points), marker="o", label=f"{name}, last {points[-1][1]:.3g}")
+            quality.set_yscale("log")
     for axes, title in ((losses, "loss"), (quality, "FID of G_ema (log scale)")):
         axes.set(title=title, xlabel="kimg")
         axes.grid(alpha=0.3)

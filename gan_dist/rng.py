@@ -44,6 +44,11 @@ def uniform(seed: int, purpose: Purpose, first: int, count: int, dim: int) -> np
     return np.random.Generator(philox).random((count, 4 * blocks))[:, :dim]
 
 
+def course_seed(seed: int, retries: int) -> int:
+    """The seed of a run's data and latents after it went back to a checkpoint so often."""
+    return (seed + retries * 0x9E3779B97F4A7C15) % 2**63
+
+
 def latents(seed: int, purpose: Purpose, first: int, count: int, z_dim: int, like: Tensor | None = None) -> Tensor:
     """Latents z ~ N(0, 1) by inversion: (count, z_dim), float64 on the CPU, or with the device and dtype of `like`."""
     u = torch.from_numpy(uniform(seed, purpose, first, count, z_dim))

@@ -9,7 +9,7 @@ from typing import Any
 
 
 class StopSignals:
-    """While it is entered, the first SIGINT or SIGTERM asks for a stop; another one, later, ends the program at once.
+    """While it is entered, the first SIGINT, SIGTERM or SIGUSR1 asks for a stop; a later one ends the program at once.
 
     A launcher passes on what the terminal has sent to its processes already: a repetition within a second is the same
     signal.
@@ -21,7 +21,7 @@ class StopSignals:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             self._before[number] = signal.signal(number, self._receive)
         return self
 

@@ -33,6 +33,7 @@ class Alternation:
         r1_gamma, r1_interval: R1 weight, and every how many D steps it is applied (Karras et al. 2020, "Analyzing and
             improving the image quality of StyleGAN", section 3.1: lazy regularization).
         label_smoothing, d_half: see `gan_dist.config.Loss`.
+        skip_nonfinite: take no step with a gradient that is not finite.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Alternation:
         r1_interval: int,
         label_smoothing: float,
         d_half: bool,
+        skip_nonfinite: bool,
     ) -> None:
         self.state, self.dist, self.stats = state, dist, stats
         self.loss, self.preprocess, self.class_probs = loss, preprocess, class_probs
@@ -61,20 +63,26 @@ class Alternation:
         self.schedule_G, self.schedule_D = schedule_G, schedule_D
         self.r1_gamma, self.r1_interval = r1_gamma, r1_interval
         self.label_smoothing, self.d_half = label_smoothing, d_half
+        self.skip_nonfinite = skip_nonfinite
         self.micro_batch_size = micro_batch_size or batch_size
         self.z_dim: int = state.G.z_dim  # type: ignore[assignment]
         # Wrapped, a module's gradients are averaged over processes. The state's own modules have none of that.
         self.G, self.D = dist.prepare_model(state.G), dist.prepare_model(state.D)
-        self.opt_G, self.opt_D = dist.prepare_optimizer(state.opt_G), dist.prepare_optimizer(state.opt_D)
+        self.opt_G = dist.prepare_optimizer(state.opt_G, state.scalers.get("G"))
+        self.opt_D = dist.prepare_optimizer(state.opt_D, state.scalers.get("D"))
 
-    def __call__(self, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
-        """One iteration."""
+    def __call__(self, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """One iteration; returns the norms of D's (the last) and of G's gradient."""
         for _ in range(self.n_critic):
-            self.d_step(*next(batches))
-        self.g_step()
+            norm_D = self.d_step(*next(batches))
+        return norm_D, self.g_step()
 
-    def d_step(self, images: Tensor, labels: Tensor) -> None:
-        """Improve D on a batch of real images and as many generated ones.
+    def reseed(self, seed: int) -> None:
+        """Draw other latents, labels and flips from now on."""
+        self.seed = self.preprocess.seed = seed
+
+    def d_step(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Improve D on a batch of real images and as many generated ones; returns the norm of its gradient.
 
         Args:
             images, labels: this process's share of the global batch, uint8 (N, C, H, W) and int64 (N,).
@@ -103,10 +111,11 @@ class Alternation:
                     self.stats.add("r1", r1.mean())
                     loss = loss + 0.5 * self.r1_gamma * self.r1_interval * r1
                 self.dist.backward(loss.mean() / len(micro_batches), self.opt_D)
-        self._optimise("D", state.D, self.opt_D)
+        norm = self._optimise("D", state.D, self.opt_D)
         state.nimg += self.batch_size
+        return norm
 
-    def g_step(self) -> None:
+    def g_step(self) -> Tensor:
         """Improve G against D, which is frozen and outside its wrapper: no gradient of it is computed or sent."""
         state = self.state
         self.D.requires_grad_(False)
@@ -120,7 +129,7 @@ class Alternation:
                 loss = self.loss.G(state.D(self.G(z, y), y)).mean()
                 self.stats.add("loss_G", loss)
                 self.dist.backward(loss / len(micro_batches), self.opt_G)
-        self._optimise("G", state.G, self.opt_G)
+        return self._optimise("G", state.G, self.opt_G)
 
     def _precise_logits(self, logits: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
         """D(x) in fp32, for penalties: the same logits, unless they were computed in less."""
@@ -129,15 +138,23 @@ class Alternation:
         with self.dist.full_precision(self.D):
             return self.D(x, y)
 
-    def _optimise(self, name: str, module: nn.Module, optimizer: Any) -> None:
-        """Step with the gradients that are there, and note their norm."""
+    def _optimise(self, name: str, module: nn.Module, optimizer: Any) -> Tensor:
+        """Step with the gradients that are there, and return their norm."""
         self.dist.unscale(optimizer)
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         self.stats.add(f"grad_norm_{name}", norm)
+        broken = ~norm.isfinite()
+        if self.skip_nonfinite or optimizer.scaler:
+            self.stats.add(f"skipped_{name}", broken.float())
+        # In fp16 an overflow halves this optimizer's loss scale and skips this step alone.
+        if self.skip_nonfinite and not optimizer.scaler:
+            if optimizer.optimizer.defaults.get("fused"):
+                optimizer.optimizer.found_inf = broken.float()  # the kernel skips: the host need not know
+            elif broken:
+                return norm
         optimizer.step()
-        if self.dist.precision == "fp16":  # an overflow halves this optimizer's loss scale and skips this step alone
-            self.stats.add(f"skipped_{name}", (~norm.isfinite()).float())
+        return norm
 
     def _micro_batches(self) -> Iterator[tuple[int, slice]]:
         """(number of the first image in the run, slice of this process's share) of each micro-batch."""

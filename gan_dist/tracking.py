@@ -7,16 +7,20 @@ import logging
 import math
 import os
 import queue
+import re
 import secrets
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from PIL import Image
 
 log = logging.getLogger(__name__)
+
+
+Outcome = Literal["finished", "stopped", "failed"]  # stopped: by a signal, to be resumed
 
 
 class Tracker(Protocol):
@@ -28,18 +32,23 @@ class Tracker(Protocol):
     def image(self, nimg: int, name: str, picture: np.ndarray) -> None:
         """A picture, uint8 (H, W, C)."""
 
-    def finish(self, finished: bool, artifact: Path | None = None) -> None:
-        """The last call. `finished`: training is complete; `artifact`: a directory to keep as the final model."""
+    def rewind(self, nimg: int) -> None:
+        """The run went back to `nimg` images seen."""
+
+    def finish(self, outcome: Outcome, artifact: Path | None = None) -> None:
+        """The last call. `artifact`: a directory to keep as the final model."""
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`; one torn by a crash is left out."""
     lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
+    for text in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
-            lines.append(json.loads(text))
-        except ValueError:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(line, dict) and isinstance(line.get("kimg"), int | float):
+            lines.append(line)
     return lines
 
 
@@ -47,12 +56,18 @@ class LocalTracker:
     """`metrics.jsonl`, one object a line, and `samples/<kimg>-<name>.png` in the run directory."""
 
     def __init__(self, run_dir: Path, nimg: int) -> None:
-        """`nimg`: images seen so far; lines beyond them, written before a resume, are left out from here on."""
+        """`nimg`: images seen so far."""
         self.metrics = run_dir / "metrics.jsonl"
         self.samples = run_dir / "samples"
         self.samples.mkdir(exist_ok=True)
+        self.rewind(nimg)
+
+    def rewind(self, nimg: int) -> None:
+        """Leave out lines beyond `nimg`, written in a course of the run that is not this one."""
         kept = [line for line in read_metrics(self.metrics) if line["kimg"] <= nimg / 1000]
-        self.metrics.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        temporary = self.metrics.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        temporary.rename(self.metrics)
 
     def scalars(self, nimg: int, values: dict[str, Any]) -> None:
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
@@ -62,7 +77,7 @@ class LocalTracker:
     def image(self, nimg: int, name: str, picture: np.ndarray) -> None:
         Image.fromarray(picture.squeeze()).save(self.samples / f"{name}-{nimg / 1000:010.3f}.png")
 
-    def finish(self, finished: bool, artifact: Path | None = None) -> None:
+    def finish(self, outcome: Outcome, artifact: Path | None = None) -> None:
         pass
 
 
@@ -97,7 +112,10 @@ class WandbTracker:
 
         self._put(send)
 
-    def finish(self, finished: bool, artifact: Path | None = None) -> None:
+    def rewind(self, nimg: int) -> None:
+        pass
+
+    def finish(self, outcome: Outcome, artifact: Path | None = None) -> None:
         def send(run: Any) -> None:
             import wandb
 
@@ -107,9 +125,11 @@ class WandbTracker:
 
         if artifact:
             self._put(send)
-        self._exit_code = 0 if finished else 1
+        if outcome == "stopped":
+            self._put(lambda run: run.mark_preempting())
+        self._exit_code = 0 if outcome == "finished" else 1
         self._put(None)
-        seconds = self.FINISH_SECONDS if finished else self.FAILED_SECONDS
+        seconds = self.FINISH_SECONDS if outcome == "finished" else self.FAILED_SECONDS
         self._thread.join(seconds)
         if self._thread.is_alive():
             log.warning("W&B did not finish within %.0f s; everything is in %s too", seconds, self._run_dir)
@@ -155,7 +175,7 @@ class WandbTracker:
         import wandb
 
         id_file = self._run_dir / "wandb_id.txt"
-        if not id_file.exists():
+        if not id_file.exists() or not re.fullmatch(r"\w{1,64}\s*", id_file.read_text()):
             id_file.write_text(secrets.token_hex(4) + "\n")
         return wandb.init(
             mode=mode,  # type: ignore[arg-type]
@@ -188,9 +208,13 @@ class Trackers:
         for tracker in self.trackers:
             self._guard(tracker.image, nimg, name, picture)
 
-    def finish(self, finished: bool, artifact: Path | None = None) -> None:
+    def rewind(self, nimg: int) -> None:
         for tracker in self.trackers:
-            self._guard(tracker.finish, finished, artifact)
+            self._guard(tracker.rewind, nimg)
+
+    def finish(self, outcome: Outcome, artifact: Path | None = None) -> None:
+        for tracker in self.trackers:
+            self._guard(tracker.finish, outcome, artifact)
 
     @staticmethod
     def _guard(call: Callable[..., None], *arguments: Any) -> None:

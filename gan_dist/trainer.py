@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Protocol
 
 from torch import Tensor
 
+from gan_dist.callbacks.save import SaveCheckpoint
 from gan_dist.distributed import StopAgreement
 from gan_dist.ema import ema_beta, update_ema
+from gan_dist.errors import UserError
+from gan_dist.health import Health
 from gan_dist.signals import StopSignals
 from gan_dist.state import State
 from gan_dist.stats import Clock
 from gan_dist.step import Alternation
+
+Batches = Generator[tuple[Tensor, Tensor]]  # closed, it ends its data workers
 
 
 class Callback(Protocol):
@@ -31,7 +36,9 @@ class Trainer:
     Args:
         batches: this process's shares of the global batches, from image number `state.nimg` on, without end.
         callbacks: in the order in which they are to run.
-        on_stop: run once when a signal ends training early.
+        save: called when training ends, early or not.
+        health: what watches the gradients.
+        recover: called with what `health` has found: raises, or puts the state back and returns new batches.
         clock: started with the loop; callbacks that take time pause it.
         ema_half_life, ema_rampup: see `gan_dist.ema.ema_beta`; the half-life is in images.
     """
@@ -40,9 +47,11 @@ class Trainer:
         self,
         state: State,
         step: Alternation,
-        batches: Iterator[tuple[Tensor, Tensor]],
+        batches: Batches,
         callbacks: Sequence[Callback],
-        on_stop: Callback,
+        save: SaveCheckpoint,
+        health: Health,
+        recover: Callable[[str], Batches],
         clock: Clock,
         *,
         total_nimg: int,
@@ -50,32 +59,37 @@ class Trainer:
         ema_rampup: float,
     ) -> None:
         self.state, self.step, self.batches = state, step, batches
-        self.callbacks, self.on_stop, self.clock = callbacks, on_stop, clock
+        self.callbacks, self.save, self.clock = callbacks, save, clock
+        self.health, self.recover = health, recover
         self.total_nimg, self.ema_half_life, self.ema_rampup = total_nimg, ema_half_life, ema_rampup
 
-    def run(self) -> bool:
+    def run(self, signals: StopSignals) -> bool:
         """Returns True if training is finished, False if it was stopped by a signal."""
         state = self.state
         self.clock.start()
-        with StopSignals() as signals:
-            stop = StopAgreement(self.step.dist, signals)
-            if state.nimg == 0:
-                self._fire([c for c in self.callbacks if c.every_nimg and c.at_start])
-            fired: list[Callback] = []
-            while state.nimg < self.total_nimg and not stop():
-                before = state.nimg
-                self.step(self.batches)
-                beta = ema_beta(state.nimg - before, before, self.ema_half_life, self.ema_rampup)
-                update_ema(state.G_ema, state.G, beta)
-                fired = [
-                    c for c in self.callbacks if c.every_nimg and state.nimg // c.every_nimg > before // c.every_nimg
-                ]
-                self._fire(fired)
-            if state.nimg < self.total_nimg:
-                self.on_stop(state)
-                return False
+        stop = StopAgreement(self.step.dist, signals)
+        if state.nimg == 0:
+            self._fire([c for c in self.callbacks if c.every_nimg and c.at_start])
+        fired: list[Callback] = []
+        while state.nimg < self.total_nimg and not stop():
+            before = state.nimg
+            norms = self.step(self.batches)
+            beta = ema_beta(state.nimg - before, before, self.ema_half_life, self.ema_rampup)
+            update_ema(state.G_ema, state.G, beta)
+            if event := self.health(state.nimg, *norms):
+                self.batches.close()
+                self.batches = self.recover(event)
+                self.health.reset()
+                continue
+            fired = [c for c in self.callbacks if c.every_nimg and state.nimg // c.every_nimg > before // c.every_nimg]
+            self._fire(fired)
+        self.batches.close()
+        finished = state.nimg >= self.total_nimg
+        if finished:
             self._fire([c for c in self.callbacks if c.every_nimg and c.at_end and c not in fired])
-            return True
+        if (self.save.every_nimg or not finished) and not self.save.now(state):
+            raise UserError(f"the last checkpoint, of {state.nimg / 1000:.1f} kimg, could not be written: see the log")
+        return finished
 
     def _fire(self, callbacks: Sequence[Callback]) -> None:
         for callback in callbacks:

@@ -25,6 +25,7 @@ from gan_dist.config import load_config
 from gan_dist.data import describe
 from gan_dist.distributed import Distributed
 from gan_dist.losses import LOSSES
+from gan_dist.signals import StopSignals
 
 CPU = torch.cuda.device_count() < int(os.environ["WORLD_SIZE"])  # NCCL refuses two processes on one GPU
 BATCH_SIZE = 16
@@ -61,7 +62,7 @@ class Jobs:
 
     def train(self, dist: Distributed, name: str, *overrides: str) -> list[nn.Module]:
         run = self.build(dist, *overrides)
-        run.trainer.run()
+        run.trainer.run(StopSignals())
         state = run.state
         assert state.nimg == BATCH_SIZE * ITERATIONS
         tensors = {}

@@ -10,7 +10,7 @@ import torch
 from conftest import Train
 
 from gan_dist.build import build
-from gan_dist.config import load_config, save_config
+from gan_dist.config import load_config
 from gan_dist.data import describe
 from gan_dist.distributed import Distributed
 
@@ -28,7 +28,6 @@ def test_gpu_trains_like_the_cpu(train: Train, tmp_path: Path, precision: str) -
 
 def test_iteration_never_waits_for_the_gpu(tmp_path: Path) -> None:
     config = load_config(None, ["metrics.every_kimg=0", "tracking.wandb=disabled", "data.hflip=true"])
-    save_config(config, tmp_path / "config.yaml")
     run = build(config, describe(config.data), tmp_path, None, Distributed("fp32"))
     trainer = run.trainer
     trainer.step(trainer.batches)  # allocations and kernels of the first iteration

@@ -40,7 +40,7 @@ def test_run_leaves_what_it_promises(train: Train, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     run = tmp_path / "run"
     assert {path.name for path in run.iterdir()} == {
-        "checkpoints", "config.yaml", "log.txt", "metrics.jsonl", "plot.png", "samples"
+        "checkpoints", "config.yaml", "log.txt", "metrics.jsonl", "plot.png", "samples", ".lock", ".owner"
     }  # fmt: skip
     lines = _lines(run)
     assert all("kimg" in line for line in lines)

@@ -53,6 +53,7 @@ def _step(config: Config, state: State, dist: Distributed) -> Alternation:
         r1_interval=config.loss.r1_interval,
         label_smoothing=config.loss.label_smoothing,
         d_half=config.loss.d_half,
+        skip_nonfinite=config.train.on_nonfinite == "skip",
     )
 
 
@@ -181,6 +182,29 @@ def test_no_draw_is_used_twice(dist: Distributed) -> None:
     rows = torch.cat(seen)
     assert len(rows) == 2 * 3 * 12
     assert len(torch.unique(rows, dim=0)) == len(rows)
+
+
+@pytest.mark.parametrize("name", ["Adam", "RMSprop"])
+def test_skipped_step_leaves_the_network_and_its_moments(name: str, dist: Distributed) -> None:
+    """With and without a fused kernel, which skips without telling the host."""
+    config = _config("train.on_nonfinite=skip", f"optim.D.name={name}", f"optim.G.name={name}")
+    state = make_state(config, INFO, dist)
+    step = _step(config, state, dist)
+    batches = iter(_batches())
+    step(batches)
+    before = copy.deepcopy((state.D.state_dict(), state.opt_D.state_dict()["state"]))
+    G = copy.deepcopy(state.G.state_dict())
+    first = next(state.D.parameters()).requires_grad_(True)  # G's step has frozen it
+    hook = first.register_hook(lambda gradient: gradient * torch.nan)
+    norm_D, norm_G = step(batches)
+    hook.remove()
+    torch.testing.assert_close((state.D.state_dict(), state.opt_D.state_dict()["state"]), before, rtol=0, atol=0)
+    assert not torch.equal(state.G.state_dict()["layers.0.weight"], G["layers.0.weight"])
+    assert not norm_D.isfinite()
+    assert norm_G.isfinite()
+    assert step.stats.read()["skipped_D"] == 0.5, "one of two"
+    step(batches)
+    assert not torch.equal(state.D.state_dict()["layers.0.weight"], before[0]["layers.0.weight"])
 
 
 def test_overflow_in_one_network_skips_its_step_alone() -> None:

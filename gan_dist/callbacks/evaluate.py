@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Callable
 
 from gan_dist.distributed import Distributed
 from gan_dist.metrics.evaluate import Evaluator
@@ -20,14 +22,26 @@ class Evaluate:
     at_end = True
 
     def __init__(
-        self, every_nimg: int, evaluator: Evaluator, tracker: Tracker, clock: Clock, dist: Distributed
+        self,
+        every_nimg: int,
+        evaluator: Evaluator,
+        tracker: Tracker,
+        clock: Clock,
+        dist: Distributed,
+        on_best: Callable[[State], None] | None,
     ) -> None:
+        """`on_best` is called when the FID is lower than before in this program."""
         self.every_nimg, self.evaluator = every_nimg, evaluator
         self.tracker, self.clock, self.dist = tracker, clock, dist
+        self.on_best, self._lowest = on_best, math.inf
 
     def __call__(self, state: State) -> None:
         with self.clock.paused():
-            state.metrics = self.evaluator(state.G_ema)
+            state.metrics, state.metrics_nimg = self.evaluator(state.G_ema), state.nimg
+        fid = next(value for name, value in state.metrics.items() if name.startswith("fid"))
+        if self.on_best and state.nimg and fid < self._lowest:
+            self._lowest = fid
+            self.on_best(state)
         if self.dist.is_main:
             self.tracker.scalars(state.nimg, {**state.metrics, "protocol": self.evaluator.protocol})
             values = "  ".join(f"{name} {value:.4g}" for name, value in state.metrics.items())

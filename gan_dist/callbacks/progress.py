@@ -65,6 +65,9 @@ class LogProgress:
         values = self.stats.read()
         if not values or not self.dist.is_main:
             return
+        if state.nimg < self._last[1]:  # the run went back
+            self._last = (self.clock.seconds(), state.nimg)
+            return
         (then, nimg), now = self._last, self.clock.seconds()
         self._last = (now, state.nimg)
         speed = (state.nimg - nimg) / max(now - then, 1e-9)

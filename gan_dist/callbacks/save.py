@@ -3,34 +3,84 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gan_dist.checkpoint import save_checkpoint
+from gan_dist.checkpoint import NETWORKS, Snapshot, prune, take_snapshot, write_checkpoint
 from gan_dist.distributed import Distributed
 from gan_dist.state import State
-from gan_dist.stats import Clock
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay: see `gan_dist.config.Checkpoint`."""
+
+    keep: int
+    every_nimg: int
+    best: bool
+
+
 class SaveCheckpoint:
-    """Writes a checkpoint; one that fails is reported and tried again when the next is due."""
+    """Copies the run off the device when one is due; a thread writes it. One that fails is reported, no more.
+
+    Args:
+        facts: see `gan_dist.checkpoint.take_snapshot`.
+        config: the run's resolved config, YAML.
+    """
 
     at_start = False
-    at_end = True
+    at_end = False  # `now` writes the last one
 
     def __init__(
-        self, every_nimg: int, run_dir: Path, facts: dict[str, Any], keep: int, clock: Clock, dist: Distributed
+        self,
+        every_nimg: int,
+        run_dir: Path,
+        facts: dict[str, Any],
+        config: str,
+        retention: Retention,
+        dist: Distributed,
     ) -> None:
-        self.every_nimg, self.run_dir, self.facts, self.keep = every_nimg, run_dir, facts, keep
-        self.clock, self.dist = clock, dist
+        self.every_nimg, self.run_dir, self.facts, self.config = every_nimg, run_dir, facts, config
+        self.retention, self.dist = retention, dist
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[bool] | None = None
+        self._newest = -1
 
     def __call__(self, state: State) -> None:
-        if not self.dist.is_main:
+        if not self.dist.is_main or state.nimg == self._newest:
             return
+        if self._pending and not self._pending.done():
+            log.warning("%.1f kimg: the checkpoint before is still being written; none now", state.nimg / 1000)
+            return
+        self._newest = state.nimg
+        self._pending = self._writer.submit(self._write, take_snapshot(state, self.facts))
+
+    def now(self, state: State) -> bool:
+        """Have this moment on disk before returning; False if that failed."""
+        if not self.dist.is_main or (self.wait() and state.nimg == self._newest):
+            return True
+        self._newest = -1
+        self(state)
+        return self.wait()
+
+    def wait(self) -> bool:
+        """Wait for the writer; False if its last checkpoint failed."""
+        return self._pending is not None and self._pending.result()
+
+    def _write(self, snapshot: Snapshot) -> bool:
+        kimg = snapshot.facts["nimg"] / 1000
         try:
-            with self.clock.paused():
-                save_checkpoint(self.run_dir, state, self.facts, self.keep)
-        except OSError as error:
-            log.error("could not write a checkpoint at %.1f kimg: %s", state.nimg / 1000, error)
+            snapshot.arrived()
+            if not all(t.isfinite().all() for name in NETWORKS for t in snapshot.tensors[name].values()):
+                raise ValueError("weights are not finite")
+            write_checkpoint(self.run_dir, snapshot, self.config)
+            prune(self.run_dir, self.retention.keep, self.retention.every_nimg, self.retention.best)
+        except Exception as error:  # whatever the disk did: training goes on
+            log.error("no checkpoint at %.1f kimg: %s", kimg, error)
+            self._newest = -1
+            return False
+        return True

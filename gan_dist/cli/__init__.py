@@ -57,7 +57,7 @@ def _report(error: UserError) -> int:
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if rank == 0 or not error.everywhere:
         who = f"rank {rank}: " if world_size > 1 else ""
-        print(f"gan-dist: {who}error: {error.line()}", file=sys.stderr, flush=True)
+        print(f"gan-dist: {who}error: {error}", file=sys.stderr, flush=True)
     if world_size > 1:  # nothing that waits for other processes at exit, and no data worker that keeps sockets open
         for worker in multiprocessing.active_children():
             worker.kill()

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from gan_dist.config import Config, Run, load_config, save_config, settings_help
+from gan_dist.config import Config, as_yaml, for_file, load_config, settings_help
 from gan_dist.data import describe
 from gan_dist.errors import ConfigError, UserError
+from gan_dist.signals import StopSignals
 
 if TYPE_CHECKING:
     from gan_dist.distributed import Distributed
@@ -45,12 +45,17 @@ def train(arguments: list[str]) -> int:
         return 0
     started = time.perf_counter()
     config = _load(arguments)
+    with StopSignals() as signals:
+        return _train(config, signals, started)
+
+
+def _train(config: Config, signals: StopSignals, started: float) -> int:
     from gan_dist.distributed import Distributed  # torch, and with it some seconds: after what can be refused without
 
     settings = config.train
     dist = Distributed(settings.precision, cpu=settings.device == "cpu", compress=settings.compress_gradients)
     try:
-        finished, run_dir, nimg = _run(config, dist)
+        finished, run_dir, nimg = _run(config, dist, signals)
     except Exception as error:
         raise dist.failure(error) from error
     if dist.is_main:
@@ -60,34 +65,49 @@ def train(arguments: list[str]) -> int:
     return FINISHED if finished else STOPPED
 
 
-def _run(config: Config, dist: Distributed) -> tuple[bool, Path, int]:
+def _run(config: Config, dist: Distributed, signals: StopSignals) -> tuple[bool, Path, int]:
     """Everything between starting the processes and the last words: (finished, run directory, images seen)."""
-    from gan_dist.build import build, check_parts
-    from gan_dist.checkpoint import find_checkpoint
+    from gan_dist.build import build, check_parts, check_resume
+    from gan_dist.checkpoint import clean_up, find_checkpoint
+    from gan_dist.lock import lock_run
 
     info = dist.from_main(lambda: describe(config.data))
     check_parts(config, info, dist)
-    checkpoint, run_dir = dist.from_main(lambda: (_find_start(config), _make_run_dir(config)))
-    _log_to(run_dir / "log.txt" if dist.is_main else None)
+    locks = []
+
+    def prepare() -> tuple[Path | None, Path]:
+        _refuse_another_run(config)
+        run_dir = _make_run_dir(config)
+        locks.append(lock_run(run_dir))
+        clean_up(run_dir)
+        _log_to(run_dir / "log.txt")
+        checkpoint = _find_start(config)
+        if checkpoint:
+            check_resume(checkpoint, config, info)
+        return checkpoint, run_dir
+
+    _log_to(None)
+    checkpoint, run_dir = dist.from_main(prepare)
     shape = "x".join(map(str, info.image_shape))
     log.info("%s: %s on %d images of %s", run_dir, config.model.name, info.num_images, shape)
     run = build(config, info, run_dir, checkpoint, dist)
     if dist.is_main:
         # Only now does the directory hold a run: what failed before can be mended and started again in the same place.
-        save_config(replace(config, run=Run(name=config.run.name), resume="never"), run_dir / "config.yaml")
+        _write_config(for_file(config), run_dir / "config.yaml")
     for line in run.summary:
         log.info(line)
     if checkpoint:
         log.info("going on from %s", checkpoint)
     try:
-        finished = run.trainer.run()
+        finished = run.trainer.run(signals)
     except Exception:
-        run.tracker.finish(finished=False)
+        run.save.wait()
+        run.tracker.finish("failed")
         raise
     finally:
         run.bar.close()
     artifact = find_checkpoint(run_dir) if dist.is_main and finished and config.tracking.artifact else None
-    run.tracker.finish(finished, artifact)
+    run.tracker.finish("finished" if finished else "stopped", artifact)
     return finished, run_dir, run.state.nimg
 
 
@@ -108,20 +128,35 @@ def _load(arguments: list[str]) -> Config:
     return config
 
 
+def _refuse_another_run(config: Config) -> None:
+    """Never write to a directory that holds a run which is not to go on; never begin one that is said to be there."""
+    run_dir = Path(config.run.dir)
+    if config.resume == "never" and config.run.dir and (run_dir / "config.yaml").exists():
+        raise ConfigError(
+            f"run.dir={run_dir} already holds a run: go on with it by resume=latest, or name another directory"
+        )
+    if config.resume not in ("never", "auto") and not run_dir.is_dir():
+        raise UserError(f"{run_dir}: no such run directory")
+
+
 def _find_start(config: Config) -> Path | None:
-    """The checkpoint to go on from, if any; never a run directory that holds another run."""
+    """The checkpoint to go on from, if any."""
     from gan_dist.checkpoint import find_checkpoint, list_checkpoints
 
     run_dir = Path(config.run.dir)
-    if config.resume == "never":
-        if config.run.dir and (run_dir / "config.yaml").exists():
-            raise ConfigError(
-                f"run.dir={run_dir} already holds a run: go on with it by resume=latest, or name another directory"
-            )
-        return None
-    if config.resume == "auto" and not list_checkpoints(run_dir):
+    if config.resume == "never" or (config.resume == "auto" and not list_checkpoints(run_dir)):
         return None
     return find_checkpoint(run_dir, "latest" if config.resume == "auto" else config.resume)
+
+
+def _write_config(config: Config, path: Path) -> None:
+    """Whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    try:
+        temporary.write_text(as_yaml(config))
+        temporary.rename(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def _make_run_dir(config: Config) -> Path:
@@ -138,6 +173,7 @@ def _make_run_dir(config: Config) -> Path:
 
 def _log_to(path: Path | None) -> None:
     """Messages to the terminal, above the progress line, and with their time to a file; None: warnings alone."""
+    logging.raiseExceptions = False  # a line that a full disk swallows is not worth a traceback
     log.handlers = [TerminalHandler()]
     log.setLevel(logging.INFO if path else logging.WARNING)
     if path:
@@ -167,7 +203,10 @@ def _report(run_dir: Path, nimg: int, seconds: float, finished: bool, launcher: 
     grids = sorted((run_dir / "samples").glob("grid-*.png"))
     if grids:
         log.info("  samples     %s", grids[-1])
-    log.info("  metrics     %s and %s", run_dir / "metrics.jsonl", plot_run(run_dir))
+    try:
+        log.info("  metrics     %s and %s", run_dir / "metrics.jsonl", plot_run(run_dir))
+    except OSError as error:  # a full disk
+        log.warning("could not draw the run: %s", error)
     if checkpoints:
         log.info("  checkpoint  %s", checkpoints[-1])
         log.info("  sample it   gan-dist sample %s --n 64 --grid", run_dir)

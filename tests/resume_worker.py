@@ -1,0 +1,105 @@
+"""What `test_resume.py` runs in 1 and 2 processes: `resume_worker.py FOLDER`, with a launcher's variables.
+
+Trains each combination once without a stop and once with three, by the program's own parts, and compares every file of
+the last checkpoint. Rank 0 leaves `FOLDER/results.json`: combination -> names of the files that differ.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.state import AcceleratorState
+from conftest import FAMILIES
+from PIL import Image
+
+from gan_dist.build import build
+from gan_dist.checkpoint import FILES, find_checkpoint
+from gan_dist.config import load_config
+from gan_dist.data import describe
+from gan_dist.distributed import Distributed
+from gan_dist.losses import LOSSES
+from gan_dist.signals import StopSignals
+
+PRECISIONS = ("fp64", "fp32", "bf16")
+BATCH_SIZE, ITERATIONS, STOPS = 8, 21, (1, 7, 13)  # several processes stop some iterations later
+COMMON = [
+    f"train.batch_size={BATCH_SIZE}", f"train.kimg={BATCH_SIZE * ITERATIONS / 1000}", "log.every_kimg=0.016",
+    "sample.every_kimg=0", "metrics.every_kimg=0", "checkpoint.every_kimg=1", "tracking.wandb=disabled",
+    "data.name=folder", "data.class_folders=true", "data.hflip=true", "loss.r1_interval=3",
+    "optim.G.schedule=cosine", "optim.D.warmup_kimg=0.05", "train.micro_batch_size=2",
+]  # fmt: skip
+
+
+def make_images(folder: Path) -> None:
+    """30 noisy ones in two classes: an epoch is not a whole number of batches."""
+    generator = np.random.default_rng(0)
+    for i in range(30):
+        path = folder / f"{i % 2}/{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (28, 28, 3), dtype=np.uint8)).save(path)
+
+
+def train(run_dir: Path, settings: list[str], dist: Distributed, stop_at: int | None) -> None:
+    """From the newest checkpoint, if there is one, to the end or to a signal after so many iterations."""
+    config = load_config(None, settings)
+    if dist.is_main:
+        run_dir.mkdir(exist_ok=True)
+    dist.barrier()
+    checkpoint = dist.from_main(lambda: find_checkpoint(run_dir) if (run_dir / "checkpoints").exists() else None)
+    run = build(config, describe(config.data), run_dir, checkpoint, dist)
+    with StopSignals() as signals:
+        step = run.trainer.step
+        take = type(step).__call__
+
+        class Interrupted(type(step)):  # type: ignore[misc]
+            def __call__(self, batches):  # type: ignore[no-untyped-def]
+                norms = take(self, batches)
+                if stop_at is not None and run.state.nimg == stop_at * BATCH_SIZE:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return norms
+
+        step.__class__ = Interrupted
+        finished = run.trainer.run(signals)
+    assert finished == (stop_at is None)
+    dist.barrier()
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    world_size = int(os.environ["WORLD_SIZE"])
+    results: dict[str, list[str]] = {}
+    for precision in PRECISIONS:
+        AcceleratorState._reset_state()
+        dist = Distributed(precision, cpu=True)
+        if dist.is_main and not (folder / "images").exists():
+            make_images(folder / "images")
+        dist.barrier()
+        for (family, model), loss, workers in itertools.product(FAMILIES.items(), sorted(LOSSES), (0, 2)):
+            settings = [*COMMON, *model, "data.image_size=28", f"data.root={folder / 'images'}", f"loss.name={loss}",
+                        f"data.workers={workers}", "data.memory_gib=1e-9", f"train.precision={precision}"]  # fmt: skip
+            name = f"{family} {loss} {precision} {world_size} processes {workers} workers"
+            whole, parts = folder / "whole", folder / "parts"
+            train(whole, settings, dist, None)
+            for stop in (*STOPS, None):
+                train(parts, settings, dist, stop)
+            if dist.is_main:
+                last = f"checkpoints/{BATCH_SIZE * ITERATIONS:012d}"
+                results[name] = [f for f in FILES if (whole / last / f).read_bytes() != (parts / last / f).read_bytes()]
+                shutil.rmtree(whole)
+                shutil.rmtree(parts)
+    if dist.is_main:
+        (folder / "results.json").write_text(json.dumps(results))
+    torch.distributed.barrier() if world_size > 1 else None
+    dist.end()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,326 @@
+"""Damaged and hostile files by the thousand: each gets one clear line, none is half believed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, TINY
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import gan_dist
+from gan_dist.build import make_state
+from gan_dist.checkpoint import FILES, find_checkpoint, restore, verify
+from gan_dist.config import Config, load_config, walk_settings
+from gan_dist.data import DataInfo
+from gan_dist.data.images import BrokenImage, read_image
+from gan_dist.distributed import Distributed
+from gan_dist.errors import UserError
+from gan_dist.state import State
+
+many = settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+ALL_FILES = (*FILES, "manifest.json")
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fuzz")
+    small = ["model.g_widths=[4]", "model.d_widths=[4]", "model.z_dim=3", "train.kimg=0.1", "run.dir=run"]
+    subprocess.run([sys.executable, str(ROOT / "train.py"), *TINY, *small], cwd=folder, check=True, capture_output=True)
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def content(run_dir: Path) -> dict[str, bytes]:
+    (checkpoint,) = (run_dir / "checkpoints").iterdir()
+    return {name: (checkpoint / name).read_bytes() for name in ALL_FILES}
+
+
+@pytest.fixture(scope="module")
+def state() -> State:
+    config = load_config(None, ["model.g_widths=[4]", "model.d_widths=[4]", "model.z_dim=3"])
+    return make_state(config, DataInfo((1, 8, 8), 10, 1797), Distributed("fp32", cpu=True))
+
+
+def _write(folder: Path, files: dict[str, bytes]) -> Path:
+    checkpoint = folder / "run/checkpoints/000000000128"
+    shutil.rmtree(folder / "run", ignore_errors=True)
+    checkpoint.mkdir(parents=True)
+    for name, data in files.items():
+        (checkpoint / name).write_bytes(data)
+    return checkpoint
+
+
+def _assert_one_line(error: Exception) -> None:
+    assert "\n" not in str(error)
+    assert len(str(error)) > 20
+
+
+hostile_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(max_size=9) | st.sampled_from([*FILES, "size", "sha256"]), inner, max_size=4)
+    ),
+)
+places = st.floats(0, 1, exclude_max=True)
+bits = st.lists(st.tuples(places, st.integers(0, 7)), min_size=1, max_size=5)
+some_bytes = st.lists(st.tuples(places, st.integers(0, 255)), min_size=1, max_size=9)
+KEYS = [name for name, *_ in walk_settings()]
+damage = st.one_of(
+    st.tuples(st.just("cut"), st.sampled_from(ALL_FILES), places),
+    st.tuples(st.just("flip"), st.sampled_from(ALL_FILES), bits),
+    st.tuples(st.just("swap"), st.sampled_from(ALL_FILES), st.sampled_from(ALL_FILES)),
+    st.tuples(st.just("remove"), st.sampled_from(ALL_FILES), st.none()),
+    st.tuples(st.just("append"), st.sampled_from(ALL_FILES), st.binary(min_size=1, max_size=50)),
+    st.tuples(st.just("link"), st.sampled_from(ALL_FILES), st.none()),
+    st.tuples(st.just("manifest"), st.just("manifest.json"), hostile_json),
+)  # fmt: skip
+
+
+def _damaged(content: dict[str, bytes], kind: str, name: str, how: Any) -> dict[str, bytes]:
+    files = dict(content)
+    data = bytearray(files[name])
+    if kind == "cut":
+        files[name] = bytes(data[: int(how * len(data))])
+    elif kind == "flip":
+        for place, bit in how:
+            data[int(place * len(data))] ^= 1 << bit
+        files[name] = bytes(data)
+    elif kind == "swap":
+        files[name], files[how] = files[how], files[name]
+    elif kind == "remove":
+        del files[name]
+    elif kind == "append":
+        files[name] = bytes(data) + how
+    elif kind == "manifest":
+        files[name] = json.dumps(how).encode()
+    return files
+
+
+@many
+@given(what=damage)
+def test_damaged_checkpoint_is_never_taken(what: Any, content: dict[str, bytes], tmp_path_factory: Any) -> None:
+    files = _damaged(content, *what)
+    folder = _folder(tmp_path_factory)
+    checkpoint = _write(folder, files)
+    if what[0] == "link":
+        (folder / "elsewhere").write_bytes(content[what[1]])
+        (checkpoint / what[1]).unlink()
+        (checkpoint / what[1]).symlink_to(folder / "elsewhere")
+    else:
+        assume(files != content)
+        if what[1] == "manifest.json" and what[0] != "swap":  # its blanks, or a name in it that nobody asks for
+            assume(_entries(files) != _entries(content))
+    for attempt in (verify, lambda path: gan_dist.load_generator(path.parent.parent)):
+        with pytest.raises(UserError) as caught:
+            attempt(checkpoint)
+        _assert_one_line(caught.value)
+
+
+def _folder(factory: pytest.TempPathFactory) -> Path:
+    """One for all examples."""
+    folder = factory.getbasetemp() / "fuzzed"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _entries(files: dict[str, bytes]) -> Any:
+    try:
+        manifest = json.loads(files["manifest.json"])
+        return {name: (manifest[name]["size"], manifest[name]["sha256"]) for name in FILES}
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+FACTS = ("nimg", "metrics", "metrics_nimg", "retries", "scalers", "image_shape", "num_classes", "num_images")
+hostile = st.one_of(
+    st.tuples(st.just("state.json"), st.dictionaries(st.sampled_from(FACTS), hostile_json, min_size=1, max_size=3)),
+    st.tuples(st.sampled_from(FILES), st.binary(max_size=200)),
+    st.tuples(st.sampled_from(FILES[:5]), some_bytes),
+    st.tuples(st.sampled_from(FILES[:5]), st.integers(0, 2**64 - 1)),
+    st.tuples(st.just("config.yaml"), st.dictionaries(st.sampled_from(KEYS), hostile_json, min_size=1, max_size=2)),
+)  # fmt: skip
+
+
+@settings(many, max_examples=1000)
+@given(what=hostile)
+def test_hostile_checkpoint_with_its_manifest(
+    what: Any, content: dict[str, bytes], state: State, tmp_path_factory: Any
+) -> None:
+    """Its maker computed the hashes too: it may be taken for what it says, and nothing worse happens."""
+    name, how = what
+    files = dict(content)
+    if isinstance(how, dict) and name == "state.json":
+        files[name] = json.dumps({**json.loads(files[name]), **how}).encode()
+    elif isinstance(how, dict):
+        files[name] += "".join(f"\n{key}: {json.dumps(value)}" for key, value in how.items()).encode()
+    elif isinstance(how, bytes):
+        files[name] = how
+    elif isinstance(how, int):  # the length of the header, which a reader might believe
+        files[name] = how.to_bytes(8, "little") + files[name][8:]
+    else:
+        data = bytearray(files[name])
+        for place, byte in how:
+            data[int(place * min(len(data), 400))] = byte
+        files[name] = bytes(data)
+    files["manifest.json"] = json.dumps(
+        {n: {"size": len(files[n]), "sha256": hashlib.sha256(files[n]).hexdigest()} for n in FILES}
+    ).encode()
+    checkpoint = _write(_folder(tmp_path_factory), files)
+    for attempt in (lambda: gan_dist.load_generator(checkpoint.parent.parent), lambda: restore(checkpoint, state)):
+        try:
+            attempt()
+        except UserError as error:
+            _assert_one_line(error)
+
+
+names = st.sampled_from(KEYS) | st.text(max_size=12)
+values = st.one_of(
+    st.text(max_size=20), st.integers(), st.floats(), st.booleans(), st.none(), st.lists(st.integers(), max_size=3),
+    st.dictionaries(st.text(max_size=5), st.integers(), max_size=2),
+    st.sampled_from([
+        "../../elsewhere", "/etc/passwd", "${oc.env:HOME}", "${train.kimg}", "${..}", "${", "!!python/name:os.system",
+        "1e400", ".inf", "0x10", "2**99", "???", "on", "~", "- - -", "{a: *b}", "&a [*a]", "\x00", "é" * 50,
+    ]),
+)  # fmt: skip
+documents = st.one_of(
+    st.dictionaries(names, values, max_size=4).map(lambda d: json.dumps(d)),
+    st.dictionaries(names, values, max_size=4).map(
+        lambda d: "".join(f"{k.partition('.')[0]}: {{{k.partition('.')[2]}: {v}}}\n" for k, v in d.items())
+    ),
+    st.text(max_size=200),
+    st.binary(max_size=200),
+    st.integers(1, 200).map(lambda n: "[" * n),
+    st.integers(1, 200).map(lambda n: "train: " + "{a: " * n + "1" + "}" * n),
+    st.sampled_from([
+        "train: !!python/object/apply:os.system ['touch executed']\n",
+        "train: !!python/name:os.system\n",
+        "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n",
+        "train: {kimg: !!binary aGVsbG8=}\n",
+        "run: {dir: /tmp/elsewhere}\n", "run: {dir: a/../../b}\n", "run: {name: ../x}\n", "run: {name: a/b}\n",
+        "model: {name: ../../os}\n", "model: {name: _layers}\n", "optim: {G: {name: os.system}}\n",
+    ]),
+)  # fmt: skip
+
+
+@many
+@given(document=documents)
+def test_hostile_config_gets_one_line(document: str | bytes, tmp_path_factory: Any) -> None:
+    path = _folder(tmp_path_factory) / "config.yaml"
+    path.write_bytes(document if isinstance(document, bytes) else document.encode(errors="surrogatepass"))
+    try:
+        config = load_config(path)
+    except UserError as error:
+        _assert_one_line(error)
+    else:
+        assert isinstance(config, Config)
+        assert not Path(config.run.dir).is_absolute()
+        assert ".." not in Path(config.run.dir).parts
+        assert "/" not in config.run.name
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        "run: {dir: /tmp/elsewhere}",
+        "run: {dir: a/../../b}",
+        "run: {name: ../x}",
+        "a: &a [x]\nb: *a",
+        "train: !!python/name:os.system",
+        "x: " + "[" * 5000,
+    ],
+)
+def test_these_configs_are_refused(document: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(document)
+    with pytest.raises(UserError):
+        load_config(tmp_path / "a.yaml")
+
+
+FORMATS = ("png", "jpeg", "gif", "bmp", "tiff", "webp")
+
+
+@settings(many, max_examples=600)
+@given(
+    kind=st.sampled_from(FORMATS),
+    changes=st.one_of(places, st.lists(st.tuples(places, st.integers(0, 255)), min_size=1, max_size=20)),
+)
+def test_damaged_image_is_read_or_named(kind: str, changes: Any, tmp_path_factory: Any) -> None:
+    folder = _folder(tmp_path_factory)
+    whole = folder / f"whole.{kind}"
+    if not whole.exists():
+        Image.linear_gradient("L").resize((40, 30)).convert("P" if kind == "gif" else "RGB").save(whole)
+    data = bytearray(whole.read_bytes())
+    if isinstance(changes, float):
+        data = data[: int(changes * len(data))]
+    else:
+        for place, byte in changes:
+            data[int(place * len(data))] = byte
+    path = folder / f"damaged.{kind}"
+    path.write_bytes(data)
+    try:
+        x = read_image(path, (3, 16, 16))
+        assert x.shape == (3, 16, 16)
+        assert x.dtype == torch.uint8
+    except BrokenImage as error:
+        _assert_one_line(error)
+
+
+@pytest.mark.parametrize("size", [65_500, 10_000])
+def test_huge_image_is_refused_before_it_is_decoded(size: int, tmp_path: Path) -> None:
+    """A PNG of a hundred bytes that claims to be huge: nothing is allocated for it."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", size, size, 8, 2, 0, 0, 0))
+    data = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    (tmp_path / "bomb.png").write_bytes(data)
+    with pytest.raises(BrokenImage, match=r"bomb\.png.*pixels"):
+        read_image(tmp_path / "bomb.png", (3, 8, 8))
+
+
+class _Malicious:
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.witness),)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 5])
+@pytest.mark.parametrize("name", ALL_FILES)
+def test_pickle_under_any_name_is_never_loaded(
+    name: str, protocol: int, content: dict[str, bytes], state: State, tmp_path: Path
+) -> None:
+    """With a manifest that fits it, too."""
+    witness = tmp_path / "executed"
+    files = {**content, name: pickle.dumps(_Malicious(witness), protocol)}
+    for forged in (False, True):
+        if forged and name != "manifest.json":
+            files["manifest.json"] = json.dumps(
+                {n: {"size": len(files[n]), "sha256": hashlib.sha256(files[n]).hexdigest()} for n in FILES}
+            ).encode()
+        checkpoint = _write(tmp_path, files)
+
+        def use(checkpoint: Path = checkpoint) -> None:
+            restore(find_checkpoint(tmp_path / "run"), state)
+            load_config(checkpoint / "config.yaml")
+
+        with pytest.raises(UserError):
+            use()
+    assert not witness.exists()
