@@ -140,6 +140,18 @@ def test_pickle_in_place_of_inception_weights_is_refused(tmp_path: Path) -> None
     assert not witness.exists()
 
 
+def test_pickle_in_place_of_a_cached_classifier_is_never_loaded(
+    digits: ImageTensor, extractor: ClassifierExtractor, dist: Distributed, tmp_path: Path
+) -> None:
+    """It is trained again, to the same weights."""
+    (file,) = Path(os.environ["GAN_DIST_CACHE"]).glob("classifier-*.safetensors")
+    witness = tmp_path / "executed"
+    file.write_bytes(pickle.dumps(_Malicious(witness)))
+    again = trained_classifier(digits, 10, 0, file.parent, dist)
+    assert not witness.exists()
+    torch.testing.assert_close(again.head.weight, extractor.classifier.head.weight)
+
+
 def test_inception_takes_every_number_of_channels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With random weights, saved and loaded: the standard ones can't be had everywhere, the path is the same."""
     torch.save({}, tmp_path / "empty.pth")

@@ -57,7 +57,7 @@ def _train(config: Config, signals: StopSignals, started: float) -> int:
     try:
         finished, run_dir, nimg = _run(config, dist, signals)
     except Exception as error:
-        raise dist.failure(error) from error
+        raise dist.failure(_in_words(error)) from error
     if dist.is_main:
         launcher = "python" if dist.world_size == 1 else "accelerate launch --multi_gpu"
         _report(run_dir, nimg, time.perf_counter() - started, finished, launcher)
@@ -109,6 +109,18 @@ def _run(config: Config, dist: Distributed, signals: StopSignals) -> tuple[bool,
     artifact = find_checkpoint(run_dir) if dist.is_main and finished and config.tracking.artifact else None
     run.tracker.finish("finished" if finished else "stopped", artifact)
     return finished, run_dir, run.state.nimg
+
+
+def _in_words(error: Exception) -> Exception:
+    """What the user can do about errors that libraries raise in words of their own."""
+    import torch
+
+    line = " ".join(str(error).split())[:150]
+    if isinstance(error, torch.OutOfMemoryError):
+        return UserError(f"the GPU's memory is full ({line}); set train.micro_batch_size or metrics.batch_size")
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+        return UserError(f"a data worker was killed ({line}); if memory was short, lower data.workers; then resume")
+    return error
 
 
 def _load(arguments: list[str]) -> Config:

@@ -11,6 +11,7 @@ import secrets
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -68,16 +69,16 @@ def trained_classifier(dataset: Images, num_classes: int, seed: int, cache: Path
     path = cache / f"classifier-{data_key(dataset, num_classes)}-{seed}.safetensors"
 
     def weights() -> dict[str, Tensor]:
-        if not path.exists():
+        try:
+            classifier.load_state_dict(load_file(path))
+        except (OSError, SafetensorError, RuntimeError):  # absent, or not what was written there
             accuracy = _train(classifier.to(dist.device), dataset, seed)
-            log.info(
-                "trained a classifier on the data's labels for the metrics: %.1f%% of the last batches right", accuracy
-            )
+            log.info("trained a classifier on the data's labels for the metrics: %.1f%% right", accuracy)
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_suffix(f".tmp-{secrets.token_hex(4)}")
             save_file(classifier.state_dict(), temporary)
             temporary.rename(path)
-        return load_file(path)
+        return {name: tensor.cpu() for name, tensor in classifier.state_dict().items()}
 
     classifier.load_state_dict(dist.from_main(weights))
     return classifier.to(dist.device).eval().requires_grad_(False)

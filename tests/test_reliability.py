@@ -1,0 +1,334 @@
+"""Faults of every kind: none costs more than the work since the last checkpoint, and each is told in one line."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY, Train
+from PIL import Image
+from safetensors.torch import load_file
+
+from gan_dist.build import WiredRun, build
+from gan_dist.checkpoint import find_checkpoint, prune, restore, take_snapshot, verify, write_checkpoint
+from gan_dist.config import load_config
+from gan_dist.data import describe
+from gan_dist.distributed import Distributed
+from gan_dist.errors import UserError
+from gan_dist.signals import StopSignals
+
+SMALL = [*TINY, "model.z_dim=8", "log.every_kimg=0", "sample.every_kimg=0"]
+
+
+@pytest.fixture(scope="module")
+def dist() -> Distributed:
+    return Distributed("fp32", cpu=True)
+
+
+def _build(folder: Path, dist: Distributed, *settings: str, checkpoint: Path | None = None) -> WiredRun:
+    config = load_config(None, [*SMALL, *settings])
+    folder.mkdir(exist_ok=True)
+    return build(config, describe(config.data), folder, checkpoint, dist)
+
+
+# --- the soak test in small -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_run_ends_like_one_that_never_was(processes: int, tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("soak", ROOT / "benchmarks/soak.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    settings = [*SMALL, "train.kimg=24", "checkpoint.every_kimg=0.25", "train.batch_size=32"]
+    result = module.soak(4, 1, processes, settings, tmp_path)
+    assert result["tensors that differ"] == []
+    assert result["images"] == 24_000
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def test_retention_keeps_the_newest_the_best_and_one_of_every_so_many(tmp_path: Path, dist: Distributed) -> None:
+    state = _build(tmp_path, dist).state
+    for nimg in range(1000, 11_000, 1000):
+        state.nimg = state.metrics_nimg = nimg
+        state.metrics = {"fid_classifier": 5.0 if nimg == 2000 else 10.0}
+        write_checkpoint(tmp_path, take_snapshot(state, _facts()), "train: {}\n")
+        prune(tmp_path, keep=2, every_nimg=4000, best=True)
+    names = [path.name for path in sorted((tmp_path / "checkpoints").iterdir())]
+    assert [int(name) for name in names] == [2000, 4000, 8000, 9000, 10_000]
+    assert int(find_checkpoint(tmp_path, "best").name) == 2000
+
+
+def _facts() -> dict[str, Any]:
+    return {"image_shape": [1, 8, 8], "num_classes": 10, "num_images": 1797}
+
+
+def test_failed_write_leaves_no_trace(tmp_path: Path, dist: Distributed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read back is not what was written, as on a disk that lies."""
+    state = _build(tmp_path, dist).state
+    monkeypatch.setattr(
+        os, "fsync", lambda _: [path.write_bytes(b"") for path in tmp_path.glob("checkpoints/.tmp*/D.*")]
+    )
+    with pytest.raises(UserError, match="damaged"):
+        write_checkpoint(tmp_path, take_snapshot(state, _facts()), "train: {}\n")
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_auto_skips_broken_checkpoints_with_a_line_each(train: Train, tmp_path: Path) -> None:
+    assert train("run.dir=run", "checkpoint.every_kimg=1", "checkpoint.keep=0").returncode == 0
+    folder = tmp_path / "run/checkpoints"
+    (folder / "000000004000/G.safetensors").write_bytes(b"torn")
+    (folder / "000000003008/manifest.json").unlink()
+    (folder / ".tmp-000000005000").mkdir()
+    result = train("run.dir=run", "resume=auto", tiny=False)
+    assert result.returncode == 0, result.stderr
+    assert "warning: run/checkpoints/000000004000/G.safetensors: damaged: 4 bytes, not" in result.stdout
+    assert "warning: run/checkpoints/000000003008/manifest.json: damaged: no such file" in result.stdout
+    assert "going on from run/checkpoints/000000002016" in result.stdout
+    verify(folder / "000000004000")
+    assert not (folder / ".tmp-000000005000").exists()
+
+
+CHANGES = {
+    "model.g_widths=[16]": "model.g_widths: [32] -> [16]",
+    "train.seed=5": "train.seed: 0 -> 5",
+    "train.batch_size=16": "train.batch_size: 32 -> 16",
+    "optim.G.name=SGD": "optim.G.name: Adam -> SGD",
+}
+
+
+def test_another_run_is_not_resumed_and_says_what_differs(train: Train) -> None:
+    assert train("run.dir=run", "train.kimg=0.1").returncode == 0
+    result = train("run.dir=run", "resume=auto", *CHANGES, tiny=False)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    for change in CHANGES.values():
+        assert change in result.stderr
+    allowed = ["train.kimg=0.2", "log.every_kimg=0.1", "checkpoint.keep=1", "optim.G.lr=1e-4"]
+    assert train("run.dir=run", "resume=auto", *allowed, tiny=False).returncode == 0
+
+
+def test_full_disk_costs_a_checkpoint_and_no_more(tmp_path: Path, dist: Distributed) -> None:
+    """A file system of 1 MB, which only root may mount: filled while training, then freed."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system is not permitted")
+    try:
+        script = [sys.executable, "-u", str(ROOT / "train.py"), *SMALL, "train.kimg=100000", "log.every_kimg=1",
+                  "sample.every_kimg=1", "checkpoint.every_kimg=1", f"run.dir={disk}/run"]  # fmt: skip
+        with subprocess.Popen(script, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stdout
+            _until(process.stdout, "3.0/100000 kimg")
+            (disk / "ballast").write_bytes(b"")
+            with (disk / "ballast").open("ab", buffering=0) as file:
+                try:
+                    while True:
+                        file.write(bytes(4096))
+                except OSError:
+                    pass
+            _until(process.stdout, "no checkpoint at")
+            before = find_checkpoint(disk / "run")
+            verify(before)
+            _until(process.stdout, "kimg  D ")
+            (disk / "ballast").unlink()
+            deadline = time.monotonic() + 60
+            while find_checkpoint(disk / "run").name <= before.name:
+                assert time.monotonic() < deadline
+                assert process.poll() is None
+            process.send_signal(signal.SIGTERM)
+            _, error = process.communicate(timeout=60)
+        assert process.returncode == 75, error
+        assert "Traceback" not in error
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def _until(lines: Any, text: str) -> str:
+    for line in lines:
+        if text in line:
+            return line
+    raise AssertionError(f"{text!r} never came")
+
+
+# --- signals and locks ------------------------------------------------------------------------------------------------
+
+
+def _started(folder: Path, *settings: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-u", str(ROOT / "train.py"), *TINY, "train.kimg=100000", "run.dir=run", *settings]
+    process = subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    _until(process.stdout, "2.0/100000 kimg")
+    return process
+
+
+def test_usr1_stops_and_a_second_run_on_the_directory_is_refused(train: Train, tmp_path: Path) -> None:
+    process = _started(tmp_path)
+    for resume in ("auto", "latest"):
+        second = train("run.dir=run", f"resume={resume}", tiny=False)
+        assert second.returncode == 1
+        assert f"run.dir=run is in use by process {process.pid} on {socket.gethostname()}" in second.stderr
+        assert second.stderr.count("\n") == 1
+    process.send_signal(signal.SIGUSR1)
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 75, error
+    assert "stopped at" in out
+
+
+def test_lock_of_a_killed_run_is_stale(train: Train, tmp_path: Path) -> None:
+    process = _started(tmp_path)
+    process.kill()
+    process.communicate()
+    result = train("run.dir=run", "resume=auto", "train.kimg=4", tiny=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_signal_before_the_first_iteration_is_heard(tmp_path: Path) -> None:
+    """It comes while torch is still being imported."""
+    command = [sys.executable, "-u", "-c", "import os, signal, sys\nfrom gan_dist.cli import main, train\n"
+               "load = train._load\n"
+               "def loading(arguments):\n    os.kill(os.getpid(), signal.SIGUSR1)\n    return load(arguments)\n"
+               "train._train, run = (lambda *a: (os.kill(os.getpid(), signal.SIGUSR1), run(*a))[1]), train._train\n"
+               "sys.exit(main(['train', *sys.argv[1:]]))", *TINY, "run.dir=run", "resume=auto"]  # fmt: skip
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 75, result.stderr
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["000000000000"]
+
+
+# --- sick training ----------------------------------------------------------------------------------------------------
+
+
+def _train_with_nan(run: WiredRun, at: list[int]) -> bool:
+    """Train; the gradient of D is not a number in the iterations that begin at these images seen, once each."""
+    state, left = run.state, list(at)
+
+    def spoil(gradient: torch.Tensor) -> torch.Tensor:
+        if state.nimg in left:
+            left.remove(state.nimg)
+            return gradient * torch.nan
+        return gradient
+
+    next(state.D.parameters()).register_hook(spoil)
+    return run.trainer.run(StopSignals())
+
+
+def test_rollback_goes_on_with_other_data(tmp_path: Path, dist: Distributed, caplog: pytest.LogCaptureFixture) -> None:
+    run = _build(tmp_path, dist, "checkpoint.every_kimg=0.5")
+    assert _train_with_nan(run, [1600])
+    assert run.state.nimg == 4000
+    assert run.state.retries == 1
+    assert all(parameter.isfinite().all() for parameter in run.state.G.parameters())
+    text = caplog.text
+    assert "gradients are not finite at 1.6 kimg; norms of D/G in the iterations before: " in text
+    assert "went back to 1.5 kimg, to go on with other data (1 of 3)" in text
+    again = _build(tmp_path / "again", dist, "checkpoint.every_kimg=0.5")
+    again.trainer.run(StopSignals())
+    assert not torch.equal(again.state.D.state_dict()["layers.0.weight"], run.state.D.state_dict()["layers.0.weight"])
+    fresh = _build(tmp_path / "fresh", dist)
+    restore(find_checkpoint(tmp_path), fresh.state)
+    assert fresh.state.retries == 1
+
+
+def test_rollback_is_tried_so_often_and_no_more(tmp_path: Path, dist: Distributed) -> None:
+    run = _build(tmp_path, dist, "checkpoint.every_kimg=0.5", "train.max_rollbacks=2")
+    with pytest.raises(UserError, match=r"not finite at 1\.6 kimg.*last good checkpoint is in"):
+        _train_with_nan(run, [1600, 1600, 1600])
+    run.save.wait()
+    assert int(find_checkpoint(tmp_path).name) == 1504, "weights that are not finite are never saved"
+
+
+def test_stop_keeps_the_last_good_checkpoint(tmp_path: Path, dist: Distributed) -> None:
+    run = _build(tmp_path, dist, "checkpoint.every_kimg=0.5", "train.on_nonfinite=stop")
+    with pytest.raises(UserError, match=r"train\.on_nonfinite=rollback"):
+        _train_with_nan(run, [1600])
+    run.save.wait()
+    assert int(find_checkpoint(tmp_path).name) == 1504
+
+
+def test_skip_goes_on(tmp_path: Path, dist: Distributed) -> None:
+    run = _build(tmp_path, dist, "train.on_nonfinite=skip")
+    assert _train_with_nan(run, [1600, 1632, 2016])
+    assert all(parameter.isfinite().all() for parameter in run.state.D.parameters())
+    assert run.state.retries == 0
+
+
+def test_hopeless_run_ends_with_one_line(train: Train) -> None:
+    result = train("run.dir=run", "optim.D.lr=1e30", "train.max_rollbacks=1", "checkpoint.every_kimg=0.1")
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert "gradients are not finite" in result.stderr or "no checkpoint" in result.stderr
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for i in range(64):
+        Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{i:02d}.png")
+    return folder
+
+
+FOLDER = ["data.name=folder", "data.root=images", "data.image_size=8", "data.memory_gib=1e-9",
+          "model.conditional=false"]  # fmt: skip
+
+
+def test_file_that_vanishes_is_skipped_or_named(images: Path, tmp_path: Path) -> None:
+    process = _started(tmp_path, *FOLDER, "data.workers=1")
+    (images / "07.png").unlink()
+    assert "07.png" in _until(process.stdout, "07.png")
+    _until(process.stdout, "kimg  D ")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 75
+
+
+def test_killed_data_worker_ends_the_run_with_one_line(images: Path, tmp_path: Path) -> None:
+    process = _started(tmp_path, *FOLDER, "data.workers=2")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    workers = [pid for pid in children if "train.py" in Path(f"/proc/{pid}/cmdline").read_text()]
+    os.kill(int(workers[0]), signal.SIGKILL)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert error.count("\n") == 1, error
+    assert "a data worker was killed" in error
+    assert find_checkpoint(tmp_path / "run")
+
+
+def test_run_directory_that_cannot_be_written_gets_one_line(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.lock").mkdir()  # root may write everywhere, but not a file over a directory
+    result = train("run.dir=run")
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert "run.dir=run: cannot write there" in result.stderr
+
+
+def test_exactly_what_was_learned_is_in_the_weights(train: Train, tmp_path: Path) -> None:
+    """The last checkpoint of a run is that of its last iteration, whatever the interval."""
+    assert train("run.dir=run", "checkpoint.every_kimg=3").returncode == 0
+    names = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
+    assert names == ["000000003008", "000000004000"]
+    facts = json.loads((tmp_path / "run/checkpoints/000000004000/state.json").read_text())
+    assert facts["nimg"] == 4000
+    assert load_file(tmp_path / "run/checkpoints/000000004000/G.safetensors")
