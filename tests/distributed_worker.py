@@ -61,7 +61,9 @@ class Jobs:
             save_file({k: v.contiguous() for k, v in tensors.items()}, self.folder / f"{name}.safetensors")
 
     def train(self, dist: Distributed, name: str, *overrides: str) -> list[nn.Module]:
-        run = self.build(dist, *overrides)
+        """The whole loop, with a schedule, flips and a lazy penalty, all functions of images seen."""
+        common = ["optim.G.schedule=cosine", "optim.D.warmup_kimg=0.1", "data.hflip=true", "loss.r1_interval=2"]
+        run = self.build(dist, *common, *overrides)
         run.trainer.run(StopSignals())
         state = run.state
         assert state.nimg == BATCH_SIZE * ITERATIONS
