@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs, InitProcessGroupKwargs
@@ -52,6 +52,9 @@ class Distributed:
     Raises:
         ConfigError: fp16 without a GPU, or fewer processes came together than the launcher started.
     """
+
+    _listener: ClassVar[threading.Thread | None] = None  # one in a process
+    _heard: ClassVar[str] = ""  # what another process said when it failed
 
     def __init__(self, precision: str = "fp32", cpu: bool = False, compress: bool = False) -> None:
         if precision == "auto":
@@ -207,7 +210,8 @@ class Distributed:
         self.barrier()
         if self.world_size > 1:
             self._store.set(_FAILED, "")
-            self._listener.join()
+            if Distributed._listener:  # a thread that torch keeps waiting must not outlive the interpreter
+                Distributed._listener.join()
         self._accelerator.end_training()
 
     # --- failures -----------------------------------------------------------------------------------------------------
@@ -233,13 +237,14 @@ class Distributed:
 
     def _introduce(self) -> None:
         """Leave host and process number where those who outlive this process find them, and listen for failures."""
-        self._heard = ""
         if self.world_size > 1:
             self._calls = 0
             self._store = torch.distributed.distributed_c10d._get_default_store()
             self._store.set(f"gan_dist/process/{self.rank}", f"{socket.gethostname()}, pid {os.getpid()}")
-            self._listener = threading.Thread(target=self._listen, args=(self._store.clone(),), daemon=True)
-            self._listener.start()
+            if Distributed._listener is None:
+                listener = threading.Thread(target=self._listen, args=(self._store.clone(),), daemon=True)
+                Distributed._listener = listener
+                listener.start()
 
     def _listen(self, store: Any) -> None:
         """Wait for the message of a process that fails, or an empty one at the end.
@@ -253,7 +258,7 @@ class Distributed:
             message = store.get(_FAILED).decode()
             if not message or message.startswith(f"rank {self.rank} "):
                 return
-            self._heard = f"stopped, because {message}"
+            Distributed._heard = f"stopped, because {message}"
             store.set(f"gan_dist/heard/{self.rank}", "")
         except RuntimeError:  # the store is gone, and with it the run
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import traceback
 
 from gan_dist.errors import UserError
 
@@ -49,7 +50,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         print("gan-dist: interrupted", file=sys.stderr)
-        return 130
+        return _leave(130)
+    except Exception:
+        traceback.print_exc()
+        return _leave(1)
 
 
 def _report(error: UserError) -> int:
@@ -58,9 +62,15 @@ def _report(error: UserError) -> int:
     if rank == 0 or not error.everywhere:
         who = f"rank {rank}: " if world_size > 1 else ""
         print(f"gan-dist: {who}error: {error}", file=sys.stderr, flush=True)
-    if world_size > 1:  # nothing that waits for other processes at exit, and no data worker that keeps sockets open
-        for worker in multiprocessing.active_children():
+    return _leave(error.exit_status)
+
+
+def _leave(status: int) -> int:
+    """The exit status; one of several processes ends here and now, as nothing at exit may wait for the others."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        for worker in multiprocessing.active_children():  # they would keep sockets open
             worker.kill()
         sys.stdout.flush()
-        os._exit(error.exit_status)
-    return error.exit_status
+        sys.stderr.flush()
+        os._exit(status)
+    return status
