@@ -166,8 +166,8 @@ def _generator(checkpoint: Path) -> nn.Module:
     try:
         with torch.device("meta"):  # takes no memory until the file is seen to hold as much
             G = make_generator(config.model, tuple(facts["image_shape"]), facts["num_classes"])
-    except ValueError as error:
-        raise ConfigError(f"{checkpoint}: {config.model.name} {error}") from None
+    except (ValueError, RuntimeError, OverflowError) as error:  # what it can't make, or is too large to be
+        raise ConfigError(f"{checkpoint}: {config.model.name} {str(error)[:200]}") from None
     load_network(checkpoint, "G_ema", G)
     return G.eval().requires_grad_(False)
 

@@ -307,7 +307,10 @@ def restore(checkpoint: Path, state: State) -> None:
         _unflatten(getattr(state, name), _read_tensors(checkpoint, name), checkpoint / f"{name}.safetensors")
     for name, scaler in state.scalers.items():
         if name in facts["scalers"]:
-            scaler.load_state_dict(facts["scalers"][name])
+            try:
+                scaler.load_state_dict(facts["scalers"][name])
+            except (TypeError, KeyError, RuntimeError) as error:
+                raise UserError(f"{checkpoint}: damaged: the loss scale of {name} in state.json") from error
     state.nimg, state.retries = facts["nimg"], facts["retries"]
     state.metrics, state.metrics_nimg = facts["metrics"], facts["metrics_nimg"]
 

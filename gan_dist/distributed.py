@@ -64,9 +64,7 @@ class Distributed:
             raise ConfigError(f"train.precision={precision}: choose one of {', '.join(_PRECISION)}")
         cpu = cpu or not torch.cuda.is_available()
         if precision == "fp16" and cpu:
-            raise ConfigError(
-                "train.precision=fp16 needs a GPU; bf16 has the same speed and memory, and runs everywhere"
-            )
+            raise ConfigError("train.precision=fp16 needs a GPU; bf16 and fp32 run everywhere")
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
         hook = DDPCommunicationHookType.BF16 if compress else DDPCommunicationHookType.NO
         self._accelerator = Accelerator(

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from conftest import ROOT, TINY
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -76,6 +77,7 @@ hostile_json = st.recursive(
         | st.dictionaries(st.text(max_size=9) | st.sampled_from([*FILES, "size", "sha256"]), inner, max_size=4)
     ),
 )
+hostile_value = hostile_json | st.sampled_from([2**62, 10**12, [10**12], [2**62, 1], -1, "../x", "dcgan", "_layers"])
 places = st.floats(0, 1, exclude_max=True)
 bits = st.lists(st.tuples(places, st.integers(0, 7)), min_size=1, max_size=5)
 some_bytes = st.lists(st.tuples(places, st.integers(0, 255)), min_size=1, max_size=9)
@@ -152,7 +154,7 @@ hostile = st.one_of(
     st.tuples(st.sampled_from(FILES), st.binary(max_size=200)),
     st.tuples(st.sampled_from(FILES[:5]), some_bytes),
     st.tuples(st.sampled_from(FILES[:5]), st.integers(0, 2**64 - 1)),
-    st.tuples(st.just("config.yaml"), st.dictionaries(st.sampled_from(KEYS), hostile_json, min_size=1, max_size=2)),
+    st.tuples(st.just("config.yaml"), st.dictionaries(st.sampled_from(KEYS), hostile_value, min_size=1, max_size=2)),
 )  # fmt: skip
 
 
@@ -167,7 +169,14 @@ def test_hostile_checkpoint_with_its_manifest(
     if isinstance(how, dict) and name == "state.json":
         files[name] = json.dumps({**json.loads(files[name]), **how}).encode()
     elif isinstance(how, dict):
-        files[name] += "".join(f"\n{key}: {json.dumps(value)}" for key, value in how.items()).encode()
+        config = yaml.safe_load(files[name])
+        for key, value in how.items():
+            section, _, setting = key.rpartition(".")
+            if section in config:
+                config[section][setting] = value
+            else:
+                config[key] = value
+        files[name] = yaml.safe_dump(config).encode(errors="replace")
     elif isinstance(how, bytes):
         files[name] = how
     elif isinstance(how, int):  # the length of the header, which a reader might believe

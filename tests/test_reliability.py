@@ -78,6 +78,18 @@ def _facts() -> dict[str, Any]:
     return {"image_shape": [1, 8, 8], "num_classes": 10, "num_images": 1797}
 
 
+def test_loss_scales_are_restored(tmp_path: Path) -> None:
+    dist = Distributed("fp32", cpu=True)
+    dist.precision = "fp16"  # the real scalers; only a GPU runs networks in fp16
+    state = _build(tmp_path, dist).state
+    for name, scale in (("D", 2.0**10), ("G", 2.0**3)):
+        state.scalers[name].load_state_dict({**state.scalers[name].state_dict(), "scale": scale})
+    write_checkpoint(tmp_path, take_snapshot(state, _facts()), "train: {}\n")
+    fresh = _build(tmp_path / "fresh", dist).state
+    restore(find_checkpoint(tmp_path), fresh)
+    assert {name: scaler.get_scale() for name, scaler in fresh.scalers.items()} == {"D": 2.0**10, "G": 2.0**3}
+
+
 def test_failed_write_leaves_no_trace(tmp_path: Path, dist: Distributed, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is read back is not what was written, as on a disk that lies."""
     state = _build(tmp_path, dist).state
@@ -212,6 +224,19 @@ def test_signal_before_the_first_iteration_is_heard(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["000000000000"]
 
 
+def test_second_signal_ends_at_once_but_a_repetition_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with StopSignals() as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.received == signal.SIGINT
+        now += 0.5
+        os.kill(os.getpid(), signal.SIGTERM)  # the launcher's, of the same Ctrl-C
+        now += 1
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
 # --- sick training ----------------------------------------------------------------------------------------------------
 
 
@@ -313,6 +338,25 @@ def test_killed_data_worker_ends_the_run_with_one_line(images: Path, tmp_path: P
     assert error.count("\n") == 1, error
     assert "a data worker was killed" in error
     assert find_checkpoint(tmp_path / "run")
+
+
+def test_killed_wandb_service_costs_training_nothing(tmp_path: Path) -> None:
+    process = _started(tmp_path, "tracking.wandb=offline")
+    deadline = time.monotonic() + 60
+    services: list[str] = []
+    while not services:
+        assert time.monotonic() < deadline
+        _until(process.stdout, "kimg  D ")
+        children = Path(f"/proc/{process.pid}/task").glob("*/children")
+        pids = [pid for path in children for pid in path.read_text().split()]
+        services = [pid for pid in pids if b"wandb-core" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(int(services[0]), signal.SIGKILL)
+    for _ in range(5):
+        _until(process.stdout, "kimg  D ")
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 75, error
+    assert "Traceback" not in error
 
 
 def test_run_directory_that_cannot_be_written_gets_one_line(train: Train, tmp_path: Path) -> None:
