@@ -251,6 +251,7 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
         restore(dist.from_main(lambda: find_checkpoint(run_dir)), state)
         state.retries = retries
         tracker.rewind(state.nimg)
+        stats.read()  # forget the sick figures
         if dist.is_main:
             kimg, most = state.nimg / 1000, train.max_rollbacks
             log.warning("went back to %.1f kimg, to go on with other data (%d of %d)", kimg, retries, most)

@@ -275,6 +275,8 @@ def read_facts(checkpoint: Path) -> dict[str, Any]:
     shape = facts.get("image_shape")
     if not wrong and not (len(shape) == 3 and all(type(n) is int and 0 < n < 2**16 for n in shape)):  # type: ignore[arg-type,union-attr]
         wrong = ["image_shape"]
+    if not wrong and not all(isinstance(value, int | float) for value in facts["metrics"].values()):
+        wrong = ["metrics"]
     if wrong:
         raise UserError(f"{checkpoint}: damaged: {wrong[0]} in state.json is not what a checkpoint has there")
     return facts

@@ -179,6 +179,21 @@ def test_signal_to_the_launcher_saves_and_another_number_of_processes_goes_on(tr
     assert f"going on from run/checkpoints/{newest.name}" in result.stdout
 
 
+def test_run_goes_on_with_another_number_of_processes(train: Train, tmp_path: Path) -> None:
+    """Two begin it, one ends it: the same up to the order of sums."""
+    assert train("run.dir=alone", "train.precision=fp64", "train.kimg=1").returncode == 0
+    processes = start_ranks(2, [*TRAIN, "train.precision=fp64", "train.kimg=0.5", "run.dir=moved"], tmp_path)
+    for process in processes:
+        _, error = process.communicate(timeout=60)
+        assert process.returncode == 0, error
+    assert train("run.dir=moved", "resume=auto", "train.kimg=1", tiny=False).returncode == 0
+    for name in ("G", "D", "G_ema", "opt_G", "opt_D"):
+        alone, moved = (
+            load_file(tmp_path / run / f"checkpoints/000000001024/{name}.safetensors") for run in ("alone", "moved")
+        )
+        assert all((alone[k] - moved[k]).abs().max() <= 1e-9 * alone[k].abs().max() for k in alone)
+
+
 def test_failure_of_one_process_ends_all_with_its_message(tmp_path: Path) -> None:
     """A broken image, which only the process whose share it falls in meets."""
     (tmp_path / "images").mkdir()
