@@ -32,7 +32,7 @@ from gan_dist.config import (
     load_config,
 )
 from gan_dist.data import DataInfo, describe
-from gan_dist.data.loader import Preprocess, make_loader
+from gan_dist.data.loader import Preprocess, draw, make_loader
 from gan_dist.data.shared import load_shared
 from gan_dist.data.sources import Images, ImageTensor
 from gan_dist.distributed import Distributed
@@ -239,7 +239,8 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
         """The course that the run now takes through the data, from where it is."""
         seed = course_seed(train.seed, state.retries)
         step.reseed(seed)
-        yield from dist.prepare_loader(make_loader(dataset, train.batch_size, seed, state.nimg, config.data.workers))
+        loader = make_loader(dataset, train.batch_size, seed, state.nimg, config.data.workers)
+        yield from draw(dist.prepare_loader(loader))
 
     def recover(event: str) -> Batches:
         if train.on_nonfinite != "rollback" or state.retries >= train.max_rollbacks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -149,6 +150,10 @@ class WandbTracker:
             run.finish(exit_code=self._exit_code)
         except Exception as error:  # W&B's troubles are not the run's
             log.warning("W&B tracking ended (%s: %s); training goes on", type(error).__name__, error)
+            with contextlib.suppress(Exception):  # its own exit hook would print a dead service's traceback
+                import wandb
+
+                wandb.teardown()
 
     def _start(self) -> Any:
         import wandb

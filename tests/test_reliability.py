@@ -22,7 +22,15 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from gan_dist.build import WiredRun, build
-from gan_dist.checkpoint import find_checkpoint, prune, restore, take_snapshot, verify, write_checkpoint
+from gan_dist.checkpoint import (
+    find_checkpoint,
+    list_checkpoints,
+    prune,
+    restore,
+    take_snapshot,
+    verify,
+    write_checkpoint,
+)
 from gan_dist.config import load_config
 from gan_dist.data import describe
 from gan_dist.distributed import Distributed
@@ -330,6 +338,8 @@ def test_file_that_vanishes_is_skipped_or_named(images: Path, tmp_path: Path) ->
 
 def test_killed_data_worker_ends_the_run_with_one_line(images: Path, tmp_path: Path) -> None:
     process = _started(tmp_path, *FOLDER, "data.workers=2")
+    while not list_checkpoints(tmp_path / "run"):
+        _until(process.stdout, "kimg  D ")
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     workers = [pid for pid in children if "train.py" in Path(f"/proc/{pid}/cmdline").read_text()]
     os.kill(int(workers[0]), signal.SIGKILL)

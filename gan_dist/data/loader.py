@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -62,6 +64,11 @@ def _as_fetched(batch: Any) -> Any:
     return batch  # `__getitems__` returns whole batches already
 
 
+def _quiet(_: int) -> None:
+    """In a worker: its errors are raised where its batches go; its helper threads would print those of a lost peer."""
+    sys.excepthook = lambda *_: None
+
+
 def make_loader(dataset: Images, batch_size: int, seed: int, start: int, workers: int) -> DataLoader:
     """Global batches (uint8 (N, C, H, W), int64 (N,)); Accelerate gives each process its slice of them."""
     in_memory = isinstance(dataset, ImageTensor)
@@ -70,8 +77,18 @@ def make_loader(dataset: Images, batch_size: int, seed: int, start: int, workers
         batch_sampler=GlobalBatches(batch_size, start),  # type: ignore[arg-type]
         collate_fn=_as_fetched,
         num_workers=0 if in_memory else workers,
+        worker_init_fn=_quiet,
         pin_memory=torch.cuda.is_available() and not in_memory,
     )
+
+
+def draw(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
+    """A loader's batches; the death of a worker is one RuntimeError, whatever it was doing."""
+    try:
+        yield from loader
+    except (ConnectionError, EOFError) as error:  # it died while it handed over a batch
+        time.sleep(5)  # torch raises its error here, when the signal of the death arrives
+        raise RuntimeError("DataLoader worker lost") from error
 
 
 class Preprocess:
