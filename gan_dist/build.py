@@ -6,6 +6,7 @@ import copy
 import inspect
 import logging
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from gan_dist.config import (
 from gan_dist.data import DataInfo, describe
 from gan_dist.data.loader import Preprocess, draw, make_loader
 from gan_dist.data.shared import load_shared
-from gan_dist.data.sources import Images, ImageTensor
+from gan_dist.data.sources import Images, ImageTensor, count_readable, load_dataset
 from gan_dist.distributed import Distributed
 from gan_dist.errors import ConfigError, UserError
 from gan_dist.health import Health
@@ -173,8 +174,13 @@ def _generator(checkpoint: Path) -> nn.Module:
 
 
 def cache_dir() -> Path:
-    """Where classifiers for metrics are kept between runs: $GAN_DIST_CACHE, or the user's cache directory."""
+    """Where networks for metrics are kept between runs: $GAN_DIST_CACHE, or the user's cache directory."""
     return Path(os.environ.get("GAN_DIST_CACHE") or platformdirs.user_cache_dir("gan_dist"))
+
+
+def stage_dir() -> Path | None:
+    """A directory on each node's own disk for copies of image files, if $GAN_DIST_STAGE names one."""
+    return Path(os.environ["GAN_DIST_STAGE"]) if os.environ.get("GAN_DIST_STAGE") else None
 
 
 @dataclass
@@ -206,7 +212,7 @@ def _summary(config: Config, state: State, dist: Distributed) -> list[str]:
 def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None, dist: Distributed) -> WiredRun:
     """Read the data, make networks, loop and callbacks, and put the run where the checkpoint says, if there is one."""
     train, total_nimg = config.train, round(config.train.kimg * 1000)
-    dataset = load_shared(config.data, info, dist)
+    dataset = load_shared(config.data, info, dist, stage_dir())
     if isinstance(dataset, ImageTensor):
         dataset = dataset.on(dist.device)
     state = make_state(config, info, dist)
@@ -341,14 +347,43 @@ def make_evaluator(
     )
 
 
-def evaluate_checkpoint(checkpoint: Path, config: Config, dist: Distributed) -> dict[str, Any]:
-    """Metrics of a checkpoint's G_ema by the config's protocol, which is in the result with the images it has seen."""
+def evaluate_checkpoints(
+    checkpoints: Sequence[Path], config: Config, dist: Distributed, known: Sequence[dict[str, Any]] = ()
+) -> Iterator[dict[str, Any]]:
+    """Metrics of each checkpoint's G_ema by the config's protocol, which is in the result with the images it has seen.
+
+    Those that `known` results have, by the same protocol, are left out.
+    """
     info = dist.from_main(lambda: describe(config.data))
     check_metrics(config, info)
-    dataset = load_shared(config.data, info, dist)
-    G = _generator(checkpoint).to(dist.device)
+    dataset = load_shared(config.data, info, dist, stage_dir())
     evaluator = make_evaluator(config, info, dataset, _class_probs(dataset, info, config), dist)
-    return {"kimg": read_facts(checkpoint)["nimg"] / 1000, **evaluator(G), "protocol": evaluator.protocol}
+    measured = [result.get("checkpoint") for result in known if result.get("protocol") == evaluator.protocol]
+    for path in checkpoints:
+        if path.name not in measured:
+            G = _generator(path).to(dist.device)
+            kimg = read_facts(path)["nimg"] / 1000
+            yield {"checkpoint": path.name, "kimg": kimg, **evaluator(G), "protocol": evaluator.protocol}
+
+
+def fetch(config: Config, dist: Distributed) -> Iterator[str]:
+    """Bring everything that a run needs from elsewhere to where it looks for it; gives a line on each part.
+
+    Raises:
+        UserError: something can't be had, or is not what it should be.
+    """
+    info = describe(config.data)
+    check_parts(config, info, dist)
+    dataset = load_dataset(config.data, info)
+    good = len(dataset) if isinstance(dataset, ImageTensor) else count_readable(dataset)
+    if good != info.num_images and config.data.name != "folder":
+        raise UserError(f"data.name={config.data.name}: {good} good images where {info.num_images} should be")
+    shape = "x".join(map(str, info.image_shape))
+    where = "inside scikit-learn" if config.data.name == "digits" else f"in {Path(config.data.root).resolve()}"
+    yield f"data     {config.data.name}: {good} of {info.num_images} images can be read, {shape}, {where}"
+    if config.metrics.every_kimg:
+        extractor = make_extractor(config.metrics, info, dataset, cache_dir(), dist)
+        yield f"metrics  {extractor.name} in {cache_dir().resolve()}"
 
 
 def _nimg(kimg: float) -> int:

@@ -10,7 +10,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import Any, ClassVar, TypeVar
@@ -177,19 +177,12 @@ class Distributed:
         if self.world_size == 1:
             return make()
         box: list[Any] = [None, None]
-        self._calls += 1
-        made = f"gan_dist/made/{self._calls}"
         if self.is_main:
             try:
                 box[0] = make()
             except UserError as error:
                 box[1] = error
-            self._store.set(made, "")
-        while not self._store.check([made]):
-            with suppress(torch.distributed.DistStoreError):  # nothing yet
-                self._store.wait([made], timedelta(seconds=5))
-            if self._heard:
-                raise torch.distributed.DistError(self._heard)
+        self._wait_for([0])
         broadcast_object_list(box)
         if box[1] is not None:
             box[1].everywhere = True
@@ -197,15 +190,27 @@ class Distributed:
         return box[0]
 
     def barrier(self) -> None:
-        """Wait for all processes."""
-        self._accelerator.wait_for_everyone()
+        """Wait for all processes, as long as it takes."""
+        if self.world_size > 1:
+            self._wait_for(range(self.world_size))
+
+    def _wait_for(self, ranks: Sequence[int]) -> None:
+        """Say that this process is here, and wait for those; no collective, and so no time-out, is pending."""
+        self._waits += 1
+        keys = [f"gan_dist/here/{self._waits}/{rank}" for rank in ranks]
+        self._store.set(f"gan_dist/here/{self._waits}/{self.rank}", "")
+        while not self._store.check(keys):
+            with suppress(torch.distributed.DistStoreError):  # nothing yet
+                self._store.wait(keys, timedelta(seconds=5))
+            if self._heard:
+                raise torch.distributed.DistError(self._heard)
 
     def end(self) -> None:
         """The last thing that is called, after a run that went well: all leave together.
 
         A launcher that sees one process gone with a status other than 0 ends the others.
         """
-        self.barrier()
+        self._accelerator.wait_for_everyone()
         if self.world_size > 1:
             self._store.set(_FAILED, "")
             if Distributed._listener:  # a thread that torch keeps waiting must not outlive the interpreter
@@ -236,7 +241,7 @@ class Distributed:
     def _introduce(self) -> None:
         """Leave host and process number where those who outlive this process find them, and listen for failures."""
         if self.world_size > 1:
-            self._calls = 0
+            self._waits = 0
             self._store = torch.distributed.distributed_c10d._get_default_store()
             self._store.set(f"gan_dist/process/{self.rank}", f"{socket.gethostname()}, pid {os.getpid()}")
             if Distributed._listener is None:

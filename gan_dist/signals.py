@@ -9,10 +9,10 @@ from typing import Any
 
 
 class StopSignals:
-    """While it is entered, the first SIGINT, SIGTERM or SIGUSR1 asks for a stop; a later one ends the program at once.
+    """While it is entered, the first SIGINT, SIGTERM or SIGUSR1 asks for a stop; a later SIGINT ends the program.
 
     A launcher passes on what the terminal has sent to its processes already: a repetition within a second is the same
-    signal.
+    signal. Schedulers repeat SIGTERM while a checkpoint is being written, and have SIGKILL when they mean it.
     """
 
     def __init__(self) -> None:
@@ -32,5 +32,5 @@ class StopSignals:
     def _receive(self, number: int, _: FrameType | None) -> None:
         if self.received is None:
             self.received, self._at = signal.Signals(number), time.monotonic()
-        elif time.monotonic() - self._at > 1:
+        elif number == signal.SIGINT and time.monotonic() - self._at > 1:
             raise KeyboardInterrupt

@@ -15,14 +15,14 @@ from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from gan_dist.build import make_generator
-from gan_dist.config import Data, Model
+from gan_dist.config import Data, Metrics, Model
 from gan_dist.data import describe
 from gan_dist.data.sources import ImageTensor, load_dataset
 from gan_dist.distributed import Distributed
 from gan_dist.errors import UserError
 from gan_dist.metrics.classifier import trained_classifier
 from gan_dist.metrics.evaluate import Evaluator, scores
-from gan_dist.metrics.extractors import ClassifierExtractor, InceptionExtractor
+from gan_dist.metrics.extractors import ClassifierExtractor, InceptionExtractor, inception_weights
 
 CPU = torch.device("cpu")
 
@@ -114,13 +114,19 @@ def test_batch_size_changes_nothing(digits: ImageTensor, extractor: ClassifierEx
 
 
 def test_absent_inception_weights_get_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # no network for this test, wherever it runs
     with pytest.raises(UserError) as caught:
-        InceptionExtractor("", CPU)
+        inception_weights(Metrics(), tmp_path)
     for text in (str(tmp_path), "weights-inception-2015-12-05-6726825d.pth", "metrics.extractor=classifier"):
         assert text in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_damaged_inception_weights_in_the_cache_get_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "weights-inception-2015-12-05-6726825d.pth"
+    path.write_bytes(b"half of a download")
+    with pytest.raises(UserError, match=f"no usable weights at {path}.*damaged"):
+        inception_weights(Metrics(), tmp_path)
 
 
 class _Malicious:
@@ -136,7 +142,7 @@ def test_pickle_in_place_of_inception_weights_is_refused(tmp_path: Path) -> None
     with path.open("wb") as file:
         pickle.dump(_Malicious(witness), file)
     with pytest.raises(UserError, match="no usable weights"):
-        InceptionExtractor(str(path), CPU)
+        InceptionExtractor(path, CPU)
     assert not witness.exists()
 
 
@@ -157,9 +163,9 @@ def test_inception_takes_every_number_of_channels(tmp_path: Path, monkeypatch: p
     torch.save({}, tmp_path / "empty.pth")
     with monkeypatch.context() as patch:
         patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
-        network = InceptionExtractor(str(tmp_path / "empty.pth"), CPU).network
+        network = InceptionExtractor(tmp_path / "empty.pth", CPU).network
     torch.save(network.state_dict(), tmp_path / "random.pth")
-    extractor = InceptionExtractor(str(tmp_path / "random.pth"), CPU)
+    extractor = InceptionExtractor(tmp_path / "random.pth", CPU)
     gray = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
     features, logits = extractor(gray)
     assert (features.shape, logits.shape) == ((2, 2048), (2, 1008))

@@ -223,8 +223,6 @@ def test_lock_of_a_killed_run_is_stale(train: Train, tmp_path: Path) -> None:
 def test_signal_before_the_first_iteration_is_heard(tmp_path: Path) -> None:
     """It comes while torch is still being imported."""
     command = [sys.executable, "-u", "-c", "import os, signal, sys\nfrom gan_dist.cli import main, train\n"
-               "load = train._load\n"
-               "def loading(arguments):\n    os.kill(os.getpid(), signal.SIGUSR1)\n    return load(arguments)\n"
                "train._train, run = (lambda *a: (os.kill(os.getpid(), signal.SIGUSR1), run(*a))[1]), train._train\n"
                "sys.exit(main(['train', *sys.argv[1:]]))", *TINY, "run.dir=run", "resume=auto"]  # fmt: skip
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
@@ -232,7 +230,7 @@ def test_signal_before_the_first_iteration_is_heard(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["000000000000"]
 
 
-def test_second_signal_ends_at_once_but_a_repetition_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_interrupt_ends_at_once_but_a_repetition_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     with StopSignals() as signals:
@@ -241,6 +239,7 @@ def test_second_signal_ends_at_once_but_a_repetition_does_not(monkeypatch: pytes
         now += 0.5
         os.kill(os.getpid(), signal.SIGTERM)  # the launcher's, of the same Ctrl-C
         now += 1
+        os.kill(os.getpid(), signal.SIGTERM)  # the scheduler's, again and again
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 

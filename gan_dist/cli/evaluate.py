@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gan_dist.config import load_config
 from gan_dist.errors import UserError
+from gan_dist.tracking import read_metrics
 
 FILE = "evaluations.jsonl"
 
@@ -21,22 +22,29 @@ def evaluate(arguments: list[str]) -> int:
     )
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("settings", nargs="*", help="key.sub=value over the run's config: metrics.* and data.* matter")
-    parser.add_argument("--checkpoint", default="latest", help="name below RUN/checkpoints (default: the newest)")
+    parser.add_argument(
+        "--checkpoint", default="latest", help=f"name below RUN/checkpoints, latest, best, or all that {FILE} lacks"
+    )
     parser.add_argument("--n", type=int, default=50_000, help="how many images to generate (default 50000)")
     options = parser.parse_intermixed_args(arguments)
 
-    from gan_dist.checkpoint import find_checkpoint
+    from gan_dist.checkpoint import find_checkpoint, list_checkpoints
 
-    checkpoint = find_checkpoint(options.run, options.checkpoint)
+    every = options.checkpoint == "all"
+    checkpoint = find_checkpoint(options.run, "latest" if every else options.checkpoint)
     config = load_config(checkpoint / "config.yaml", [*options.settings, f"metrics.num_images={options.n}"])
-    from gan_dist.build import evaluate_checkpoint
+    from gan_dist.build import evaluate_checkpoints
     from gan_dist.distributed import Distributed
 
     dist = Distributed("fp32", cpu=config.train.device == "cpu")
     try:
-        result = {"checkpoint": checkpoint.name, **evaluate_checkpoint(checkpoint, config, dist)}
-        if dist.is_main:
-            _store(options.run / FILE, result)
+        checkpoints, known = [checkpoint], []
+        if every:
+            checkpoints = dist.from_main(lambda: list_checkpoints(options.run))
+            known = dist.from_main(lambda: read_metrics(options.run / FILE))
+        for result in evaluate_checkpoints(checkpoints, config, dist, known):
+            if dist.is_main:
+                _store(options.run / FILE, result)
         dist.end()
     except Exception as error:
         raise dist.failure(error) from error

@@ -44,7 +44,7 @@ def train(arguments: list[str]) -> int:
         print(USAGE + settings_help())
         return 0
     started = time.perf_counter()
-    config = _load(arguments)
+    config = read_config(arguments)
     with StopSignals() as signals:
         return _train(config, signals, started)
 
@@ -80,13 +80,13 @@ def _run(config: Config, dist: Distributed, signals: StopSignals) -> tuple[bool,
         run_dir = _make_run_dir(config)
         locks.append(lock_run(run_dir))
         clean_up(run_dir)
-        _log_to(run_dir / "log.txt")
+        log_to(run_dir / "log.txt")
         checkpoint = _find_start(config)
         if checkpoint:
             check_resume(checkpoint, config, info)
         return checkpoint, run_dir
 
-    _log_to(None)
+    log_to(None)
     checkpoint, run_dir = dist.from_main(prepare)
     shape = "x".join(map(str, info.image_shape))
     log.info("%s: %s on %d images of %s", run_dir, config.model.name, info.num_images, shape)
@@ -123,7 +123,7 @@ def _in_words(error: Exception) -> Exception:
     return error
 
 
-def _load(arguments: list[str]) -> Config:
+def read_config(arguments: list[str]) -> Config:
     """The config file, if one is named, else that of the run to go on with, else the defaults; and the overrides."""
     files = [argument for argument in arguments if "=" not in argument]
     overrides = [argument for argument in arguments if "=" in argument]
@@ -183,7 +183,7 @@ def _make_run_dir(config: Config) -> Path:
     return run_dir
 
 
-def _log_to(path: Path | None) -> None:
+def log_to(path: Path | None) -> None:
     """Messages to the terminal, above the progress line, and with their time to a file; None: warnings alone."""
     logging.raiseExceptions = False  # a line that a full disk swallows is not worth a traceback
     log.handlers = [TerminalHandler()]

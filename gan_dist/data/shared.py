@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
+import shutil
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
 from gan_dist.config import Data
 from gan_dist.data import DataInfo
+from gan_dist.data.folder import ImageFiles
 from gan_dist.data.sources import Images, ImageTensor, load_dataset
 from gan_dist.distributed import Distributed
 from gan_dist.errors import UserError
 
+log = logging.getLogger(__name__)
 
-def load_shared(config: Data, info: DataInfo, dist: Distributed) -> Images:
+
+def load_shared(config: Data, info: DataInfo, dist: Distributed, stage: Path | None) -> Images:
     """`load_dataset` for all processes.
 
     The main process goes first, and with it any download. On each node one process then decodes the images into a file
-    that all of its processes map, so that the node holds them once; the name is removed as soon as all have it.
+    that all of its processes map, so that the node holds them once; the name is removed as soon as all have it. Images
+    that stay in files are copied below `stage`, if it is given: a directory on a disk of the node's own.
 
     Raises:
-        UserError: as `load_dataset`; or the node's temporary directory has no room.
+        UserError: as `load_dataset`; or there is no room in the node's temporary directory or in `stage`.
     """
-    if dist.world_size == 1:
-        return load_dataset(config, info)
     loaded: list[Images] = []
 
     def load_on_main() -> tuple[bool, str]:
@@ -33,8 +38,12 @@ def load_shared(config: Data, info: DataInfo, dist: Distributed) -> Images:
         return isinstance(loaded[0], ImageTensor), secrets.token_hex(8)
 
     in_memory, token = dist.from_main(load_on_main)
+    if dist.world_size == 1 and in_memory:
+        return loaded[0]
     if not in_memory:
-        return loaded[0] if loaded else load_dataset(config, info)
+        files = loaded[0] if loaded else load_dataset(config, info)
+        assert isinstance(files, ImageFiles)
+        return _staged(files, stage, dist) if stage else files
     path = Path(tempfile.gettempdir()) / f"gan_dist-{token}-{dist.first_local_rank}.safetensors"
     if dist.is_local_main:
         dataset = loaded.pop() if loaded else load_dataset(config, info)
@@ -50,3 +59,30 @@ def load_shared(config: Data, info: DataInfo, dist: Distributed) -> Images:
     if dist.is_local_main:
         path.unlink()
     return ImageTensor(tensors["images"], tensors["labels"])
+
+
+def _staged(files: ImageFiles, stage: Path, dist: Distributed) -> ImageFiles:
+    """The same files below `stage`, each under its absolute path; what an earlier job has left is taken."""
+    copies = [(stage / path.absolute().relative_to("/"), label) for path, label in files.files]
+    if dist.is_local_main:
+        try:
+            with ThreadPoolExecutor(16) as pool:
+                copied = sum(pool.map(_copy, (path for path, _ in files.files), (path for path, _ in copies)))
+        except OSError as error:
+            raise UserError(f"GAN_DIST_STAGE={stage}: cannot copy images there ({error}); unset it") from error
+        log.info("copied %d of %d images below %s", copied, len(copies), stage)
+    dist.barrier()
+    return ImageFiles(copies, files.image_shape, files.skip_broken)
+
+
+def _copy(source: Path, copy: Path) -> bool:
+    """Whole or not at all, with its time; False if it is there, or if there is nothing to copy."""
+    if not source.exists():
+        return False  # the data set knows what to do about it
+    if copy.exists() and (copy.stat().st_size, copy.stat().st_mtime) == (source.stat().st_size, source.stat().st_mtime):
+        return False
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    temporary = copy.with_name(f".{copy.name}-{secrets.token_hex(4)}")
+    shutil.copy2(source, temporary)
+    temporary.rename(copy)
+    return True

@@ -76,24 +76,30 @@ def load_dataset(config: Data, info: DataInfo) -> Images:
 
 def decode_all(files: ImageFiles) -> ImageTensor:
     """Decode every file once; unreadable ones are left out and counted, or an error, as `files.skip_broken` says."""
-
-    def read(item: tuple[Path, int]) -> tuple[Tensor, int] | None:
-        try:
-            return read_image(item[0], files.image_shape), item[1]
-        except BrokenImage as error:
-            if not files.skip_broken:
-                raise UserError(f"{error}; remove it, or set data.broken_files=skip") from error
-            log.warning("skipped %s", error)
-            return None
-
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        decoded = [item for item in pool.map(read, files.files) if item is not None]
+        decoded = [item for item in pool.map(lambda item: _read_file(files, *item), files.files) if item is not None]
     if not decoded:
         raise UserError(f"none of the {len(files)} images can be read")
     if len(decoded) < len(files):
         log.warning("%d of %d images could not be read and were skipped", len(files) - len(decoded), len(files))
     images, labels = zip(*decoded)
     return ImageTensor(torch.stack(images), torch.tensor(labels))
+
+
+def count_readable(files: ImageFiles) -> int:
+    """Decode every file once and keep none; unreadable ones are logged, or an error, as `files.skip_broken` says."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return sum(pool.map(lambda item: _read_file(files, *item) is not None, files.files))
+
+
+def _read_file(files: ImageFiles, path: Path, label: int) -> tuple[Tensor, int] | None:
+    try:
+        return read_image(path, files.image_shape), label
+    except BrokenImage as error:
+        if not files.skip_broken:
+            raise UserError(f"{error}; remove it, or set data.broken_files=skip") from error
+        log.warning("skipped %s", error)
+        return None
 
 
 def _fit(images: Tensor, image_shape: tuple[int, int, int]) -> Tensor:

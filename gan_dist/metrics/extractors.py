@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +17,8 @@ from gan_dist.distributed import Distributed
 from gan_dist.errors import UserError
 from gan_dist.metrics.classifier import Classifier, trained_classifier
 
-_INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+_INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
+_INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
 
 class Extractor(Protocol):
@@ -58,28 +60,53 @@ class InceptionExtractor:
     num_features = 2048
     num_logits = 1008
 
-    def __init__(self, weights: str, device: torch.device) -> None:
+    def __init__(self, weights: Path, device: torch.device) -> None:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-        path = Path(weights) if weights else Path(torch.hub.get_dir()) / "checkpoints" / _INCEPTION_FILE
         try:
-            if weights or path.exists():
-                torch.load(path, weights_only=True, map_location="cpu")  # torch-fidelity itself would load any pickle
+            torch.load(weights, weights_only=True, map_location="cpu")  # torch-fidelity itself would load any pickle
             self.network = FeatureExtractorInceptionV3(
-                "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=weights or None
+                "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(weights)
             )
         except Exception as error:
-            raise UserError(
-                f"metrics.extractor=inception: no usable weights at {path} ({type(error).__name__}: "
-                f"{' '.join(str(error).split())[:100]}); copy {_INCEPTION_FILE} of torch-fidelity's release v0.2.0 "
-                "there, or set metrics.inception_weights=FILE, metrics.extractor=classifier or metrics.every_kimg=0"
-            ) from error
+            raise _no_weights(weights, error) from error
         self.network.to(device).eval().requires_grad_(False)
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         rgb = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
         features, logits = self.network(rgb)
         return features, logits
+
+
+def inception_weights(config: Metrics, cache: Path) -> Path:
+    """The file of Inception's weights: the configured one, or the standard one, in the cache or downloaded to it.
+
+    Raises:
+        UserError: it is not there and can't be had, or is not what it should be.
+    """
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    if config.inception_weights:
+        return Path(config.inception_weights)
+    path = cache / _INCEPTION
+    try:
+        if not path.exists():
+            cache.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), _INCEPTION_SHA256, progress=False)
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != _INCEPTION_SHA256:
+                raise ValueError("damaged: its SHA-256 is another")
+    except Exception as error:  # whatever the network, the file or the disk did
+        raise _no_weights(path, error) from error
+    return path
+
+
+def _no_weights(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"metrics.extractor=inception: no usable weights at {path} ({type(error).__name__}: {str(error)[:100]}); "
+        f"copy {_INCEPTION} of torch-fidelity's release v0.2.0 there, or set metrics.inception_weights=FILE, "
+        "metrics.extractor=classifier or metrics.every_kimg=0"
+    )
 
 
 def make_extractor(config: Metrics, info: DataInfo, dataset: Images, cache: Path, dist: Distributed) -> Extractor:
@@ -89,5 +116,5 @@ def make_extractor(config: Metrics, info: DataInfo, dataset: Images, cache: Path
         UserError: Inception's weights are absent and can't be had.
     """
     if config.extractor == "inception":
-        return InceptionExtractor(config.inception_weights, dist.device)
+        return InceptionExtractor(dist.from_main(lambda: inception_weights(config, cache)), dist.device)
     return ClassifierExtractor(trained_classifier(dataset, info.num_classes, config.seed, cache, dist))
