@@ -30,13 +30,15 @@ start_ranks() {
   else
     cpus=${SLURM_CPUS_PER_TASK:-1}
   fi
-  ((cpus)) || cpus=1
+  local options=()
+  if ((cpus == 0)); then cpus=1 options=(--overcommit); fi
   meet || return
   export WORLD_SIZE=$((SLURM_NNODES * per_node)) LOCAL_WORLD_SIZE=$per_node OMP_NUM_THREADS=$cpus PYTHONUNBUFFERED=1
   say "$WORLD_SIZE processes on $SLURM_JOB_NODELIST, $cpus threads each; they meet at $MASTER_ADDR:$MASTER_PORT"
   # Processes that fail end each other by themselves, with their true statuses; --wait is for those that hang.
   # shellcheck disable=SC2016 # a rank expands its own variables
   srun --ntasks="$WORLD_SIZE" --ntasks-per-node="$per_node" --cpus-per-task="$cpus" --kill-on-bad-exit=0 --wait=30 \
+    "${options[@]}" \
     bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID exec "$@"' rank "${PYTHON[@]}" -m gan_dist "$@"
 }
 
@@ -83,7 +85,7 @@ end() {
   [[ $status == 2 ]] || rm "$run_dir/.starts"
   if [[ $state == RUNNING && $status == 75 ]]; then
     again "$@"
-  elif [[ $state != RUNNING && $left != [1-9]* && $left == *0:00 && $status != [02] ]]; then
+  elif [[ $state == COMPLETING && $left =~ ^(INVALID|0:00)$ && $status != [02] ]]; then
     say "the time limit has passed"
     again "$@"
   fi
