@@ -55,6 +55,7 @@ class Distributed:
 
     _listener: ClassVar[threading.Thread | None] = None  # one in a process
     _heard: ClassVar[str] = ""  # what another process said when it failed
+    _waits: ClassVar[int] = 0  # how often this process has waited for others; all count alike
 
     def __init__(self, precision: str = "fp32", cpu: bool = False, compress: bool = False) -> None:
         if precision == "auto":
@@ -196,7 +197,7 @@ class Distributed:
 
     def _wait_for(self, ranks: Sequence[int]) -> None:
         """Say that this process is here, and wait for those; no collective, and so no time-out, is pending."""
-        self._waits += 1
+        Distributed._waits += 1
         keys = [f"gan_dist/here/{self._waits}/{rank}" for rank in ranks]
         self._store.set(f"gan_dist/here/{self._waits}/{self.rank}", "")
         while not self._store.check(keys):
@@ -241,7 +242,6 @@ class Distributed:
     def _introduce(self) -> None:
         """Leave host and process number where those who outlive this process find them, and listen for failures."""
         if self.world_size > 1:
-            self._waits = 0
             self._store = torch.distributed.distributed_c10d._get_default_store()
             self._store.set(f"gan_dist/process/{self.rank}", f"{socket.gethostname()}, pid {os.getpid()}")
             if Distributed._listener is None:

@@ -50,7 +50,7 @@ ReturnToService=2
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1
 PlugStackConfig={dir}/plugstack.conf
 JobRequeue=1
-KillWait=20
+KillWait=10
 MinJobAge=3600
 SlurmdTimeout=15
 GresTypes=gpu
@@ -85,12 +85,17 @@ def cluster() -> Iterator[dict[str, str]]:
         _run(["munged", *(f"--{option}={directory}/munge.{end}" for option, end in munge.items())], env)
         _run(["slurmctld", "-c"], env)
         for node in ("n1", "n2"):
-            _run(["slurmd", "-N", node], env)
+            start_node(node, env)
         wait_until(lambda: _run(["sinfo", "-h", "-o", "%T:%D"], env).strip() == "idle:2", 60)
         yield env
     finally:
         _stop(directory, env)
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def start_node(name: str, env: dict[str, str]) -> None:
+    """Start the daemon of n1 or n2."""
+    _run(["slurmd", "-N", name], env)
 
 
 def wait_until(done: Callable[[], bool], seconds: float) -> None:

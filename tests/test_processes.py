@@ -245,6 +245,35 @@ def test_bad_evaluation_gets_one_line(plain: Path) -> None:
         assert result.stderr.count("\n") == 1
 
 
+def test_image_files_are_staged_once_per_node(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for i in range(64):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"images/{i:02d}.png")
+    settings = [*TRAIN, "data.name=folder", "data.root=images", "data.image_size=8", "data.memory_gib=1e-9",
+                "model.conditional=false", "train.kimg=1"]  # fmt: skip
+    for attempt, copied in enumerate((64, 0)):
+        stage = str(tmp_path / "scratch")
+        processes = start_ranks(2, [*settings, f"run.dir=run{attempt}"], tmp_path, GAN_DIST_STAGE=stage)
+        out = "".join(process.communicate(timeout=120)[0] for process in processes)
+        assert [process.returncode for process in processes] == [0, 0]
+        assert out.count(f"copied {copied} of 64 images below {stage}") == 1
+    copies = sorted((tmp_path / "scratch" / (tmp_path / "images").relative_to("/")).iterdir())
+    assert [path.read_bytes() for path in copies] == [p.read_bytes() for p in sorted((tmp_path / "images").iterdir())]
+
+
+def test_stage_that_cannot_be_written_gets_one_line(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "images/0.png")
+    settings = ["data.name=folder", "data.root=images", "data.image_size=8", "data.memory_gib=1e-9",
+                "model.conditional=false", "train.batch_size=1"]  # fmt: skip
+    env = {**os.environ, "GAN_DIST_STAGE": "/proc/nowhere"}
+    command = [sys.executable, *TRAIN, *settings]
+    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert "GAN_DIST_STAGE=/proc/nowhere: cannot copy images there" in result.stderr
+
+
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -298,3 +299,42 @@ def test_help_needs_no_torch() -> None:
         result = subprocess.run([sys.executable, "-c", code.format(arguments)], capture_output=True, text=True)
         assert result.returncode == 0, "torch takes seconds to import"
         assert "train" in result.stdout
+
+
+def _prefetch(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "gan_dist", "prefetch", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+def test_prefetch_says_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "images/good.png")
+    (tmp_path / "images/torn.png").write_bytes(b"\x89PNG")
+    folder = ["data.name=folder", "data.root=images", "train.batch_size=1", "model.conditional=false"]
+    for arguments, line in [
+        ([], "data     digits: 1797 of 1797 images can be read, 1x8x8, inside scikit-learn"),
+        ([*folder, "metrics.every_kimg=0"], f"1 of 2 images can be read, 3x64x64, in {tmp_path / 'images'}"),
+        ([*folder, "metrics.every_kimg=0", "data.memory_gib=1e-9"], "1 of 2 images can be read"),
+    ]:
+        result = _prefetch(*arguments, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert line in result.stdout
+        assert ("torn.png" in result.stdout) == bool(arguments)
+        assert result.stdout.endswith("nothing more is needed from the network\n")
+    assert list(Path(os.environ["GAN_DIST_CACHE"]).glob("classifier-*"))
+
+
+def test_prefetch_of_what_cannot_be_had_gets_one_line(tmp_path: Path) -> None:
+    for arguments, text, status in [
+        (["data.name=folder", "data.root=nowhere", "model.conditional=false"], "nowhere: no such directory", 1),
+        (["data.name=digit"], "nearest: digits", 2),
+        (
+            ["metrics.extractor=inception", "metrics.inception_weights=nowhere.pth"],
+            "no usable weights at nowhere.pth",
+            1,
+        ),
+    ]:
+        result = _prefetch(*arguments, cwd=tmp_path)
+        assert result.returncode == status
+        assert text in result.stderr
+        assert result.stderr.count("\n") == 1

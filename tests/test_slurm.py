@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, TINY
 from safetensors.torch import load_file
-from slurm_cluster import cluster, missing, wait_until
+from slurm_cluster import cluster, missing, start_node, wait_until
 
 pytestmark = pytest.mark.slurm
 
@@ -180,6 +180,21 @@ def test_killed_rank_requeues_the_job(slurm: Slurm, two_nodes: Job) -> None:
     assert _weights(job.run_dir) == _weights(two_nodes.run_dir)
 
 
+def test_dead_node_requeues_the_job(slurm: Slurm, two_nodes: Job) -> None:
+    job = slurm.submit("--nodes=2", *LONG)
+    job.wait_for("20.0/60 kimg")
+    rank = job.ranks()[1]
+    step = int(Path(f"/proc/{rank}/stat").read_text().rpartition(")")[2].split()[1])
+    daemon = int(Path(slurm.env["SLURM_CONF"]).with_name("slurmd-n2.pid").read_text())
+    for pid in (daemon, step, rank):
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: "n2:mixed*" in slurm("sinfo", "--noheader", "--Node", "--format=%N:%T"), 60)  # it is missed
+    start_node("n2", slurm.env)
+    assert job.wait() == "COMPLETED", job.log
+    assert job.fact("Restarts") == "1"
+    assert _weights(job.run_dir) == _weights(two_nodes.run_dir)
+
+
 def test_settings_that_cannot_be_are_not_tried_again(slurm: Slurm) -> None:
     job = slurm.submit("--nodes=2", "loss.name=wrong")
     assert job.wait() == "FAILED"
@@ -227,7 +242,7 @@ def test_two_jobs_on_one_node(slurm: Slurm) -> None:
 
 
 def test_another_job_follows_where_requeueing_is_off(slurm: Slurm) -> None:
-    job = slurm.submit("--no-requeue --nodes=2 --time=7", *LONG)
+    job = slurm.submit("--no-requeue --nodes=2 --time=7", *LONG, "tracking.wandb=offline")
     job.wait_for("20.0/60 kimg")
     slurm("scancel", "--signal=USR1", job.id)
     job.wait_for("Submitted batch job")
@@ -236,6 +251,8 @@ def test_another_job_follows_where_requeueing_is_off(slurm: Slurm) -> None:
     assert follower.wait() == "COMPLETED", job.log
     assert (follower.fact("NumNodes"), follower.fact("TimeLimit")) == ("2", "00:07:00")
     assert _last(job.run_dir).name == "000000060000"
+    wandb_runs = [path.name.rpartition("-")[2] for path in (job.run_dir / "wandb").glob("offline-run-*")]
+    assert wandb_runs == [(job.run_dir / "wandb_id.txt").read_text().strip()] * 2
 
 
 def test_all_checkpoints_are_evaluated_on_all_ranks_once(slurm: Slurm, two_nodes: Job) -> None:
