@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 SETTINGS = [
     "train.kimg=600", "train.batch_size=32", "checkpoint.every_kimg=0.5", "checkpoint.keep=3", "log.every_kimg=10",
     "sample.every_kimg=0", "metrics.every_kimg=0", "tracking.wandb=disabled", "train.device=cpu",
-    "loss.r1_interval=4", "optim.G.schedule=cosine", "data.hflip=true",
+    "loss.penalty_interval=4", "optim.G.schedule=cosine", "data.hflip=true",
 ]  # fmt: skip
 TENSORS = ("G", "D", "G_ema", "opt_G", "opt_D")
 

@@ -6,20 +6,22 @@ import copy
 import inspect
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import platformdirs
 import torch
 from torch import Tensor, nn
 
 from gan_dist import models
 from gan_dist.callbacks.evaluate import Evaluate
-from gan_dist.callbacks.grid import SampleGrid, real_grid
+from gan_dist.callbacks.grid import SampleGrid, real_grid, sample_grid
 from gan_dist.callbacks.progress import LogProgress, ProgressBar
 from gan_dist.callbacks.save import Retention, SaveCheckpoint
+from gan_dist.callbacks.scatter import scatter_picture
 from gan_dist.checkpoint import config_path, find_checkpoint, load_network, read_facts, restore
 from gan_dist.config import (
     Config,
@@ -29,11 +31,13 @@ from gan_dist.config import (
     as_yaml,
     changes_that_matter,
     choose,
+    describe_type,
     for_file,
     load_config,
 )
-from gan_dist.data import DataInfo, describe
+from gan_dist.data import POINTS, DataInfo, describe
 from gan_dist.data.loader import Preprocess, draw, make_loader
+from gan_dist.data.points import modes
 from gan_dist.data.shared import load_shared
 from gan_dist.data.sources import Images, ImageTensor, count_readable, load_dataset
 from gan_dist.distributed import Distributed
@@ -42,15 +46,18 @@ from gan_dist.health import Health
 from gan_dist.losses import LOSSES
 from gan_dist.metrics.evaluate import Evaluator
 from gan_dist.metrics.extractors import make_extractor
+from gan_dist.metrics.points import PointsEvaluator, sample_points
 from gan_dist.rng import Purpose, course_seed, torch_seed
 from gan_dist.schedules import lr_schedule
 from gan_dist.state import State
 from gan_dist.stats import Clock, RunningMeans
-from gan_dist.step import Alternation
+from gan_dist.step import Alternation, Penalties
 from gan_dist.tracking import LocalTracker, Tracker, Trackers, WandbTracker
 from gan_dist.trainer import Batches, Callback, Trainer
 
 log = logging.getLogger(__name__)
+
+SCATTERED = 2500  # points in a picture
 
 
 def check_parts(config: Config, info: DataInfo, dist: Distributed) -> None:
@@ -67,11 +74,19 @@ def check_parts(config: Config, info: DataInfo, dist: Distributed) -> None:
     except ValueError as error:
         size = "x".join(map(str, info.image_shape[1:]))
         raise ConfigError(f"model.name={model.name} with data.image_size={size}: {model.name} {error}") from None
+    _check_args("model.g_args", model.g_args, models.architecture(model.name).Generator)
+    _check_args("model.d_args", model.d_args, models.architecture(model.name).Discriminator)
     if model.conditional and not info.num_classes:
         hint = " or data.class_folders=true" if config.data.name == "folder" else ""
         raise ConfigError(
             f"model.conditional=true, but data.name={config.data.name} has no labels; set model.conditional=false{hint}"
         )
+    if config.data.name in POINTS and (model.name != "mlp" or model.g_args.get("tanh", True)):
+        raise ConfigError(
+            f"data.name={config.data.name} are points, which lie outside [-1, 1]: set model.name=mlp and "
+            "model.g_args={tanh: false}"
+        )
+    _check_game(config, info)
     if config.metrics.every_kimg:
         check_metrics(config, info)
     if config.train.batch_size > info.num_images:
@@ -88,8 +103,41 @@ def check_parts(config: Config, info: DataInfo, dist: Distributed) -> None:
             raise ConfigError(f"optim.{side}.name={settings.name}: {error}") from None
 
 
+def _check_args(key: str, given: dict[str, Any], network: type[nn.Module]) -> None:
+    """Arguments of an architecture must be some that it has, with values of their defaults' types."""
+    parameters = inspect.signature(network).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    for name, value in given.items():
+        if name not in defaults:
+            advice = choose(name, list(defaults)) if defaults else "this architecture has none"
+            raise ConfigError(f"{key}: unknown argument {name}; {advice}")
+        kind = type(defaults[name])
+        if type(value) not in ((int, float) if kind is float else (kind,)):
+            raise ConfigError(f"{key}: {name}={value} must be {describe_type(kind)}, for example {defaults[name]}")
+
+
+def _check_game(config: Config, info: DataInfo) -> None:
+    """Refuse a loss and regularizers that make no sense together, or with this D."""
+    loss = config.loss
+    with torch.device("meta"):
+        D = make_discriminator(config.model, info.image_shape, info.num_classes if config.model.conditional else 0)
+    if loss.gradient_penalty and any(isinstance(module, nn.BatchNorm2d) for module in D.modules()):
+        raise ConfigError(
+            f"loss.gradient_penalty={loss.gradient_penalty} is of each sample's own logit, but batch normalization in "
+            f"D of model.name={config.model.name} mixes samples: set model.d_args={{batch_norm: false}}"
+        )
+    bounds = (loss.clip_weights, loss.gradient_penalty, loss.r1_gamma, loss.r2_gamma)
+    if LOSSES[loss.name].critic and not any(bounds):
+        raise ConfigError(
+            f"loss.name={loss.name} grows without bound unless the critic is held: set loss.gradient_penalty=10, "
+            "loss.clip_weights=0.01 or loss.r1_gamma"
+        )
+
+
 def check_metrics(config: Config, info: DataInfo) -> None:
     """Refuse metrics that the data set does not allow."""
+    if config.data.name in POINTS:
+        return
     if config.metrics.extractor == "classifier" and not info.num_classes:
         raise ConfigError(
             f"metrics.extractor=classifier, but data.name={config.data.name} has no labels to train one on; "
@@ -134,7 +182,13 @@ def make_optimizer(config: Optimizer, module: nn.Module) -> torch.optim.Optimize
 
 def make_generator(model: Model, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     """G as configured; `num_classes` is 0 for an unconditional one."""
-    return models.architecture(model.name).Generator(image_shape, num_classes, model.z_dim, model.g_widths)
+    G = models.architecture(model.name).Generator
+    return G(image_shape, num_classes, model.z_dim, model.g_widths, **model.g_args)
+
+
+def make_discriminator(model: Model, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """D as configured, likewise."""
+    return models.architecture(model.name).Discriminator(image_shape, num_classes, model.d_widths, **model.d_args)
 
 
 def make_state(config: Config, info: DataInfo, dist: Distributed) -> State:
@@ -144,7 +198,7 @@ def make_state(config: Config, info: DataInfo, dist: Distributed) -> State:
     with torch_seed(seed, Purpose.INIT_G):
         G = make_generator(model, info.image_shape, num_classes)
     with torch_seed(seed, Purpose.INIT_D):
-        D = models.architecture(model.name).Discriminator(info.image_shape, num_classes, model.d_widths)
+        D = make_discriminator(model, info.image_shape, num_classes)
     G, D = (module.to(dist.device, dist.dtype) for module in (G, D))
     G_ema = copy.deepcopy(G).eval().requires_grad_(False)
     if config.train.sync_batch_norm:
@@ -211,7 +265,7 @@ def _summary(config: Config, state: State, dist: Distributed) -> list[str]:
 
 def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None, dist: Distributed) -> WiredRun:
     """Read the data, make networks, loop and callbacks, and put the run where the checkpoint says, if there is one."""
-    train, total_nimg = config.train, round(config.train.kimg * 1000)
+    train, loss, total_nimg = config.train, config.loss, round(config.train.kimg * 1000)
     dataset = load_shared(config.data, info, dist, stage_dir())
     if isinstance(dataset, ImageTensor):
         dataset = dataset.on(dist.device)
@@ -225,7 +279,7 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
         state,
         dist,
         stats,
-        LOSSES[config.loss.name],
+        LOSSES[loss.name],
         Preprocess(train.seed, config.data.hflip, dist.dtype),
         class_probs,
         batch_size=train.batch_size,
@@ -234,10 +288,11 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
         seed=train.seed,
         schedule_G=lr_schedule(config.optim.G, total_nimg),
         schedule_D=lr_schedule(config.optim.D, total_nimg),
-        r1_gamma=config.loss.r1_gamma,
-        r1_interval=config.loss.r1_interval,
-        label_smoothing=config.loss.label_smoothing,
-        d_half=config.loss.d_half,
+        penalties=Penalties(
+            loss.r1_gamma, loss.r2_gamma, loss.gradient_penalty, loss.penalty_interval, loss.clip_weights
+        ),
+        label_smoothing=loss.label_smoothing,
+        d_half=loss.d_half,
         skip_nonfinite=train.on_nonfinite == "skip",
     )
 
@@ -282,11 +337,11 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
         dist,
     )
     if config.sample.every_kimg and state.nimg == 0:
-        tracker.image(0, "real", real_grid(dataset, info.num_classes, config.sample.rows))
+        tracker.image(0, "real", _real_picture(dataset, info, config))
     callbacks: list[Callback] = [
         bar,
         progress,
-        SampleGrid(_nimg(config.sample.every_kimg), config.sample.rows, train.seed, tracker, clock, dist),
+        SampleGrid(_nimg(config.sample.every_kimg), _draw_samples(config, class_probs, dist), tracker, clock),
     ]
     if config.metrics.every_kimg:
         evaluator = make_evaluator(config, info, dataset, class_probs, dist)
@@ -331,11 +386,28 @@ def check_resume(checkpoint: Path, config: Config, info: DataInfo) -> None:
         raise ConfigError(f"{checkpoint} is of another run: {'; '.join(changes)}; start a new one in another run.dir")
 
 
+def _real_picture(dataset: Images, info: DataInfo, config: Config) -> np.ndarray:
+    if config.data.name in POINTS:
+        points, _ = dataset.__getitems__(list(range(SCATTERED)))
+        return scatter_picture(points.flatten(1).cpu(), modes(config.data.name))
+    return real_grid(dataset, info.num_classes, config.sample.rows)
+
+
+def _draw_samples(config: Config, class_probs: Tensor | None, dist: Distributed) -> Callable[[nn.Module], np.ndarray]:
+    """What makes the picture of a generator's samples: a grid of images, or points scattered in the plane."""
+    name, seed = config.data.name, config.train.seed
+    if name not in POINTS:
+        return lambda G: sample_grid(G, seed, config.sample.rows, dist)
+    return lambda G: scatter_picture(sample_points(G, SCATTERED, seed, class_probs, dist), modes(name))
+
+
 def make_evaluator(
     config: Config, info: DataInfo, dataset: Images, class_probs: Tensor | None, dist: Distributed
-) -> Evaluator:
+) -> Evaluator | PointsEvaluator:
     """What measures generators as configured."""
     metrics = config.metrics
+    if config.data.name in POINTS:
+        return PointsEvaluator(config.data.name, dist, class_probs, num_images=metrics.num_images, seed=metrics.seed)
     return Evaluator(
         make_extractor(metrics, info, dataset, cache_dir(), dist),
         dataset,

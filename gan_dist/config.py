@@ -27,8 +27,19 @@ from gan_dist.errors import ConfigError
 @dataclass
 class Data:
     name: Literal[
-        "digits", "folder", "MNIST", "FashionMNIST", "KMNIST", "CIFAR10", "CIFAR100", "SVHN", "STL10", "CelebA"
-    ] = "digits"  # digits ships with scikit-learn; folder is a directory of images; the others are torchvision's
+        "digits",
+        "folder",
+        "ring",
+        "grid",
+        "MNIST",
+        "FashionMNIST",
+        "KMNIST",
+        "CIFAR10",
+        "CIFAR100",
+        "SVHN",
+        "STL10",
+        "CelebA",
+    ] = "digits"  # digits ships with scikit-learn; folder: images; ring, grid: points; the others are torchvision's
     root: str = "data"  # where the data set lies, or is downloaded to; for folder, the directory of images
     image_size: str = ""  # H or HxW: crop to this shape and resize; empty: the set's own size (folder: 64)
     channels: Literal[0, 1, 3, 4] = 0  # 1 grayscale, 3 RGB, 4 RGBA, 0 the set's own (folder: 3)
@@ -46,15 +57,22 @@ class Model:
     z_dim: int = 100  # size of the latent z
     g_widths: list[int] = field(default_factory=list)  # layers of G from z to the image; []: the architecture's own
     d_widths: list[int] = field(default_factory=list)  # layers of D from the image to the logit; []: likewise
+    g_args: dict[str, Any] = field(default_factory=dict)  # further arguments of the architecture's Generator
+    d_args: dict[str, Any] = field(default_factory=dict)  # and of its Discriminator, for example {batch_norm: false}
 
 
 @dataclass
 class Loss:
-    name: Literal["non_saturating", "minimax"] = "non_saturating"  # what G minimises; D minimises cross-entropy
+    name: Literal["non_saturating", "minimax", "least_squares", "hinge", "wasserstein", "relativistic"] = (
+        "non_saturating"  # of the game between G and D: see gan_dist/losses.py
+    )
     label_smoothing: float = 0.0  # D's target for real images is 1 minus this
     d_half: bool = False  # halve D's loss, as in the mean of its real and its fake part
     r1_gamma: float = 1.0  # weight of the R1 penalty: gamma/2 * |grad D(x)|^2 on real images; 0: off
-    r1_interval: int = 1  # apply R1 in every so many D steps, scaled up by as much
+    r2_gamma: float = 0.0  # the same on generated images
+    gradient_penalty: float = 0.0  # weight of WGAN-GP's penalty: (|grad D(x)| - 1)^2 between real and generated images
+    penalty_interval: int = 1  # apply these in every so many D steps, scaled up by as much
+    clip_weights: float = 0.0  # clamp D's weights to this size after each of its steps, as the first WGAN; 0: off
 
 
 @dataclass
@@ -361,7 +379,7 @@ _POSITIVE = {
     "model.z_dim",
     "model.g_widths",
     "model.d_widths",
-    "loss.r1_interval",
+    "loss.penalty_interval",
     "sample.rows",
     "metrics.num_images",
     "metrics.batch_size",
@@ -389,6 +407,8 @@ def check(config: Config) -> None:
         parse_image_size(config.data.image_size)
     if config.loss.label_smoothing >= 1:
         raise ConfigError(f"loss.label_smoothing={config.loss.label_smoothing} must be below 1, for example 0.1")
+    if config.loss.label_smoothing and config.loss.name in ("hinge", "wasserstein", "relativistic"):
+        raise ConfigError(f"loss.label_smoothing: loss.name={config.loss.name} has no target to smooth; set it to 0")
     for side in ("G", "D"):
         betas = getattr(config.optim, side).betas
         if len(betas) != 2 or max(betas) >= 1:

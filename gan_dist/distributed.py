@@ -99,6 +99,11 @@ class Distributed:
         return torch.float64 if self.precision == "fp64" else torch.float32
 
     @property
+    def mixed(self) -> bool:
+        """Networks run in less than the precision of their weights."""
+        return self.precision in ("bf16", "fp16")
+
+    @property
     def backend(self) -> str:
         return torch.distributed.get_backend() if self.world_size > 1 else "none"
 

@@ -1,6 +1,8 @@
-"""Regularizers of D: -> (N,). Pure functions of tensors, differentiable themselves."""
+"""Regularizers of D: penalties -> (N,), pure functions of tensors, differentiable themselves; and weight clipping."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -9,8 +11,8 @@ from torch import Tensor
 def squared_gradient_norm(logits: Tensor, x: Tensor) -> Tensor:
     """|grad_x D(x)|^2 of each sample, to be differentiated again: (N,).
 
-    With x real this times gamma/2 is the R1 penalty (Mescheder et al. 2018, "Which training methods for GANs do
-    actually converge?", equation 9).
+    Times gamma/2 this is the R1 penalty with x real and the R2 penalty with x generated (Mescheder et al. 2018, "Which
+    training methods for GANs do actually converge?", equations 9 and 10).
 
     Args:
         logits: D(x), (N,), with x in its graph.
@@ -18,3 +20,24 @@ def squared_gradient_norm(logits: Tensor, x: Tensor) -> Tensor:
     """
     (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
     return gradient.square().flatten(1).sum(1)
+
+
+def lipschitz_penalty(logits: Tensor, x: Tensor) -> Tensor:
+    """(|grad_x D(x)| - 1)^2 of each sample, with x as `interpolate` makes it (Gulrajani et al. 2017, equation 3): (N,).
+
+    Arguments as for `squared_gradient_norm`.
+    """
+    return (squared_gradient_norm(logits, x).clamp(min=1e-12).sqrt() - 1).square()  # the root's slope at 0 is infinite
+
+
+def interpolate(x_real: Tensor, x_fake: Tensor, u: Tensor) -> Tensor:
+    """u x_real + (1 - u) x_fake, a point between the two of each pair: (N, …), with u (N,) in [0, 1)."""
+    u = u.view(-1, *(1,) * (x_real.ndim - 1))
+    return u * x_real + (1 - u) * x_fake
+
+
+@torch.no_grad()
+def clip_weights(parameters: Iterable[Tensor], limit: float) -> None:
+    """Clamp to [-limit, limit], in place (Arjovsky et al. 2017, Algorithm 1)."""
+    for parameter in parameters:
+        parameter.clamp_(-limit, limit)

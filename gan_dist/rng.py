@@ -34,6 +34,9 @@ class Purpose(IntEnum):
     METRIC_LABEL = 11
     METRIC_SUBSETS = 12
     CLASSIFIER = 13
+    INTERPOLATE = 14
+    POINTS = 15
+    POINTS_MODE = 16
 
 
 def uniform(seed: int, purpose: Purpose, first: int, count: int, dim: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,10 +13,31 @@ from gan_dist import rng
 from gan_dist.data.loader import Preprocess
 from gan_dist.distributed import Distributed
 from gan_dist.losses import Loss
-from gan_dist.regularizers import squared_gradient_norm
+from gan_dist.regularizers import clip_weights, interpolate, lipschitz_penalty, squared_gradient_norm
 from gan_dist.rng import Purpose
 from gan_dist.state import State
 from gan_dist.stats import RunningMeans
+
+Point = tuple[Tensor, Tensor | None, Tensor]  # images x, labels y and logits D(x, y)
+
+
+@dataclass(frozen=True)
+class Penalties:
+    """What D's loss is regularized with; 0: not.
+
+    Attributes:
+        r1_gamma, r2_gamma: of the squared gradient norms at real and at generated images.
+        gradient_penalty: of WGAN-GP's penalty.
+        interval: every how many D steps they are applied, that many times stronger (Karras et al. 2020, "Analyzing and
+            improving the image quality of StyleGAN", section 3.1: lazy regularization).
+        clip_weights: the largest size of a weight of D after its step.
+    """
+
+    r1_gamma: float
+    r2_gamma: float
+    gradient_penalty: float
+    interval: int
+    clip_weights: float
 
 
 class Alternation:
@@ -30,8 +52,7 @@ class Alternation:
         batch_size: global batch; each process runs its share of it in micro-batches of at most `micro_batch_size`.
         seed: key of the latents and labels.
         schedule_G, schedule_D: images seen -> learning rate.
-        r1_gamma, r1_interval: R1 weight, and every how many D steps it is applied (Karras et al. 2020, "Analyzing and
-            improving the image quality of StyleGAN", section 3.1: lazy regularization).
+        penalties: of D.
         label_smoothing, d_half: see `gan_dist.config.Loss`.
         skip_nonfinite: take no step with a gradient that is not finite.
     """
@@ -51,8 +72,7 @@ class Alternation:
         seed: int,
         schedule_G: Callable[[int], float],
         schedule_D: Callable[[int], float],
-        r1_gamma: float,
-        r1_interval: int,
+        penalties: Penalties,
         label_smoothing: float,
         d_half: bool,
         skip_nonfinite: bool,
@@ -61,8 +81,10 @@ class Alternation:
         self.loss, self.preprocess, self.class_probs = loss, preprocess, class_probs
         self.batch_size, self.n_critic, self.seed = batch_size, n_critic, seed
         self.schedule_G, self.schedule_D = schedule_G, schedule_D
-        self.r1_gamma, self.r1_interval = r1_gamma, r1_interval
-        self.label_smoothing, self.d_half = label_smoothing, d_half
+        self.penalties, self.d_half = penalties, d_half
+        self.smoothing = (label_smoothing,) if loss.has_target else ()
+        # Where a real and a generated image are compared or mixed, they are of one class.
+        self.same_labels = loss.paired or penalties.gradient_penalty > 0
         self.skip_nonfinite = skip_nonfinite
         self.micro_batch_size = micro_batch_size or batch_size
         self.z_dim: int = state.G.z_dim  # type: ignore[assignment]
@@ -74,8 +96,9 @@ class Alternation:
     def __call__(self, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """One iteration; returns the norms of D's (the last) and of G's gradient."""
         for _ in range(self.n_critic):
-            norm_D = self.d_step(*next(batches))
-        return norm_D, self.g_step()
+            images, labels = next(batches)
+            norm_D = self.d_step(images, labels)
+        return norm_D, self.g_step(images, labels)
 
     def reseed(self, seed: int) -> None:
         """Draw other latents, labels and flips from now on."""
@@ -91,32 +114,40 @@ class Alternation:
         self.D.requires_grad_(True)
         self.opt_D.zero_grad()
         _set_lr(state.opt_D, self.schedule_D(state.nimg))
-        penalise = self.r1_gamma > 0 and (state.nimg // self.batch_size) % self.r1_interval == 0
+        penalise = (state.nimg // self.batch_size) % self.penalties.interval == 0
 
         micro_batches = list(self._micro_batches())
         for first, part in micro_batches:
-            x_real = self.preprocess(images[part], first).requires_grad_(penalise)
-            y_real = labels[part] if self.class_probs is not None else None
-            z, y = self._draw(Purpose.D_LATENT, Purpose.D_LABEL, first, len(x_real))
+            x_real, y_real = self.preprocess(images[part], first), self._real_labels(labels[part])
+            y = y_real if self.same_labels else self._labels(Purpose.D_LABEL, first, len(x_real))
+            z = self._latents(Purpose.D_LATENT, first, len(x_real))
             with torch.no_grad():
                 x_fake = state.G(z, y)
+            x_real.requires_grad_(penalise and self.penalties.r1_gamma > 0)
+            x_fake.requires_grad_(penalise and self.penalties.r2_gamma > 0)
             with self.dist.micro_batch(self.D, last=part is micro_batches[-1][1]):
                 real, fake = self.D(x_real, y_real), self.D(x_fake, y)
-                loss = self.loss.D(real, fake, self.label_smoothing) * (0.5 if self.d_half else 1.0)
+                loss = self.loss.D(real, fake, *self.smoothing) * (0.5 if self.d_half else 1.0)
                 self.stats.add("loss_D", loss.mean())
                 self.stats.add("D_real", real.mean())
                 self.stats.add("D_fake", fake.mean())
+                if self.loss.critic:
+                    self.stats.add("distance", -loss.mean())
                 if penalise:
-                    r1 = squared_gradient_norm(self._precise_logits(real, x_real, y_real), x_real)
-                    self.stats.add("r1", r1.mean())
-                    loss = loss + 0.5 * self.r1_gamma * self.r1_interval * r1
+                    penalty = self._penalty(first, (x_real, y_real, real), (x_fake, y, fake))
+                    loss = loss + self.penalties.interval * penalty
                 self.dist.backward(loss.mean() / len(micro_batches), self.opt_D)
         norm = self._optimise("D", state.D, self.opt_D)
+        if self.penalties.clip_weights:
+            clip_weights(state.D.parameters(), self.penalties.clip_weights)
         state.nimg += self.batch_size
         return norm
 
-    def g_step(self) -> Tensor:
-        """Improve G against D, which is frozen and outside its wrapper: no gradient of it is computed or sent."""
+    def g_step(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Improve G against D, which is frozen and outside its wrapper: no gradient of it is computed or sent.
+
+        The arguments are D's last batch: what paired losses compare with.
+        """
         state = self.state
         self.D.requires_grad_(False)
         self.opt_G.zero_grad()
@@ -124,17 +155,44 @@ class Alternation:
 
         micro_batches = list(self._micro_batches())
         for first, part in micro_batches:
-            z, y = self._draw(Purpose.G_LATENT, Purpose.G_LABEL, first, part.stop - part.start)
+            count = part.stop - part.start
+            y = self._real_labels(labels[part]) if self.same_labels else self._labels(Purpose.G_LABEL, first, count)
+            z = self._latents(Purpose.G_LATENT, first, count)
             with self.dist.micro_batch(self.G, last=part is micro_batches[-1][1]):
-                loss = self.loss.G(state.D(self.G(z, y), y)).mean()
-                self.stats.add("loss_G", loss)
-                self.dist.backward(loss / len(micro_batches), self.opt_G)
+                fake = state.D(self.G(z, y), y)
+                if self.loss.paired:
+                    real = state.D(self.preprocess(images[part], first - self.batch_size), y)
+                    loss = self.loss.G(fake, real)
+                else:
+                    loss = self.loss.G(fake)
+                self.stats.add("loss_G", loss.mean())
+                self.dist.backward(loss.mean() / len(micro_batches), self.opt_G)
         return self._optimise("G", state.G, self.opt_G)
 
-    def _precise_logits(self, logits: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
-        """D(x) in fp32, for penalties: the same logits, unless they were computed in less."""
-        if self.dist.precision not in ("bf16", "fp16"):
-            return logits
+    def _penalty(self, first: int, at_real: Point, at_fake: Point) -> Tensor:
+        """The sum of D's penalties for each pair of a real and a generated image: (N,)."""
+        total = torch.zeros_like(at_real[2], dtype=at_real[0].dtype)
+        for name, gamma, (x, y, logits) in (
+            ("r1", self.penalties.r1_gamma, at_real),
+            ("r2", self.penalties.r2_gamma, at_fake),
+        ):
+            if gamma:
+                precise = self._precise_logits(x, y) if self.dist.mixed else logits
+                norm = squared_gradient_norm(precise, x)
+                self.stats.add(name, norm.mean())
+                total = total + 0.5 * gamma * norm
+        if self.penalties.gradient_penalty:
+            x_real, y, _ = at_real
+            drawn = torch.from_numpy(rng.uniform(self.seed, Purpose.INTERPOLATE, first, len(x_real), 1))
+            u = rng.to_device(drawn.to(x_real.dtype), x_real.device)
+            x = interpolate(x_real.detach(), at_fake[0].detach(), u).requires_grad_()
+            penalty = lipschitz_penalty(self._precise_logits(x, y), x)
+            self.stats.add("gradient_penalty", penalty.mean())
+            total = total + self.penalties.gradient_penalty * penalty
+        return total
+
+    def _precise_logits(self, x: Tensor, y: Tensor | None) -> Tensor:
+        """D(x) in the weights' own precision, for penalties."""
         with self.dist.full_precision(self.D):
             return self.D(x, y)
 
@@ -162,13 +220,20 @@ class Alternation:
         for start in range(0, len(share), self.micro_batch_size):
             yield self.state.nimg + share[start], slice(start, min(start + self.micro_batch_size, len(share)))
 
-    def _draw(self, latent: Purpose, label: Purpose, first: int, count: int) -> tuple[Tensor, Tensor | None]:
-        """Fresh latents (count, z_dim), and labels (count,) if G takes them, on the device."""
-        weight = next(self.state.G.parameters())
-        z = rng.latents(self.seed, latent, first, count, self.z_dim, like=weight)
+    def _latents(self, purpose: Purpose, first: int, count: int) -> Tensor:
+        """Fresh latents (count, z_dim) on the device."""
+        return rng.latents(self.seed, purpose, first, count, self.z_dim, like=next(self.state.G.parameters()))
+
+    def _labels(self, purpose: Purpose, first: int, count: int) -> Tensor | None:
+        """Fresh labels (count,) on the device, if G takes them."""
         if self.class_probs is None:
-            return z, None
-        return z, rng.to_device(rng.labels(self.seed, label, first, count, self.class_probs), weight.device)
+            return None
+        drawn = rng.labels(self.seed, purpose, first, count, self.class_probs)
+        return rng.to_device(drawn, next(self.state.G.parameters()).device)
+
+    def _real_labels(self, labels: Tensor) -> Tensor | None:
+        """The labels of real images, if G takes them."""
+        return labels if self.class_probs is not None else None
 
 
 def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from gan_dist.config import Config, load_config
+
 ROOT = Path(__file__).parent.parent
 
 # Small enough for a second or two of training on one core.
@@ -28,11 +30,23 @@ TINY = [
 ]
 
 
-# A small network of each architecture, on data that it can make.
-FAMILIES = {
-    "mlp": ["model.name=mlp", "model.g_widths=[32]", "model.d_widths=[32]"],
-    "dcgan": ["model.name=dcgan", "data.image_size=28", "model.g_widths=[8,4]", "model.d_widths=[4,8]"],
+# What makes a recipe of each architecture small; a new architecture needs a line here.
+SMALL = {
+    "mlp": ["model.g_widths=[32]", "model.d_widths=[32]"],
+    "dcgan": ["model.g_widths=[8,4]", "model.d_widths=[4,8]"],
 }
+
+
+def load_recipe(name: str, *overrides: str) -> Config:
+    """A file of `configs/` with a small network, on 28x28 handwritten digits whatever its own data are."""
+    path = ROOT / f"configs/{name}.yaml"
+    small = SMALL[load_config(path).model.name]
+    data = ["data.name=digits", "data.image_size=28", "data.root=data"]
+    return load_config(path, [*data, *small, "model.z_dim=8", *overrides])
+
+
+RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
+OF_EACH_ARCHITECTURE = {load_config(ROOT / f"configs/{name}.yaml").model.name: name for name in RECIPES}
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
-from conftest import FAMILIES
+from conftest import OF_EACH_ARCHITECTURE, RECIPES, load_recipe
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -34,11 +34,17 @@ QUIET = [
     f"train.batch_size={BATCH_SIZE}", f"train.kimg={BATCH_SIZE * ITERATIONS / 1000}", "log.every_kimg=0",
     "sample.every_kimg=0", "metrics.every_kimg=0", "checkpoint.every_kimg=0", "tracking.wandb=disabled",
 ]  # fmt: skip
+PENALTIES = {
+    "R1": ["loss.r1_gamma=1"],
+    "lazy R1": ["loss.r1_gamma=1", "loss.penalty_interval=2"],
+    "R1 and R2": ["loss.r1_gamma=1", "loss.r2_gamma=1"],
+    "clipping": ["loss.r1_gamma=0", "loss.clip_weights=0.01"],
+    "WGAN-GP": ["loss.r1_gamma=0", "loss.gradient_penalty=10"],
+}
 WIRE = [
-    {"loss": loss, "r1": r1, "micro": micro, "n_critic": n_critic}
-    for loss, r1, micro, n_critic in itertools.product(sorted(LOSSES), ("off", "always", "lazy"), (0, 2), (1, 3))
+    {"loss": loss, "penalty": penalty, "micro": micro, "n_critic": n_critic}
+    for loss, penalty, micro, n_critic in itertools.product(sorted(LOSSES), PENALTIES, (0, 2), (1, 3))
 ]
-R1 = {"off": ["loss.r1_gamma=0"], "always": ["loss.r1_gamma=1"], "lazy": ["loss.r1_gamma=1", "loss.r1_interval=2"]}
 
 
 class Jobs:
@@ -46,8 +52,8 @@ class Jobs:
         self.folder = folder
         self.results: dict[str, Any] = {}
 
-    def build(self, dist: Distributed, *overrides: str) -> WiredRun:
-        config = load_config(None, [*QUIET, *overrides])
+    def build(self, dist: Distributed, recipe: str, *overrides: str) -> WiredRun:
+        config = load_recipe(recipe, *QUIET, *overrides)
         folder = self.folder / "run"
         folder.mkdir(exist_ok=True)
         return build(config, describe(config.data), folder, None, dist)
@@ -60,13 +66,13 @@ class Jobs:
         if dist.is_main:
             save_file({k: v.contiguous() for k, v in tensors.items()}, self.folder / f"{name}.safetensors")
 
-    def train(self, dist: Distributed, name: str, *overrides: str) -> list[nn.Module]:
+    def train(self, dist: Distributed, name: str, recipe: str, *overrides: str) -> list[nn.Module]:
         """The whole loop, with a schedule, flips and a lazy penalty, all functions of images seen."""
-        common = ["optim.G.schedule=cosine", "optim.D.warmup_kimg=0.1", "data.hflip=true", "loss.r1_interval=2"]
-        run = self.build(dist, *common, *overrides)
+        common = ["optim.G.schedule=cosine", "optim.D.warmup_kimg=0.1", "data.hflip=true", "loss.penalty_interval=2"]
+        run = self.build(dist, recipe, *common, *overrides)
         run.trainer.run(StopSignals())
         state = run.state
-        assert state.nimg == BATCH_SIZE * ITERATIONS
+        assert state.nimg >= BATCH_SIZE * ITERATIONS
         tensors = {}
         for part in ("G", "D", "G_ema"):
             tensors |= {f"{part}.{k}": v for k, v in getattr(state, part).state_dict().items()}
@@ -75,12 +81,13 @@ class Jobs:
         self.save(dist, name, tensors)
         return [*state.G.modules(), *state.D.modules()]
 
-    def gradients(self, dist: Distributed, name: str, *overrides: str) -> None:
+    def gradients(self, dist: Distributed, name: str, recipe: str, *overrides: str) -> None:
         """Of D and of G, each at the initial weights."""
         tensors = {}
         for part in ("D", "G"):
-            trainer = self.build(dist, *overrides).trainer
-            trainer.step.d_step(*next(trainer.batches)) if part == "D" else trainer.step.g_step()
+            trainer = self.build(dist, recipe, *overrides).trainer
+            batch = next(trainer.batches)
+            trainer.step.d_step(*batch) if part == "D" else trainer.step.g_step(*batch)
             for key, parameter in getattr(trainer.state, part).named_parameters():
                 assert parameter.grad is not None
                 tensors[f"{part}.{key}"] = parameter.grad
@@ -91,7 +98,7 @@ class Jobs:
         measured = []
         for setting in WIRE:
             run = self.build(
-                dist, f"loss.name={setting['loss']}", *R1[setting["r1"]],
+                dist, "digits", f"loss.name={setting['loss']}", *PENALTIES[setting["penalty"]],
                 f"train.micro_batch_size={setting['micro']}", f"train.n_critic={setting['n_critic']}",
             )  # fmt: skip
             step = run.trainer.step
@@ -107,19 +114,19 @@ class Jobs:
 
     def metrics(self, dist: Distributed) -> None:
         """Of an untrained generator, by the evaluator that a run is wired with."""
-        run = self.build(dist, "metrics.every_kimg=1", "metrics.num_images=1003", "metrics.batch_size=100")
+        run = self.build(dist, "digits", "metrics.every_kimg=1", "metrics.num_images=1003", "metrics.batch_size=100")
         (evaluate,) = (c for c in run.trainer.callbacks if hasattr(c, "evaluator"))
         self.results["metrics"] = evaluate.evaluator(run.state.G_ema)
         self.results["evaluated"] = {"fake": evaluate.evaluator.num_images, "real": len(evaluate.evaluator.real)}
 
     def compressed(self) -> None:
         dist = Distributed("fp32", cpu=CPU, compress=True)
-        self.gradients(dist, "compressed")
+        self.gradients(dist, "compressed", "digits")
 
     def mixed(self) -> None:
         AcceleratorState._reset_state()
         dist = Distributed("bf16", cpu=CPU)
-        self.gradients(dist, "mixed", "loss.r1_gamma=10")
+        self.gradients(dist, "mixed", "digits", "loss.r1_gamma=10")
         config = load_config(None, QUIET)
         state = make_state(config, describe(config.data), dist)
         self.results["mixed: weights"] = str(next(state.G.parameters()).dtype)
@@ -159,14 +166,14 @@ def main() -> None:
     folder = Path(sys.argv[1])
     jobs = Jobs(folder)
     dist = Distributed("fp64", cpu=CPU)
-    for name, settings in FAMILIES.items():
-        networks = jobs.train(dist, f"train-{name}", *settings)
+    for recipe in RECIPES:
+        networks = jobs.train(dist, f"train-{recipe}", recipe)
         if not any(isinstance(module, nn.BatchNorm2d) for module in networks):
-            jobs.train(dist, f"split-{name}", *settings, "train.micro_batch_size=2")
+            jobs.train(dist, f"split-{recipe}", recipe, "train.micro_batch_size=2")
     dist = Distributed("fp32", cpu=CPU)
-    for name, settings in FAMILIES.items():
-        jobs.gradients(dist, f"gradients-{name}", *settings)
-    jobs.gradients(dist, "gradients-default")
+    for recipe in OF_EACH_ARCHITECTURE.values():
+        jobs.gradients(dist, f"gradients-{recipe}", recipe)
+    jobs.gradients(dist, "gradients-default", "digits")
     if dist.world_size == 2:
         jobs.wire(dist)
     jobs.metrics(dist)

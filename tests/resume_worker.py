@@ -6,7 +6,6 @@ the last checkpoint. Rank 0 leaves `FOLDER/results.json`: combination -> names o
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import shutil
@@ -17,24 +16,29 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate.state import AcceleratorState
-from conftest import FAMILIES
+from conftest import OF_EACH_ARCHITECTURE, RECIPES, load_recipe
 from PIL import Image
 
 from gan_dist.build import build
 from gan_dist.checkpoint import FILES, find_checkpoint
-from gan_dist.config import load_config
+from gan_dist.config import Config
 from gan_dist.data import describe
 from gan_dist.distributed import Distributed
-from gan_dist.losses import LOSSES
 from gan_dist.signals import StopSignals
 
-PRECISIONS = ("fp64", "fp32", "bf16")
+# Every recipe in fp32; every architecture in the other precisions, and with data workers, too.
+COMBINATIONS = [("fp32", recipe, 0) for recipe in RECIPES] + [
+    (precision, recipe, workers)
+    for precision in ("fp64", "fp32", "bf16") for recipe in OF_EACH_ARCHITECTURE.values() for workers in (0, 2)
+    if (precision, workers) != ("fp32", 0)
+]  # fmt: skip
 BATCH_SIZE, ITERATIONS, STOPS = 8, 21, (1, 7, 13)  # several processes stop some iterations later
 COMMON = [
     f"train.batch_size={BATCH_SIZE}", f"train.kimg={BATCH_SIZE * ITERATIONS / 1000}", "log.every_kimg=0.016",
     "sample.every_kimg=0", "metrics.every_kimg=0", "checkpoint.every_kimg=1", "tracking.wandb=disabled",
-    "data.name=folder", "data.class_folders=true", "data.hflip=true", "loss.r1_interval=3",
-    "optim.G.schedule=cosine", "optim.D.warmup_kimg=0.05", "train.micro_batch_size=2",
+    "data.name=folder", "data.class_folders=true", "data.hflip=true", "loss.penalty_interval=3",
+    "optim.G.schedule=cosine", "optim.D.warmup_kimg=0.05", "train.micro_batch_size=2", "data.image_size=28",
+    "data.memory_gib=1e-9",
 ]  # fmt: skip
 
 
@@ -47,9 +51,8 @@ def make_images(folder: Path) -> None:
         Image.fromarray(generator.integers(0, 256, (28, 28, 3), dtype=np.uint8)).save(path)
 
 
-def train(run_dir: Path, settings: list[str], dist: Distributed, stop_at: int | None) -> None:
-    """From the newest checkpoint, if there is one, to the end or to a signal after so many iterations."""
-    config = load_config(None, settings)
+def train(run_dir: Path, config: Config, dist: Distributed, stop_at: int | None) -> None:
+    """From the newest checkpoint, if there is one, to the end or to a signal after so many batches."""
     if dist.is_main:
         run_dir.mkdir(exist_ok=True)
     dist.barrier()
@@ -61,8 +64,9 @@ def train(run_dir: Path, settings: list[str], dist: Distributed, stop_at: int | 
 
         class Interrupted(type(step)):  # type: ignore[misc]
             def __call__(self, batches):  # type: ignore[no-untyped-def]
+                before = run.state.nimg
                 norms = take(self, batches)
-                if stop_at is not None and run.state.nimg == stop_at * BATCH_SIZE:
+                if stop_at is not None and before < stop_at * BATCH_SIZE <= run.state.nimg:
                     os.kill(os.getpid(), signal.SIGTERM)
                 return norms
 
@@ -76,25 +80,32 @@ def main() -> None:
     folder = Path(sys.argv[1])
     world_size = int(os.environ["WORLD_SIZE"])
     results: dict[str, list[str]] = {}
-    for precision in PRECISIONS:
-        AcceleratorState._reset_state()
-        dist = Distributed(precision, cpu=True)
+    previous = ""
+    for precision, recipe, workers in COMBINATIONS:
+        if precision != previous:
+            AcceleratorState._reset_state()
+            dist = Distributed(precision, cpu=True)
+            previous = precision
         if dist.is_main and not (folder / "images").exists():
             make_images(folder / "images")
         dist.barrier()
-        for (family, model), loss, workers in itertools.product(FAMILIES.items(), sorted(LOSSES), (0, 2)):
-            settings = [*COMMON, *model, "data.image_size=28", f"data.root={folder / 'images'}", f"loss.name={loss}",
-                        f"data.workers={workers}", "data.memory_gib=1e-9", f"train.precision={precision}"]  # fmt: skip
-            name = f"{family} {loss} {precision} {world_size} processes {workers} workers"
-            whole, parts = folder / "whole", folder / "parts"
-            train(whole, settings, dist, None)
-            for stop in (*STOPS, None):
-                train(parts, settings, dist, stop)
-            if dist.is_main:
-                last = f"checkpoints/{BATCH_SIZE * ITERATIONS:012d}"
-                results[name] = [f for f in FILES if (whole / last / f).read_bytes() != (parts / last / f).read_bytes()]
-                shutil.rmtree(whole)
-                shutil.rmtree(parts)
+        settings = [
+            *COMMON,
+            f"data.root={folder / 'images'}",
+            f"data.workers={workers}",
+            f"train.precision={precision}",
+        ]
+        config = load_recipe(recipe, *settings)
+        whole, parts = folder / "whole", folder / "parts"
+        train(whole, config, dist, None)
+        for stop in (*STOPS, None):
+            train(parts, config, dist, stop)
+        if dist.is_main:
+            last = max((whole / "checkpoints").iterdir()).relative_to(whole)
+            name = f"{recipe} {precision} {world_size} processes {workers} workers"
+            results[name] = [f for f in FILES if (whole / last / f).read_bytes() != (parts / last / f).read_bytes()]
+            shutil.rmtree(whole)
+            shutil.rmtree(parts)
     if dist.is_main:
         (folder / "results.json").write_text(json.dumps(results))
     torch.distributed.barrier() if world_size > 1 else None

@@ -122,3 +122,25 @@ def test_process_exits_with_2_and_no_traceback(train: Train) -> None:
     result = train("train.kimgs=3")
     assert result.returncode == 2
     assert result.stderr == "gan-dist: error: command line: unknown setting train.kimgs; nearest: train.kimg\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (["loss.name=wasserstein", "loss.r1_gamma=0"], "grows without bound unless the critic is held"),
+        (["loss.name=hinge", "loss.label_smoothing=0.1"], "loss.name=hinge has no target to smooth"),
+        (
+            ["model.name=dcgan", "data.image_size=28", "loss.gradient_penalty=10"],
+            "batch normalization in D of model.name=dcgan mixes samples: set model.d_args={batch_norm: false}",
+        ),
+    ],
+)
+def test_parts_that_make_no_sense_together(
+    settings: list[str], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *settings]) == 2
+    error = capsys.readouterr().err
+    assert text in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FAMILIES, ROOT, start_ranks
+from conftest import OF_EACH_ARCHITECTURE, RECIPES, ROOT, SMALL, start_ranks
 from safetensors.torch import load_file
 from torch import Tensor
 
 from gan_dist import models
 
 WORLDS = (1, 2, 4)
-SPLITTABLE = ["mlp"]  # without batch statistics
+SPLITTABLE = ["cgan_fashion_mnist", "digits", "mlp_fashion_mnist"]  # without batch statistics
 
 
 @pytest.fixture(scope="module")
@@ -43,39 +43,39 @@ def _distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 
 def test_every_architecture_is_here() -> None:
-    assert sorted(FAMILIES) == models.names()
+    assert sorted(SMALL) == sorted(OF_EACH_ARCHITECTURE) == models.names()
 
 
 @pytest.mark.parametrize("world_size", WORLDS[1:])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_weights_averages_and_moments_do_not_depend_on_the_processes(
-    family: str, world_size: int, ran: dict[int, Path]
+    recipe: str, world_size: int, ran: dict[int, Path]
 ) -> None:
-    alone, many = (load_file(ran[n] / f"train-{family}.safetensors") for n in (1, world_size))
+    alone, many = (load_file(ran[n] / f"train-{recipe}.safetensors") for n in (1, world_size))
     assert {key.split(".")[0] for key in alone} == {"G", "D", "G_ema", "opt_G", "opt_D"}
     assert _distance(many, alone) < 1e-9
-    assert _results(ran[world_size])[f"train-{family}: ranks agree"]
+    assert _results(ran[world_size])[f"train-{recipe}: ranks agree"]
 
 
 @pytest.mark.parametrize("world_size", WORLDS)
-@pytest.mark.parametrize("family", SPLITTABLE)
-def test_micro_batches_change_nothing(family: str, world_size: int, ran: dict[int, Path]) -> None:
-    whole = load_file(ran[1] / f"train-{family}.safetensors")
-    assert _distance(load_file(ran[world_size] / f"split-{family}.safetensors"), whole) < 1e-9
+@pytest.mark.parametrize("recipe", SPLITTABLE)
+def test_micro_batches_change_nothing(recipe: str, world_size: int, ran: dict[int, Path]) -> None:
+    whole = load_file(ran[1] / f"train-{recipe}.safetensors")
+    assert _distance(load_file(ran[world_size] / f"split-{recipe}.safetensors"), whole) < 1e-9
 
 
 @pytest.mark.parametrize("world_size", WORLDS[1:])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_first_gradients_in_single_precision(family: str, world_size: int, ran: dict[int, Path]) -> None:
-    alone, many = (load_file(ran[n] / f"gradients-{family}.safetensors") for n in (1, world_size))
+@pytest.mark.parametrize("recipe", OF_EACH_ARCHITECTURE.values())
+def test_first_gradients_in_single_precision(recipe: str, world_size: int, ran: dict[int, Path]) -> None:
+    alone, many = (load_file(ran[n] / f"gradients-{recipe}.safetensors") for n in (1, world_size))
     assert _distance(many, alone) < 1e-5
-    assert _results(ran[world_size])[f"gradients-{family}: ranks agree"]
+    assert _results(ran[world_size])[f"gradients-{recipe}: ranks agree"]
 
 
 def test_each_gradient_crosses_once(ran: dict[int, Path]) -> None:
     """For every loss, penalty, micro-batch and n_critic; and nothing else does."""
     measured = _results(ran[2])["wire"]
-    assert len(measured) == 2 * 3 * 2 * 2
+    assert len(measured) == 6 * 5 * 2 * 2
     for row in measured:
         assert row["sent"] == {"G": 2 * row["sizes"]["G"], "D": 2 * row["n_critic"] * row["sizes"]["D"]}, row
         assert row["total"] == sum(row["sent"].values()), row

@@ -85,7 +85,7 @@ def test_second_run_never_overwrites_the_first(train: Train, tmp_path: Path) -> 
 
 
 def test_resumed_run_ends_like_one_never_stopped(train: Train, tmp_path: Path) -> None:
-    settings = ["loss.r1_interval=4", "optim.G.schedule=cosine", "data.hflip=true", "checkpoint.every_kimg=1"]
+    settings = ["loss.penalty_interval=4", "optim.G.schedule=cosine", "data.hflip=true", "checkpoint.every_kimg=1"]
     assert train("run.dir=whole", *settings, "checkpoint.keep=0").returncode == 0
     assert train("run.dir=parts", *settings, "checkpoint.keep=0").returncode == 0
     for later in ("000000003008", "000000004000"):

@@ -19,7 +19,7 @@ from gan_dist.losses import LOSSES
 from gan_dist.rng import Purpose
 from gan_dist.state import State
 from gan_dist.stats import RunningMeans
-from gan_dist.step import Alternation
+from gan_dist.step import Alternation, Penalties
 
 INFO = DataInfo((1, 8, 8), 4, 100)
 PROBS = torch.full((4,), 0.25)
@@ -49,8 +49,13 @@ def _step(config: Config, state: State, dist: Distributed) -> Alternation:
         seed=config.train.seed,
         schedule_G=lambda _: config.optim.G.lr,
         schedule_D=lambda _: config.optim.D.lr,
-        r1_gamma=config.loss.r1_gamma,
-        r1_interval=config.loss.r1_interval,
+        penalties=Penalties(
+            config.loss.r1_gamma,
+            config.loss.r2_gamma,
+            config.loss.gradient_penalty,
+            config.loss.penalty_interval,
+            config.loss.clip_weights,
+        ),
         label_smoothing=config.loss.label_smoothing,
         d_half=config.loss.d_half,
         skip_nonfinite=config.train.on_nonfinite == "skip",
@@ -106,14 +111,28 @@ def test_iteration_is_algorithm_1(dist: Distributed) -> None:
     assert state.nimg == 24
 
 
-@pytest.mark.parametrize("overrides", [[], ["model.conditional=false"], ["loss.r1_interval=2"], ["loss.name=minimax"]])
+GAMES = [
+    [],
+    ["model.conditional=false"],
+    ["loss.penalty_interval=2"],
+    ["loss.name=minimax"],
+    ["loss.name=least_squares", "loss.label_smoothing=0.1"],
+    ["loss.name=hinge", "loss.r2_gamma=1"],
+    ["loss.name=wasserstein", "loss.r1_gamma=0", "loss.clip_weights=0.01"],
+    ["loss.name=wasserstein", "loss.r1_gamma=0", "loss.gradient_penalty=10", "train.n_critic=2"],
+    ["loss.name=relativistic", "loss.r1_gamma=1", "loss.r2_gamma=1"],
+    ["loss.name=relativistic", "model.conditional=false", "train.n_critic=2"],
+]
+
+
+@pytest.mark.parametrize("overrides", GAMES)
 def test_micro_batches_change_nothing(overrides: list[str], dist: Distributed) -> None:
     results = []
     for size in (0, 12, 4, 3):
         config = _config(f"train.micro_batch_size={size}", *overrides)
         state = make_state(config, INFO, dist)
         step = _step(config, state, dist)
-        batches = iter(_batches())
+        batches = iter(_batches(6))
         for _ in range(3):
             step(batches)
         results.append(_weights(state))
@@ -133,7 +152,7 @@ def test_each_step_changes_its_own_network_alone(dist: Distributed) -> None:
     assert all(p.grad is None for p in state.G.parameters()), "G has no graph in the D step"
     D = copy.deepcopy(state.D.state_dict())
     gradients = [p.grad.clone() for p in state.D.parameters() if p.grad is not None]
-    step.g_step()
+    step.g_step(*_batches()[0])
     assert all(torch.equal(D[k], v) for k, v in state.D.state_dict().items())
     assert not any(torch.equal(G[k], v) for k, v in state.G.state_dict().items())
     now = [p.grad for p in state.D.parameters() if p.grad is not None]
@@ -153,7 +172,7 @@ def test_lazy_r1_is_as_strong_on_average(dist: Distributed) -> None:
     """In a penalised step the gradient has `interval` times the penalty's share; in the others it has none."""
 
     def gradient(gamma: float, interval: int, nimg: int) -> Tensor:
-        config = _config(f"loss.r1_gamma={gamma}", f"loss.r1_interval={interval}")
+        config = _config(f"loss.r1_gamma={gamma}", f"loss.penalty_interval={interval}")
         state = make_state(config, INFO, dist)
         state.nimg = nimg
         _step(config, state, dist).d_step(*_batches()[0])

@@ -1,4 +1,4 @@
-"""FID, KID and Inception Score of G_ema during training."""
+"""Metrics of G_ema during training."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from gan_dist.distributed import Distributed
 from gan_dist.metrics.evaluate import Evaluator
+from gan_dist.metrics.points import PointsEvaluator
 from gan_dist.state import State
 from gan_dist.stats import Clock
 from gan_dist.tracking import Tracker
@@ -24,7 +25,7 @@ class Evaluate:
     def __init__(
         self,
         every_nimg: int,
-        evaluator: Evaluator,
+        evaluator: Evaluator | PointsEvaluator,
         tracker: Tracker,
         clock: Clock,
         dist: Distributed,
@@ -38,7 +39,7 @@ class Evaluate:
     def __call__(self, state: State) -> None:
         with self.clock.paused():
             state.metrics, state.metrics_nimg = self.evaluator(state.G_ema), state.nimg
-        fid = next(value for name, value in state.metrics.items() if name.startswith("fid"))
+        fid = next((value for name, value in state.metrics.items() if name.startswith("fid")), math.inf)
         if self.on_best and state.nimg and fid < self._lowest:
             self._lowest = fid
             self.on_best(state)

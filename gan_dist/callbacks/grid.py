@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -71,17 +73,16 @@ def real_grid(dataset: Images, num_classes: int, rows: int) -> np.ndarray:
 
 
 class SampleGrid:
-    """A grid of G_ema for the trackers."""
+    """A picture of what G_ema makes, for the trackers; `draw` makes it in all processes together."""
 
     at_start = True
     at_end = True
 
     def __init__(
-        self, every_nimg: int, rows: int, seed: int, tracker: Tracker, clock: Clock, dist: Distributed
+        self, every_nimg: int, draw: Callable[[nn.Module], np.ndarray], tracker: Tracker, clock: Clock
     ) -> None:
-        self.every_nimg, self.rows, self.seed = every_nimg, rows, seed
-        self.tracker, self.clock, self.dist = tracker, clock, dist
+        self.every_nimg, self.draw, self.tracker, self.clock = every_nimg, draw, tracker, clock
 
     def __call__(self, state: State) -> None:
         with self.clock.paused():
-            self.tracker.image(state.nimg, "grid", sample_grid(state.G_ema, self.seed, self.rows, self.dist))
+            self.tracker.image(state.nimg, "grid", self.draw(state.G_ema))

@@ -14,6 +14,8 @@ from gan_dist.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
+_SHOWN = ("fid", "modes", "high_quality")  # metrics that are on the line
+
 
 class ProgressBar:
     """kimg, speed and time left on a terminal; nothing where there is none."""
@@ -74,7 +76,7 @@ class LogProgress:
         self.tracker.scalars(state.nimg, {**values, "images_per_sec": speed})
 
         shown = [f"D {values['loss_D']:.3f}", f"G {values['loss_G']:.3f}", f"{speed:.0f} img/s"]
-        shown += [f"{name} {value:.3g}" for name, value in state.metrics.items() if name.startswith("fid")]
+        shown += [f"{name} {value:.3g}" for name, value in state.metrics.items() if name.startswith(_SHOWN)]
         self.bar.bar.set_postfix_str("  ".join(shown), refresh=False)
         if self.bar.bar.disable:
             left = (self.total_nimg - state.nimg) / max(speed, 1e-9)

@@ -30,6 +30,8 @@ class DataInfo:
     files: tuple[tuple[Path, int], ...] = ()
 
 
+POINTS = ("ring", "grid")  # toy data: points of the plane
+
 # The training split; STL10's is its unlabelled part, as usual for GANs.
 NAMED = {
     "digits": DataInfo((1, 8, 8), 10, 1797),
@@ -40,6 +42,8 @@ NAMED = {
     "CIFAR100": DataInfo((3, 32, 32), 100, 50_000),
     "SVHN": DataInfo((3, 32, 32), 10, 73_257),
     "STL10": DataInfo((3, 96, 96), 0, 100_000),
+    "ring": DataInfo((2, 1, 1), 8, 100_000),
+    "grid": DataInfo((2, 1, 1), 25, 100_000),
     "CelebA": DataInfo((3, 218, 178), 0, 162_770),
 }
 
@@ -59,6 +63,8 @@ def describe(config: Data) -> DataInfo:
     else:
         if config.class_folders:
             raise ConfigError(f"data.class_folders=true needs data.name=folder, not data.name={config.name}")
+        if config.name in POINTS and (config.image_size or config.channels):
+            raise ConfigError(f"data.name={config.name} are points: data.image_size and data.channels are not for them")
         own = NAMED[config.name]
     channels, height, width = own.image_shape
     if config.image_size:

@@ -92,7 +92,10 @@ def draw(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 class Preprocess:
-    """uint8 images of a batch to floats in [-1, 1], mirrored with probability 1/2 if asked, on their device."""
+    """uint8 images of a batch to floats in [-1, 1], mirrored with probability 1/2 if asked, on their device.
+
+    Points, which are floats already, stay what they are.
+    """
 
     def __init__(self, seed: int, hflip: bool, dtype: torch.dtype = torch.float32) -> None:
         self.seed = seed
@@ -101,6 +104,8 @@ class Preprocess:
 
     def __call__(self, images: Tensor, first: int) -> Tensor:
         """uint8 (N, C, H, W), the images number first … first + N - 1 of the run, to floats of the same shape."""
+        if images.is_floating_point():
+            return images.to(self.dtype)
         x = images.to(self.dtype).div_(127.5).sub_(1)
         if self.hflip:
             mirrored = to_device(coins(self.seed, Purpose.FLIP, first, len(images)), x.device)

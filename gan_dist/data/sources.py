@@ -16,9 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from gan_dist.config import Data
-from gan_dist.data import DataInfo
+from gan_dist.data import POINTS, DataInfo
 from gan_dist.data.folder import ImageFiles
 from gan_dist.data.images import BrokenImage, read_image, to_tensor
+from gan_dist.data.points import make_points
 from gan_dist.errors import UserError
 from gan_dist.rng import to_device
 
@@ -59,6 +60,8 @@ def load_dataset(config: Data, info: DataInfo) -> Images:
     Raises:
         UserError: files are missing and can't be downloaded, or an image is broken and `data.broken_files=error`.
     """
+    if config.name in POINTS:
+        return ImageTensor(*make_points(config.name))
     if config.name == "digits":
         arrays = _digits()
     elif config.name in ("MNIST", "FashionMNIST", "KMNIST"):

@@ -7,7 +7,8 @@ An architecture's file has
   (N, C, H, W) in [-1, 1], and has the attributes `image_shape`, `num_classes` and `z_dim`;
 - `Discriminator(image_shape, num_classes, widths)`: `D(x, y)` maps images and labels to logits (N,).
 
-`num_classes` 0 makes an unconditional network, which takes no y. `widths` [] are the architecture's own.
+`num_classes` 0 makes an unconditional network, which takes no y. `widths` [] are the architecture's own. Keyword-only
+arguments with defaults are what `model.g_args` and `model.d_args` can set.
 """
 
 from __future__ import annotations

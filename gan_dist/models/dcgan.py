@@ -76,9 +76,17 @@ class Discriminator(nn.Module):
     """x (N, C, H, W), y (N,) -> logits (N,).
 
     `widths` are the channels of the maps, from the one after the image on; by default 64, doubled with every layer.
+    Without `batch_norm` a sample's logit is a function of that sample alone, as gradient penalties suppose.
     """
 
-    def __init__(self, image_shape: tuple[int, int, int], num_classes: int, widths: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        widths: Sequence[int] = (),
+        *,
+        batch_norm: bool = True,
+    ) -> None:
         super().__init__()
         check(image_shape, d_widths=widths)
         self.num_classes = num_classes
@@ -89,11 +97,9 @@ class Discriminator(nn.Module):
             nn.LeakyReLU(0.2),
         ]
         for inputs, outputs in pairwise(widths):
-            layers += [
-                nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(outputs),
-                nn.LeakyReLU(0.2),
-            ]
+            layers += [nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=not batch_norm)]
+            layers += [nn.BatchNorm2d(outputs)] if batch_norm else []
+            layers += [nn.LeakyReLU(0.2)]
         layers += [nn.Conv2d(widths[-1], 1, _START[size])]
         self.layers = nn.Sequential(*layers).apply(_initialise)
 

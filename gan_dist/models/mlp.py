@@ -28,19 +28,26 @@ def _layers(sizes: Sequence[int]) -> nn.Sequential:
 
 
 class Generator(nn.Module):
-    """z (N, z_dim), y (N,) -> images (N, C, H, W) in [-1, 1]."""
+    """z (N, z_dim), y (N,) -> images (N, C, H, W) in [-1, 1]; anywhere, for points, without the `tanh`."""
 
     def __init__(
-        self, image_shape: tuple[int, int, int], num_classes: int, z_dim: int, widths: Sequence[int] = ()
+        self,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        z_dim: int,
+        widths: Sequence[int] = (),
+        *,
+        tanh: bool = True,
     ) -> None:
         super().__init__()
         self.image_shape = image_shape
         self.num_classes = num_classes
         self.z_dim = z_dim
+        self.bound = nn.Tanh() if tanh else nn.Identity()
         self.layers = _layers([z_dim + num_classes, *(widths or (256, 512, 1024)), math.prod(image_shape)])
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        return self.layers(join_label(z, y, self.num_classes)).tanh().unflatten(1, self.image_shape)
+        return self.bound(self.layers(join_label(z, y, self.num_classes))).unflatten(1, self.image_shape)
 
 
 class Discriminator(nn.Module):
