@@ -44,6 +44,7 @@ PENALTIES = {
 WIRE = [
     {"loss": loss, "penalty": penalty, "micro": micro, "n_critic": n_critic}
     for loss, penalty, micro, n_critic in itertools.product(sorted(LOSSES), PENALTIES, (0, 2), (1, 3))
+    if loss == "relativistic" or penalty == "R1"
 ]
 
 

@@ -34,7 +34,7 @@ COMBINATIONS = [("fp32", recipe, 0) for recipe in RECIPES] + [
 ]  # fmt: skip
 BATCH_SIZE, ITERATIONS, STOPS = 8, 21, (1, 7, 13)  # several processes stop some iterations later
 COMMON = [
-    f"train.batch_size={BATCH_SIZE}", f"train.kimg={BATCH_SIZE * ITERATIONS / 1000}", "log.every_kimg=0.016",
+    f"train.batch_size={BATCH_SIZE}", "log.every_kimg=0.016",
     "sample.every_kimg=0", "metrics.every_kimg=0", "checkpoint.every_kimg=1", "tracking.wandb=disabled",
     "data.name=folder", "data.class_folders=true", "data.hflip=true", "loss.penalty_interval=3",
     "optim.G.schedule=cosine", "optim.D.warmup_kimg=0.05", "train.micro_batch_size=2", "data.image_size=28",
@@ -52,7 +52,8 @@ def make_images(folder: Path) -> None:
 
 
 def train(run_dir: Path, config: Config, dist: Distributed, stop_at: int | None) -> None:
-    """From the newest checkpoint, if there is one, to the end or to a signal after so many batches."""
+    """From the newest checkpoint, if there is one, to the end or to a signal after so many iterations."""
+    config.train.kimg = BATCH_SIZE * config.train.n_critic * ITERATIONS / 1000
     if dist.is_main:
         run_dir.mkdir(exist_ok=True)
     dist.barrier()
@@ -64,9 +65,8 @@ def train(run_dir: Path, config: Config, dist: Distributed, stop_at: int | None)
 
         class Interrupted(type(step)):  # type: ignore[misc]
             def __call__(self, batches):  # type: ignore[no-untyped-def]
-                before = run.state.nimg
                 norms = take(self, batches)
-                if stop_at is not None and before < stop_at * BATCH_SIZE <= run.state.nimg:
+                if stop_at is not None and run.state.nimg == stop_at * BATCH_SIZE * config.train.n_critic:
                     os.kill(os.getpid(), signal.SIGTERM)
                 return norms
 

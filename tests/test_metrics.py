@@ -41,8 +41,12 @@ def digits() -> ImageTensor:
 
 
 @pytest.fixture(scope="module")
-def extractor(digits: ImageTensor, dist: Distributed) -> ClassifierExtractor:
-    cache = Path(os.environ["GAN_DIST_CACHE"])
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("classifiers")
+
+
+@pytest.fixture(scope="module")
+def extractor(digits: ImageTensor, dist: Distributed, cache: Path) -> ClassifierExtractor:
     return ClassifierExtractor(trained_classifier(digits, 10, 0, cache, dist))
 
 
@@ -85,11 +89,10 @@ def test_same_set_is_at_distance_zero(digits: ImageTensor, extractor: Classifier
 
 
 def test_classifier_knows_its_data_and_is_trained_once(
-    digits: ImageTensor, extractor: ClassifierExtractor, dist: Distributed
+    digits: ImageTensor, extractor: ClassifierExtractor, dist: Distributed, cache: Path
 ) -> None:
     _, logits = extractor(digits.images)
     assert (logits.argmax(1) == digits.labels).float().mean() > 0.99
-    cache = Path(os.environ["GAN_DIST_CACHE"])
     (file,) = cache.glob("classifier-*.safetensors")
     before = file.stat().st_mtime_ns
     again = trained_classifier(digits, 10, 0, cache, dist)
@@ -147,10 +150,10 @@ def test_pickle_in_place_of_inception_weights_is_refused(tmp_path: Path) -> None
 
 
 def test_pickle_in_place_of_a_cached_classifier_is_never_loaded(
-    digits: ImageTensor, extractor: ClassifierExtractor, dist: Distributed, tmp_path: Path
+    digits: ImageTensor, extractor: ClassifierExtractor, dist: Distributed, cache: Path, tmp_path: Path
 ) -> None:
     """It is trained again, to the same weights."""
-    (file,) = Path(os.environ["GAN_DIST_CACHE"]).glob("classifier-*.safetensors")
+    (file,) = cache.glob("classifier-*.safetensors")
     witness = tmp_path / "executed"
     file.write_bytes(pickle.dumps(_Malicious(witness)))
     again = trained_classifier(digits, 10, 0, file.parent, dist)
