@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from gan_dist.config import Config, load_config
+from gan_dist.data import POINTS
 
 ROOT = Path(__file__).parent.parent
 
@@ -38,11 +39,11 @@ SMALL = {
 
 
 def load_recipe(name: str, *overrides: str) -> Config:
-    """A file of `configs/` with a small network, on 28x28 handwritten digits whatever its own data are."""
+    """A file of `configs/` with a small network, on 28x28 handwritten digits whatever its own images are."""
     path = ROOT / f"configs/{name}.yaml"
-    small = SMALL[load_config(path).model.name]
-    data = ["data.name=digits", "data.image_size=28", "data.root=data"]
-    return load_config(path, [*data, *small, "model.z_dim=8", *overrides])
+    recipe = load_config(path)
+    data = [] if recipe.data.name in POINTS else ["data.name=digits", "data.image_size=28", "data.root=data"]
+    return load_config(path, [*data, *SMALL[recipe.model.name], "model.z_dim=8", *overrides])
 
 
 RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
