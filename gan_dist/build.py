@@ -7,6 +7,7 @@ import inspect
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import platformdirs
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from gan_dist import models
 from gan_dist.callbacks.evaluate import Evaluate
@@ -39,7 +41,7 @@ from gan_dist.data import POINTS, DataInfo, describe
 from gan_dist.data.loader import Preprocess, draw, make_loader
 from gan_dist.data.points import modes
 from gan_dist.data.shared import load_shared
-from gan_dist.data.sources import Images, ImageTensor, count_readable, load_dataset
+from gan_dist.data.sources import Images, ImageTensor, count_readable, load_dataset, shrink
 from gan_dist.distributed import Distributed
 from gan_dist.errors import ConfigError, UserError
 from gan_dist.health import Health
@@ -47,8 +49,9 @@ from gan_dist.losses import LOSSES
 from gan_dist.metrics.evaluate import Evaluator
 from gan_dist.metrics.extractors import make_extractor
 from gan_dist.metrics.points import PointsEvaluator, sample_points
+from gan_dist.models._layers import MinibatchStd
 from gan_dist.rng import Purpose, course_seed, torch_seed
-from gan_dist.schedules import lr_schedule
+from gan_dist.schedules import course, optimizer_schedule, stages
 from gan_dist.state import State
 from gan_dist.stats import Clock, RunningMeans
 from gan_dist.step import Alternation, Penalties
@@ -86,15 +89,14 @@ def check_parts(config: Config, info: DataInfo, dist: Distributed) -> None:
             f"data.name={config.data.name} are points, which lie outside [-1, 1]: set model.name=mlp and "
             "model.g_args={tanh: false}"
         )
-    _check_game(config, info)
+    _check_game(config, info, dist.world_size)
     if config.metrics.every_kimg:
         check_metrics(config, info)
-    if config.train.batch_size > info.num_images:
-        raise ConfigError(
-            f"train.batch_size={config.train.batch_size} is larger than the data set of {info.num_images} images; "
-            f"at most {info.num_images}"
-        )
-    _check_split(config, dist.world_size)
+    for key, batch_size in _batch_sizes(config):
+        if batch_size > info.num_images:
+            raise ConfigError(
+                f"{key}={batch_size} is larger than the data set of {info.num_images} images; at most {info.num_images}"
+            )
     for side in ("G", "D"):
         settings: Optimizer = getattr(config.optim, side)
         try:
@@ -116,17 +118,32 @@ def _check_args(key: str, given: dict[str, Any], network: type[nn.Module]) -> No
             raise ConfigError(f"{key}: {name}={value} must be {describe_type(kind)}, for example {defaults[name]}")
 
 
-def _check_game(config: Config, info: DataInfo) -> None:
-    """Refuse a loss and regularizers that make no sense together, or with this D."""
-    loss = config.loss
-    with torch.device("meta"):
-        D = make_discriminator(config.model, info.image_shape, info.num_classes if config.model.conditional else 0)
+def _check_game(config: Config, info: DataInfo, world_size: int) -> None:
+    """Refuse a loss, regularizers, growth and batches that make no sense together, or with these networks."""
+    loss, model, growth = config.loss, config.model, config.growth
+    num_classes = info.num_classes if model.conditional else 0
+    try:
+        with torch.device("meta"):
+            G = make_generator(model, info.image_shape, num_classes)
+            D = make_discriminator(model, info.image_shape, num_classes)
+    except ValueError as error:
+        raise ConfigError(f"model.name={model.name} {error}") from None
+    num_stages = G.last_stage + 1 if isinstance(G, models.Growing) else 0
+    if growth.stable_kimg and not num_stages:
+        raise ConfigError(f"growth.stable_kimg={growth.stable_kimg}: {model.name} does not grow; set it to 0")
+    if growth.batch_sizes and not (growth.stable_kimg and len(growth.batch_sizes) == num_stages):
+        wanted = f"one for each of {num_stages} sizes" if growth.stable_kimg else "none without growth.stable_kimg"
+        raise ConfigError(f"growth.batch_sizes={growth.batch_sizes} must be {wanted}")
+    group_size = max((m.group_size for m in D.modules() if isinstance(m, MinibatchStd)), default=1)
+    for key, batch_size in _batch_sizes(config):
+        _check_split(key, batch_size, config.train.micro_batch_size, world_size, group_size)
     if loss.gradient_penalty and any(isinstance(module, nn.BatchNorm2d) for module in D.modules()):
         raise ConfigError(
             f"loss.gradient_penalty={loss.gradient_penalty} is of each sample's own logit, but batch normalization in "
             f"D of model.name={config.model.name} mixes samples: set model.d_args={{batch_norm: false}}"
         )
-    bounds = (loss.clip_weights, loss.gradient_penalty, loss.r1_gamma, loss.r2_gamma)
+    normalised = any(isinstance(module, parametrize.ParametrizationList) for module in D.modules())
+    bounds = (loss.clip_weights, loss.gradient_penalty, loss.r1_gamma, loss.r2_gamma, normalised)
     if LOSSES[loss.name].critic and not any(bounds):
         raise ConfigError(
             f"loss.name={loss.name} grows without bound unless the critic is held: set loss.gradient_penalty=10, "
@@ -145,20 +162,30 @@ def check_metrics(config: Config, info: DataInfo) -> None:
         )
 
 
-def _check_split(config: Config, world_size: int) -> None:
-    """The global batch must fall into equal shares, and a share into equal micro-batches."""
-    batch_size, micro = config.train.batch_size, config.train.micro_batch_size
+def _batch_sizes(config: Config) -> list[tuple[str, int]]:
+    """Every global batch that a run has, and the setting that says so."""
+    sizes = config.growth.batch_sizes
+    return [("train.batch_size", config.train.batch_size), *(("growth.batch_sizes", size) for size in sizes)]
+
+
+def _check_split(key: str, batch_size: int, micro: int, world_size: int, group_size: int) -> None:
+    """The global batch must fall into equal shares, a share into equal micro-batches, and these into whole groups."""
     if batch_size % world_size:
         raise ConfigError(
-            f"train.batch_size={batch_size} is the global batch and must divide by the {world_size} processes; "
+            f"{key}={batch_size} is the global batch and must divide by the {world_size} processes; "
             f"nearest: {max(1, round(batch_size / world_size)) * world_size}"
         )
     share = batch_size // world_size
     if micro and micro < share and share % micro:
         raise ConfigError(
             f"train.micro_batch_size={micro} must divide the batch of a process, {share} "
-            f"(train.batch_size={batch_size} over {world_size})"
+            f"({key}={batch_size} over {world_size})"
         )
+    for name, size in ((f"{key}={batch_size} over {world_size} processes", share), ("train.micro_batch_size", micro)):
+        if size % group_size:
+            raise ConfigError(
+                f"{name}: {size} must divide by {group_size}, as D compares groups of {group_size} images"
+            )
 
 
 def optimizer_names() -> list[str]:
@@ -274,6 +301,9 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
         restore(checkpoint, state)
     class_probs = _class_probs(dataset, info, config)
 
+    last_stage = state.G.last_stage if isinstance(state.G, models.Growing) else 0
+    stage_at = stages(config.growth, train.batch_size, last_stage)
+    decay = course(config.optim.D, total_nimg)
     stats, clock = RunningMeans(dist), Clock()
     step = Alternation(
         state,
@@ -282,14 +312,20 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
         LOSSES[loss.name],
         Preprocess(train.seed, config.data.hflip, dist.dtype),
         class_probs,
-        batch_size=train.batch_size,
+        stages=stage_at,
         micro_batch_size=train.micro_batch_size,
         n_critic=train.n_critic,
         seed=train.seed,
-        schedule_G=lr_schedule(config.optim.G, total_nimg),
-        schedule_D=lr_schedule(config.optim.D, total_nimg),
+        schedule_G=optimizer_schedule(config.optim.G, total_nimg),
+        schedule_D=optimizer_schedule(config.optim.D, total_nimg),
         penalties=Penalties(
-            loss.r1_gamma, loss.r2_gamma, loss.gradient_penalty, loss.penalty_interval, loss.clip_weights
+            loss.drift,
+            loss.r1_gamma,
+            loss.r2_gamma,
+            lambda nimg: 1 + (loss.gamma_decay - 1) * decay(nimg),
+            loss.gradient_penalty,
+            loss.penalty_interval,
+            loss.clip_weights,
         ),
         label_smoothing=loss.label_smoothing,
         d_half=loss.d_half,
@@ -297,11 +333,18 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
     )
 
     def batches() -> Batches:
-        """The course that the run now takes through the data, from where it is."""
+        """The course that the run now takes through the data, from where it is, stage by stage if it grows."""
         seed = course_seed(train.seed, state.retries)
         step.reseed(seed)
-        loader = make_loader(dataset, train.batch_size, seed, state.nimg, config.data.workers)
-        yield from draw(dist.prepare_loader(loader))
+        while True:
+            stage = step.enter_stage()
+            images = shrink(dataset, 2 ** (last_stage - stage.number))
+            loader = make_loader(images, stage.batch_size, seed, state.nimg, config.data.workers)
+            with closing(draw(dist.prepare_loader(loader))) as drawn:
+                for batch in drawn:
+                    yield batch
+                    if stage_at(state.nimg).number != stage.number:
+                        break
 
     def recover(event: str) -> Batches:
         if train.on_nonfinite != "rollback" or state.retries >= train.max_rollbacks:
@@ -360,6 +403,7 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
         total_nimg=total_nimg,
         ema_half_life=config.ema.half_life_kimg * 1000,
         ema_rampup=config.ema.rampup,
+        ema_growth=config.ema.growth_kimg * 1000,
     )
     return WiredRun(trainer, state, tracker, bar, save, _summary(config, state, dist))
 

@@ -68,8 +68,10 @@ class Loss:
     )
     label_smoothing: float = 0.0  # D's target for real images is 1 minus this
     d_half: bool = False  # halve D's loss, as in the mean of its real and its fake part
+    drift: float = 0.0  # weight of D(x)^2 on real images, which keeps a critic near 0
     r1_gamma: float = 1.0  # weight of the R1 penalty: gamma/2 * |grad D(x)|^2 on real images; 0: off
     r2_gamma: float = 0.0  # the same on generated images
+    gamma_decay: float = 1.0  # both gammas end at this share of themselves, on the schedule of optim.D
     gradient_penalty: float = 0.0  # weight of WGAN-GP's penalty: (|grad D(x)| - 1)^2 between real and generated images
     penalty_interval: int = 1  # apply these in every so many D steps, scaled up by as much
     clip_weights: float = 0.0  # clamp D's weights to this size after each of its steps, as the first WGAN; 0: off
@@ -81,8 +83,10 @@ class Optimizer:
     lr: float = 2e-4  # learning rate
     betas: list[float] = field(default_factory=lambda: [0.5, 0.999])  # for optimizers that have betas
     args: dict[str, Any] = field(default_factory=dict)  # its other arguments, for example {weight_decay: 0.01}
-    schedule: Literal["constant", "linear", "cosine"] = "constant"  # from lr to lr_final over the length of training
+    schedule: Literal["constant", "linear", "cosine"] = "constant"  # of lr to lr_final, and of beta2
+    schedule_kimg: float = 0.0  # length of the schedule; 0: of training
     lr_final: float = 0.0  # learning rate at the end of the schedule
+    beta2_final: float = 0.0  # the second of betas at the end of the schedule; 0: it stays
     warmup_kimg: float = 0.0  # raise the learning rate from 0 over this many kimg
 
 
@@ -112,9 +116,17 @@ class Train:
 
 
 @dataclass
+class Growth:
+    stable_kimg: float = 0.0  # progressive growing: train each size for so long once it is faded in; 0: no growth
+    fade_kimg: float = 0.0  # before that, fade it in over so many kimg
+    batch_sizes: list[int] = field(default_factory=list)  # global batch at each size, smallest first; []: batch_size
+
+
+@dataclass
 class Ema:
     half_life_kimg: float = 10.0  # half-life of the moving average of G, which samples and is evaluated
     rampup: float = 0.05  # half-life is at most this share of the images seen so far; 0: no ramp
+    growth_kimg: float = 0.0  # half-life grows from 0 on half a cosine over so many kimg; 0: it does not
 
 
 @dataclass
@@ -169,6 +181,7 @@ class Config:
     loss: Loss = field(default_factory=Loss)
     optim: Optim = field(default_factory=Optim)
     train: Train = field(default_factory=Train)
+    growth: Growth = field(default_factory=Growth)
     ema: Ema = field(default_factory=Ema)
     log: Log = field(default_factory=Log)
     sample: Sample = field(default_factory=Sample)
@@ -379,6 +392,7 @@ _POSITIVE = {
     "model.z_dim",
     "model.g_widths",
     "model.d_widths",
+    "growth.batch_sizes",
     "loss.penalty_interval",
     "sample.rows",
     "metrics.num_images",
@@ -415,6 +429,8 @@ def check(config: Config) -> None:
             raise ConfigError(
                 f"optim.{side}.betas={betas} must be two numbers from 0 to below 1, for example [0.5, 0.999]"
             )
+        if getattr(config.optim, side).beta2_final >= 1:
+            raise ConfigError(f"optim.{side}.beta2_final must be below 1, for example 0.99")
     if config.train.seed >= 2**63 or config.metrics.seed >= 2**63:
         raise ConfigError("train.seed and metrics.seed must be below 2^63")
     if config.tracking.artifact and not config.checkpoint.every_kimg:
@@ -426,7 +442,7 @@ def check(config: Config) -> None:
 
 
 # What a run can't change when it goes on: the networks, what they learn from, and in which order.
-_FIXED = ("model.", "data.name", "data.image_size", "data.channels", "data.class_folders", "train.seed",
+_FIXED = ("model.", "growth.", "data.name", "data.image_size", "data.channels", "data.class_folders", "train.seed",
           "train.batch_size", "optim.G.name", "optim.D.name")  # fmt: skip
 
 

@@ -67,6 +67,7 @@ class Distributed:
         if precision == "fp16" and cpu:
             raise ConfigError("train.precision=fp16 needs a GPU; bf16 and fp32 run everywhere")
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="Grad strides do not match")  # of 1x1 convolutions: costs nothing
         hook = DDPCommunicationHookType.BF16 if compress else DDPCommunicationHookType.NO
         self._accelerator = Accelerator(
             cpu=cpu,
@@ -112,6 +113,10 @@ class Distributed:
     def prepare_model(self, module: nn.Module) -> nn.Module:
         """Move a module to the device, run its forward in the run's precision, and wrap it for several processes."""
         return self._accelerator.prepare_model(module)
+
+    def release(self, model: nn.Module) -> None:
+        """Undo `prepare_model`, so that the module can be prepared again."""
+        self._accelerator._models.remove(self._accelerator.unwrap_model(model, keep_fp32_wrapper=False))
 
     def make_scaler(self) -> torch.amp.GradScaler | None:
         """A loss scale, for fp16. Accelerate has one for all: an overflow in D's step would halve G's too."""

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
-def ema_beta(batch: int, nimg: int, half_life: float, rampup: float) -> float:
+def ema_beta(batch: int, nimg: int, half_life: float, rampup: float, growth: float = 0.0) -> float:
     """The weight of the old average, 0.5^(batch / half-life), the half-life being at most `rampup` times `nimg` images.
 
     0 at the start of training with a ramp: the average starts from the weights themselves. (Karras et al. 2020,
-    "Training GANs with limited data", whose code has this ramp.)
+    "Training GANs with limited data", whose code has this ramp.) With `growth`, the half-life grows from 0 on half a
+    cosine over so many images (Huang et al. 2024, whose code has it).
     """
+    if growth:
+        half_life *= (1 - math.cos(math.pi * min(nimg / growth, 1.0))) / 2
     if rampup:
         half_life = min(half_life, nimg * rampup)
     return 0.5 ** (batch / half_life) if half_life > 0 else 0.0

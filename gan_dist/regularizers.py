@@ -1,11 +1,12 @@
-"""Regularizers of D: penalties -> (N,), pure functions of tensors, differentiable themselves; and weight clipping."""
+"""Regularizers of D: penalties -> (N,), pure functions, differentiable themselves; and bounds on its weights."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 
 def squared_gradient_norm(logits: Tensor, x: Tensor) -> Tensor:
@@ -41,3 +42,16 @@ def clip_weights(parameters: Iterable[Tensor], limit: float) -> None:
     """Clamp to [-limit, limit], in place (Arjovsky et al. 2017, Algorithm 1)."""
     for parameter in parameters:
         parameter.clamp_(-limit, limit)
+
+
+@torch.no_grad()
+def iterate_spectral_norms(D: nn.Module) -> None:
+    """One power iteration for the largest singular value of each spectrally normalised weight.
+
+    Once a step of D (Miyato et al. 2018, Algorithm 1), not once a forward pass, so that micro-batches change nothing.
+    """
+    for module in D.modules():
+        if isinstance(module, parametrize.ParametrizationList):
+            module.train()
+            module()
+            module.eval()

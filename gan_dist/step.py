@@ -13,8 +13,16 @@ from gan_dist import rng
 from gan_dist.data.loader import Preprocess
 from gan_dist.distributed import Distributed
 from gan_dist.losses import Loss
-from gan_dist.regularizers import clip_weights, interpolate, lipschitz_penalty, squared_gradient_norm
+from gan_dist.models import Growing
+from gan_dist.regularizers import (
+    clip_weights,
+    interpolate,
+    iterate_spectral_norms,
+    lipschitz_penalty,
+    squared_gradient_norm,
+)
 from gan_dist.rng import Purpose
+from gan_dist.schedules import Stage
 from gan_dist.state import State
 from gan_dist.stats import RunningMeans
 
@@ -26,15 +34,19 @@ class Penalties:
     """What D's loss is regularized with; 0: not.
 
     Attributes:
+        drift: weight of the squared logits of real images (Karras et al. 2018, appendix A.1).
         r1_gamma, r2_gamma: of the squared gradient norms at real and at generated images.
+        gamma_scale: images seen -> what both gammas are multiplied with.
         gradient_penalty: of WGAN-GP's penalty.
         interval: every how many D steps they are applied, that many times stronger (Karras et al. 2020, "Analyzing and
             improving the image quality of StyleGAN", section 3.1: lazy regularization).
         clip_weights: the largest size of a weight of D after its step.
     """
 
+    drift: float
     r1_gamma: float
     r2_gamma: float
+    gamma_scale: Callable[[int], float]
     gradient_penalty: float
     interval: int
     clip_weights: float
@@ -49,9 +61,10 @@ class Alternation:
         loss: the game's two sides.
         preprocess: uint8 images to what D sees.
         class_probs: probabilities of the labels that G is asked for, (num_classes,); None if it takes no label.
-        batch_size: global batch; each process runs its share of it in micro-batches of at most `micro_batch_size`.
+        stages: images seen -> stage of growth, with its global batch.
+        micro_batch_size: each process runs its share of the global batch in pieces of at most this size; 0: whole.
         seed: key of the latents and labels.
-        schedule_G, schedule_D: images seen -> learning rate.
+        schedule_G, schedule_D: images seen -> settings of the optimizer.
         penalties: of D.
         label_smoothing, d_half: see `gan_dist.config.Loss`.
         skip_nonfinite: take no step with a gradient that is not finite.
@@ -66,12 +79,12 @@ class Alternation:
         preprocess: Preprocess,
         class_probs: Tensor | None,
         *,
-        batch_size: int,
+        stages: Callable[[int], Stage],
         micro_batch_size: int,
         n_critic: int,
         seed: int,
-        schedule_G: Callable[[int], float],
-        schedule_D: Callable[[int], float],
+        schedule_G: Callable[[int], dict[str, Any]],
+        schedule_D: Callable[[int], dict[str, Any]],
         penalties: Penalties,
         label_smoothing: float,
         d_half: bool,
@@ -79,17 +92,17 @@ class Alternation:
     ) -> None:
         self.state, self.dist, self.stats = state, dist, stats
         self.loss, self.preprocess, self.class_probs = loss, preprocess, class_probs
-        self.batch_size, self.n_critic, self.seed = batch_size, n_critic, seed
+        self.stages, self.n_critic, self.seed = stages, n_critic, seed
         self.schedule_G, self.schedule_D = schedule_G, schedule_D
         self.penalties, self.d_half = penalties, d_half
         self.smoothing = (label_smoothing,) if loss.has_target else ()
         # Where a real and a generated image are compared or mixed, they are of one class.
         self.same_labels = loss.paired or penalties.gradient_penalty > 0
         self.skip_nonfinite = skip_nonfinite
-        self.micro_batch_size = micro_batch_size or batch_size
+        self.micro_batch_size = micro_batch_size
         self.z_dim: int = state.G.z_dim  # type: ignore[assignment]
-        # Wrapped, a module's gradients are averaged over processes. The state's own modules have none of that.
-        self.G, self.D = dist.prepare_model(state.G), dist.prepare_model(state.D)
+        self.G, self.D = self._wrap(state.G), self._wrap(state.D)
+        self.enter_stage()
         self.opt_G = dist.prepare_optimizer(state.opt_G, state.scalers.get("G"))
         self.opt_D = dist.prepare_optimizer(state.opt_D, state.scalers.get("D"))
 
@@ -99,6 +112,35 @@ class Alternation:
             images, labels = next(batches)
             norm_D = self.d_step(images, labels)
         return norm_D, self.g_step(images, labels)
+
+    def enter_stage(self) -> Stage:
+        """Take up the stage of growth that the run is in; only what is trained there is wrapped."""
+        stage = self.stages(self.state.nimg)
+        self.batch_size = stage.batch_size
+        if isinstance(self.state.G, Growing) and self.state.G.stage != stage.number:
+            for network in (self.state.G, self.state.D, self.state.G_ema):
+                assert isinstance(network, Growing)
+                network.stage = stage.number
+            self.dist.release(self.G)
+            self.dist.release(self.D)
+            self.G, self.D = self._wrap(self.state.G), self._wrap(self.state.D)
+        self._fade(stage)
+        return stage
+
+    def _wrap(self, module: nn.Module) -> nn.Module:
+        """Wrapped, a module's gradients are averaged over processes. The state's own modules have none of that."""
+        if isinstance(module, Growing):
+            module.requires_grad_(True)
+            for parameter in module.unused():
+                parameter.requires_grad_(False)
+        return self.dist.prepare_model(module)
+
+    def _fade(self, stage: Stage) -> None:
+        """Blend networks and real images of this stage with those of the one before."""
+        self.preprocess.alpha = stage.alpha
+        for network in (self.state.G, self.state.D, self.state.G_ema):
+            if isinstance(network, Growing):
+                network.alpha.fill_(stage.alpha)
 
     def reseed(self, seed: int) -> None:
         """Draw other latents, labels and flips from now on."""
@@ -113,7 +155,9 @@ class Alternation:
         state = self.state
         self.D.requires_grad_(True)
         self.opt_D.zero_grad()
-        _set_lr(state.opt_D, self.schedule_D(state.nimg))
+        _set(state.opt_D, self.schedule_D(state.nimg))
+        self._fade(self.stages(state.nimg))
+        iterate_spectral_norms(state.D)
         penalise = (state.nimg // self.batch_size) % self.penalties.interval == 0
 
         micro_batches = list(self._micro_batches())
@@ -133,6 +177,8 @@ class Alternation:
                 self.stats.add("D_fake", fake.mean())
                 if self.loss.critic:
                     self.stats.add("distance", -loss.mean())
+                if self.penalties.drift:
+                    loss = loss + self.penalties.drift * real.square()
                 if penalise:
                     penalty = self._penalty(first, (x_real, y_real, real), (x_fake, y, fake))
                     loss = loss + self.penalties.interval * penalty
@@ -151,7 +197,7 @@ class Alternation:
         state = self.state
         self.D.requires_grad_(False)
         self.opt_G.zero_grad()
-        _set_lr(state.opt_G, self.schedule_G(state.nimg))
+        _set(state.opt_G, self.schedule_G(state.nimg))
 
         micro_batches = list(self._micro_batches())
         for first, part in micro_batches:
@@ -180,7 +226,7 @@ class Alternation:
                 precise = self._precise_logits(x, y) if self.dist.mixed else logits
                 norm = squared_gradient_norm(precise, x)
                 self.stats.add(name, norm.mean())
-                total = total + 0.5 * gamma * norm
+                total = total + 0.5 * gamma * self.penalties.gamma_scale(self.state.nimg) * norm
         if self.penalties.gradient_penalty:
             x_real, y, _ = at_real
             drawn = torch.from_numpy(rng.uniform(self.seed, Purpose.INTERPOLATE, first, len(x_real), 1))
@@ -217,8 +263,9 @@ class Alternation:
     def _micro_batches(self) -> Iterator[tuple[int, slice]]:
         """(number of the first image in the run, slice of this process's share) of each micro-batch."""
         share = self.dist.share(self.batch_size)
-        for start in range(0, len(share), self.micro_batch_size):
-            yield self.state.nimg + share[start], slice(start, min(start + self.micro_batch_size, len(share)))
+        size = self.micro_batch_size or len(share)
+        for start in range(0, len(share), size):
+            yield self.state.nimg + share[start], slice(start, min(start + size, len(share)))
 
     def _latents(self, purpose: Purpose, first: int, count: int) -> Tensor:
         """Fresh latents (count, z_dim) on the device."""
@@ -236,6 +283,6 @@ class Alternation:
         return labels if self.class_probs is not None else None
 
 
-def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def _set(optimizer: torch.optim.Optimizer, settings: dict[str, Any]) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group.update(settings)

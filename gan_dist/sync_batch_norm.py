@@ -5,7 +5,7 @@ torch's own `SyncBatchNorm` runs on GPUs only and can't be differentiated twice,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -45,8 +45,11 @@ class SyncBatchNorm(nn.BatchNorm2d):
                 self.running_var.lerp_((var * n / (n - 1)).to(self.running_var), self.momentum)
                 if self.num_batches_tracked is not None:
                     self.num_batches_tracked.add_(1)
-        mean, var = (moment.to(self.weight.dtype) for moment in (mean, var))
-        return _Normalise.apply(x, self.weight, self.bias, mean, var, n, self)
+        dtype = _wide(x).dtype
+        scale_and_shift: Sequence[Tensor] = (self.weight, self.bias)
+        if not self.affine:  # neutral ones, with gradients as all have
+            scale_and_shift = [torch.full_like(mean, i, dtype=dtype, requires_grad=True) for i in (1.0, 0.0)]
+        return _Normalise.apply(x, *scale_and_shift, mean.to(dtype), var.to(dtype), n, self)
 
 
 def _combine(mean: Tensor, var: Tensor, all_sum: AllSum, world_size: int) -> tuple[Tensor, Tensor]:

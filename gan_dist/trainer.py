@@ -40,7 +40,7 @@ class Trainer:
         health: what watches the gradients.
         recover: called with what `health` has found: raises, or puts the state back and returns new batches.
         clock: started with the loop; callbacks that take time pause it.
-        ema_half_life, ema_rampup: see `gan_dist.ema.ema_beta`; the half-life is in images.
+        ema_half_life, ema_rampup, ema_growth: see `gan_dist.ema.ema_beta`; half-life and growth are in images.
     """
 
     def __init__(
@@ -57,11 +57,13 @@ class Trainer:
         total_nimg: int,
         ema_half_life: float,
         ema_rampup: float,
+        ema_growth: float,
     ) -> None:
         self.state, self.step, self.batches = state, step, batches
         self.callbacks, self.save, self.clock = callbacks, save, clock
         self.health, self.recover = health, recover
-        self.total_nimg, self.ema_half_life, self.ema_rampup = total_nimg, ema_half_life, ema_rampup
+        self.total_nimg = total_nimg
+        self.ema = (ema_half_life, ema_rampup, ema_growth)
 
     def run(self, signals: StopSignals) -> bool:
         """Returns True if training is finished, False if it was stopped by a signal."""
@@ -74,7 +76,7 @@ class Trainer:
         while state.nimg < self.total_nimg and not stop():
             before = state.nimg
             norms = self.step(self.batches)
-            beta = ema_beta(state.nimg - before, before, self.ema_half_life, self.ema_rampup)
+            beta = ema_beta(state.nimg - before, before, *self.ema)
             update_ema(state.G_ema, state.G, beta)
             if event := self.health(state.nimg, *norms):
                 self.batches.close()

@@ -10,9 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
-from gan_dist.config import Config, load_config
-from gan_dist.data import POINTS
+from gan_dist.build import make_discriminator, make_generator
+from gan_dist.config import Config, Growth, load_config
+from gan_dist.data import POINTS, describe
+from gan_dist.models._layers import MinibatchStd
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,19 +39,38 @@ TINY = [
 SMALL = {
     "mlp": ["model.g_widths=[32]", "model.d_widths=[32]"],
     "dcgan": ["model.g_widths=[8,4]", "model.d_widths=[4,8]"],
+    "sngan": ["model.g_widths=[8,8,4]", "model.d_widths=[4,8,8,8]"],
+    "pggan": ["model.g_widths=[8,8,4]", "model.d_widths=[4,8,8]"],
+    "r3gan": [
+        *("model.g_widths=[8,8,4]", "model.d_widths=[4,8,8]"),
+        *("model.g_args={blocks: 1, group_size: 4}", "model.d_args={blocks: 1, group_size: 4}"),
+    ],
 }
 
 
 def load_recipe(name: str, *overrides: str) -> Config:
-    """A file of `configs/` with a small network, on 28x28 handwritten digits whatever its own images are."""
+    """A file of `configs/` with a small network, on 16x16 handwritten digits whatever its own images are."""
     path = ROOT / f"configs/{name}.yaml"
     recipe = load_config(path)
-    data = [] if recipe.data.name in POINTS else ["data.name=digits", "data.image_size=28", "data.root=data"]
-    return load_config(path, [*data, *SMALL[recipe.model.name], "model.z_dim=8", *overrides])
+    data = [] if recipe.data.name in POINTS else ["data.name=digits", "data.image_size=16", "data.root=data"]
+    attention = [f"model.{side}_args={{attention: 8}}" for side in "gd" if "attention" in recipe.model.g_args]
+    config = load_config(path, [*data, *SMALL[recipe.model.name], *attention, "model.z_dim=8", *overrides])
+    if config.growth.stable_kimg:  # to go through all stages soon
+        config.growth = Growth(0.03, 0.04, [config.train.batch_size * i for i in (1, 2, 1)])
+    return config
+
+
+def mixes_samples(name: str) -> bool:
+    """D or G of a recipe has statistics of a batch, so that micro-batches change what it computes."""
+    config = load_recipe(name)
+    info = describe(config.data)
+    with torch.device("meta"):
+        networks = [make(config.model, info.image_shape, 0) for make in (make_generator, make_discriminator)]
+    return any(isinstance(m, nn.BatchNorm2d | MinibatchStd) for network in networks for m in network.modules())
 
 
 RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
-OF_EACH_ARCHITECTURE = {load_config(ROOT / f"configs/{name}.yaml").model.name: name for name in RECIPES}
+OF_EACH_ARCHITECTURE = {load_config(ROOT / f"configs/{name}.yaml").model.name: name for name in reversed(RECIPES)}
 
 
 @pytest.fixture(scope="session", autouse=True)

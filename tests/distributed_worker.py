@@ -15,16 +15,17 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
-from conftest import OF_EACH_ARCHITECTURE, RECIPES, load_recipe
+from conftest import OF_EACH_ARCHITECTURE, RECIPES, load_recipe, mixes_samples
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from gan_dist.build import WiredRun, build, make_state
 from gan_dist.checkpoint import _flatten
 from gan_dist.config import load_config
-from gan_dist.data import describe
+from gan_dist.data import POINTS, describe
 from gan_dist.distributed import Distributed
 from gan_dist.losses import LOSSES
+from gan_dist.models import Growing
 from gan_dist.signals import StopSignals
 
 CPU = torch.cuda.device_count() < int(os.environ["WORLD_SIZE"])  # NCCL refuses two processes on one GPU
@@ -67,31 +68,35 @@ class Jobs:
         if dist.is_main:
             save_file({k: v.contiguous() for k, v in tensors.items()}, self.folder / f"{name}.safetensors")
 
-    def train(self, dist: Distributed, name: str, recipe: str, *overrides: str) -> list[nn.Module]:
+    def train(self, dist: Distributed, name: str, recipe: str, *overrides: str) -> None:
         """The whole loop, with a schedule, flips and a lazy penalty, all functions of images seen."""
-        common = ["optim.G.schedule=cosine", "optim.D.warmup_kimg=0.1", "data.hflip=true", "loss.penalty_interval=2"]
+        common = ["optim.G.schedule=cosine", "optim.D.warmup_kimg=0.1", "loss.penalty_interval=2"]
+        if load_recipe(recipe).data.name not in POINTS:
+            common.append("data.hflip=true")
         run = self.build(dist, recipe, *common, *overrides)
         run.trainer.run(StopSignals())
         state = run.state
         assert state.nimg >= BATCH_SIZE * ITERATIONS
+        if isinstance(state.G, Growing):
+            assert state.G.stage == state.G.last_stage
         tensors = {}
         for part in ("G", "D", "G_ema"):
             tensors |= {f"{part}.{k}": v for k, v in getattr(state, part).state_dict().items()}
         for part in ("opt_G", "opt_D"):
             tensors |= {f"{part}.{k}": v for k, v in _flatten(getattr(state, part)).items()}
         self.save(dist, name, tensors)
-        return [*state.G.modules(), *state.D.modules()]
 
     def gradients(self, dist: Distributed, name: str, recipe: str, *overrides: str) -> None:
         """Of D and of G, each at the initial weights."""
         tensors = {}
         for part in ("D", "G"):
             trainer = self.build(dist, recipe, *overrides).trainer
+            trainer.step.preprocess.hflip = False  # of a batch that G's step alone would number from below 0
             batch = next(trainer.batches)
             trainer.step.d_step(*batch) if part == "D" else trainer.step.g_step(*batch)
             for key, parameter in getattr(trainer.state, part).named_parameters():
-                assert parameter.grad is not None
-                tensors[f"{part}.{key}"] = parameter.grad
+                if parameter.grad is not None:  # a growing network does without some
+                    tensors[f"{part}.{key}"] = parameter.grad
         self.save(dist, name, tensors)
 
     def wire(self, dist: Distributed) -> None:
@@ -168,8 +173,8 @@ def main() -> None:
     jobs = Jobs(folder)
     dist = Distributed("fp64", cpu=CPU)
     for recipe in RECIPES:
-        networks = jobs.train(dist, f"train-{recipe}", recipe)
-        if not any(isinstance(module, nn.BatchNorm2d) for module in networks):
+        jobs.train(dist, f"train-{recipe}", recipe)
+        if not mixes_samples(recipe):
             jobs.train(dist, f"split-{recipe}", recipe, "train.micro_batch_size=2")
     dist = Distributed("fp32", cpu=CPU)
     for recipe in OF_EACH_ARCHITECTURE.values():

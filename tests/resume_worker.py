@@ -22,7 +22,7 @@ from PIL import Image
 from gan_dist.build import build
 from gan_dist.checkpoint import FILES, find_checkpoint
 from gan_dist.config import Config
-from gan_dist.data import describe
+from gan_dist.data import POINTS, describe
 from gan_dist.distributed import Distributed
 from gan_dist.signals import StopSignals
 
@@ -36,9 +36,7 @@ BATCH_SIZE, ITERATIONS, STOPS = 8, 21, (1, 7, 13)  # several processes stop some
 COMMON = [
     f"train.batch_size={BATCH_SIZE}", "log.every_kimg=0.016",
     "sample.every_kimg=0", "metrics.every_kimg=0", "checkpoint.every_kimg=1", "tracking.wandb=disabled",
-    "data.name=folder", "data.class_folders=true", "data.hflip=true", "loss.penalty_interval=3",
-    "optim.G.schedule=cosine", "optim.D.warmup_kimg=0.05", "train.micro_batch_size=2", "data.image_size=28",
-    "data.memory_gib=1e-9",
+    "loss.penalty_interval=3", "optim.G.schedule=cosine", "optim.D.warmup_kimg=0.05", "data.memory_gib=1e-9",
 ]  # fmt: skip
 
 
@@ -48,7 +46,7 @@ def make_images(folder: Path) -> None:
     for i in range(30):
         path = folder / f"{i % 2}/{i:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(generator.integers(0, 256, (28, 28, 3), dtype=np.uint8)).save(path)
+        Image.fromarray(generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
 
 
 def train(run_dir: Path, config: Config, dist: Distributed, stop_at: int | None) -> None:
@@ -65,8 +63,9 @@ def train(run_dir: Path, config: Config, dist: Distributed, stop_at: int | None)
 
         class Interrupted(type(step)):  # type: ignore[misc]
             def __call__(self, batches):  # type: ignore[no-untyped-def]
+                before = run.state.nimg
                 norms = take(self, batches)
-                if stop_at is not None and run.state.nimg == stop_at * BATCH_SIZE * config.train.n_critic:
+                if stop_at is not None and before < stop_at * BATCH_SIZE * config.train.n_critic <= run.state.nimg:
                     os.kill(os.getpid(), signal.SIGTERM)
                 return norms
 
@@ -91,10 +90,17 @@ def main() -> None:
         dist.barrier()
         settings = [
             *COMMON,
-            f"data.root={folder / 'images'}",
             f"data.workers={workers}",
             f"train.precision={precision}",
+            f"train.micro_batch_size={4 if 'pggan' in recipe else 2}",  # the smallest that there can be
         ]
+        if load_recipe(recipe).data.name not in POINTS:
+            settings += [
+                f"data.root={folder / 'images'}",
+                "data.name=folder",
+                "data.class_folders=true",
+                "data.hflip=true",
+            ]
         config = load_recipe(recipe, *settings)
         whole, parts = folder / "whole", folder / "parts"
         train(whole, config, dist, None)

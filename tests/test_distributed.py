@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import OF_EACH_ARCHITECTURE, RECIPES, ROOT, SMALL, start_ranks
+from conftest import OF_EACH_ARCHITECTURE, RECIPES, ROOT, SMALL, mixes_samples, start_ranks
 from safetensors.torch import load_file
 from torch import Tensor
 
 from gan_dist import models
 
 WORLDS = (1, 2, 4)
-SPLITTABLE = ["cgan_fashion_mnist", "digits", "mlp_fashion_mnist"]  # without batch statistics
+SPLITTABLE = [recipe for recipe in RECIPES if not mixes_samples(recipe)]
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +36,10 @@ def _results(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "results.json").read_text())
 
 
-def _distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    """The largest difference in any tensor, relative to its largest entry."""
+def _distance(a: dict[str, Tensor], b: dict[str, Tensor], smallest: float = 1e-30) -> float:
+    """The largest difference in any tensor, relative to its largest entry or to `smallest`."""
     assert a.keys() == b.keys()
-    return max(((a[k].double() - b[k].double()).abs().max() / b[k].abs().max().clamp(min=1e-30)).item() for k in a)
+    return max(((a[k].double() - b[k].double()).abs().max() / b[k].abs().max().clamp(min=smallest)).item() for k in a)
 
 
 def test_every_architecture_is_here() -> None:
@@ -68,7 +68,8 @@ def test_micro_batches_change_nothing(recipe: str, world_size: int, ran: dict[in
 @pytest.mark.parametrize("recipe", OF_EACH_ARCHITECTURE.values())
 def test_first_gradients_in_single_precision(recipe: str, world_size: int, ran: dict[int, Path]) -> None:
     alone, many = (load_file(ran[n] / f"gradients-{recipe}.safetensors") for n in (1, world_size))
-    assert _distance(many, alone) < 1e-5
+    largest = max(tensor.abs().max().item() for tensor in alone.values())  # some gradients are all cancellation
+    assert _distance(many, alone, smallest=1e-2 * largest) < 1e-5
     assert _results(ran[world_size])[f"gradients-{recipe}: ranks agree"]
 
 

@@ -13,7 +13,7 @@ from gan_dist.config import Optimizer
 from gan_dist.ema import ema_beta, update_ema
 from gan_dist.losses import LOSSES
 from gan_dist.regularizers import clip_weights, interpolate, lipschitz_penalty, squared_gradient_norm
-from gan_dist.schedules import lr_schedule
+from gan_dist.schedules import optimizer_schedule
 
 REAL = torch.tensor([-3.0, -0.5, 0.0, 2.0, 30.0], dtype=torch.float64)
 FAKE = torch.tensor([1.0, -2.0, 0.0, 5.0, -30.0], dtype=torch.float64)
@@ -146,7 +146,7 @@ def test_ema_ramp_starts_from_the_weights_and_reaches_the_half_life() -> None:
 
 def test_learning_rates() -> None:
     def at(nimg: int, **settings: object) -> float:
-        return lr_schedule(Optimizer(lr=1.0, **settings), 1000)(nimg)  # type: ignore[arg-type]
+        return optimizer_schedule(Optimizer(lr=1.0, **settings), 1000)(nimg)["lr"]  # type: ignore[arg-type]
 
     assert [at(n) for n in (0, 500, 1000)] == [1.0, 1.0, 1.0]
     assert [at(n, schedule="linear", lr_final=0.5) for n in (0, 500, 1000, 2000)] == [1.0, 0.75, 0.5, 0.5]

@@ -17,6 +17,7 @@ from gan_dist.data.loader import Preprocess
 from gan_dist.distributed import Distributed
 from gan_dist.losses import LOSSES
 from gan_dist.rng import Purpose
+from gan_dist.schedules import Stage
 from gan_dist.state import State
 from gan_dist.stats import RunningMeans
 from gan_dist.step import Alternation, Penalties
@@ -43,15 +44,17 @@ def _step(config: Config, state: State, dist: Distributed) -> Alternation:
         LOSSES[config.loss.name],
         Preprocess(0, hflip=False, dtype=torch.float64),
         PROBS if config.model.conditional else None,
-        batch_size=config.train.batch_size,
+        stages=lambda _: Stage(0, 1.0, config.train.batch_size),
         micro_batch_size=config.train.micro_batch_size,
         n_critic=config.train.n_critic,
         seed=config.train.seed,
-        schedule_G=lambda _: config.optim.G.lr,
-        schedule_D=lambda _: config.optim.D.lr,
+        schedule_G=lambda _: {"lr": config.optim.G.lr},
+        schedule_D=lambda _: {"lr": config.optim.D.lr},
         penalties=Penalties(
+            config.loss.drift,
             config.loss.r1_gamma,
             config.loss.r2_gamma,
+            lambda nimg: 1 + nimg / 100,
             config.loss.gradient_penalty,
             config.loss.penalty_interval,
             config.loss.clip_weights,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from gan_dist.data.sources import Images, ImageTensor
@@ -82,7 +83,7 @@ def make_loader(dataset: Images, batch_size: int, seed: int, start: int, workers
     )
 
 
-def draw(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
+def draw(loader: DataLoader) -> Generator[tuple[Tensor, Tensor]]:
     """A loader's batches; the death of a worker is one RuntimeError, whatever it was doing."""
     try:
         yield from loader
@@ -94,8 +95,11 @@ def draw(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
 class Preprocess:
     """uint8 images of a batch to floats in [-1, 1], mirrored with probability 1/2 if asked, on their device.
 
-    Points, which are floats already, stay what they are.
+    Points, which are floats already, stay what they are. With `alpha` below 1, images fade in as a growing G's do,
+    between their halves, enlarged again, and themselves (Karras et al. 2018, section 2).
     """
+
+    alpha = 1.0
 
     def __init__(self, seed: int, hflip: bool, dtype: torch.dtype = torch.float32) -> None:
         self.seed = seed
@@ -110,6 +114,8 @@ class Preprocess:
         if self.hflip:
             mirrored = to_device(coins(self.seed, Purpose.FLIP, first, len(images)), x.device)
             x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
+        if self.alpha < 1:
+            x = torch.lerp(F.interpolate(F.avg_pool2d(x, 2), scale_factor=2, mode="nearest"), x, self.alpha)
         return x
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from gan_dist.config import Data
 from gan_dist.data import POINTS, DataInfo
@@ -75,6 +76,17 @@ def load_dataset(config: Data, info: DataInfo) -> Images:
         arrays = _torchvision(config)
     images, labels = arrays
     return ImageTensor(_fit(images, info.image_shape), torch.as_tensor(labels, dtype=torch.int64))
+
+
+def shrink(dataset: Images, factor: int) -> Images:
+    """The data set with images smaller by a power of two: of those in memory each pixel is the mean of a square."""
+    if factor == 1:
+        return dataset
+    if isinstance(dataset, ImageTensor):
+        parts = [F.avg_pool2d(part.float(), factor).round_().byte() for part in dataset.images.split(1024)]
+        return ImageTensor(torch.cat(parts), dataset.labels)
+    channels, height, width = dataset.image_shape
+    return ImageFiles(dataset.files, (channels, height // factor, width // factor), dataset.skip_broken)
 
 
 def decode_all(files: ImageFiles) -> ImageTensor:

@@ -11,28 +11,19 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from gan_dist.models._layers import join_label
-
-_START = {28: 7, 32: 4, 56: 7, 64: 4, 128: 4, 256: 4}  # image size -> size of the first map
+from gan_dist.models._layers import join_label, map_sizes
 
 
 def check(image_shape: tuple[int, int, int], g_widths: Sequence[int] = (), d_widths: Sequence[int] = ()) -> None:
-    """Square images of 28, 32, 56, 64, 128 or 256 pixels, and one width for each doubling of the first map.
+    """Square images of 16 to 256 pixels, and one width for each doubling of the first map.
 
     Raises:
         ValueError: any other, with the nearest size that can be made.
     """
-    _, height, width = image_shape
-    if height != width or height not in _START:
-        nearest = min(_START, key=lambda size: abs(size - height))
-        raise ValueError(f"makes square images of {', '.join(map(str, _START))} pixels (nearest: {nearest})")
+    doublings = len(map_sizes(image_shape)) - 1
     for widths in (g_widths, d_widths):
-        if widths and len(widths) != _doublings(height):
-            raise ValueError(f"needs {_doublings(height)} widths for {height} pixels, not {len(widths)}")
-
-
-def _doublings(size: int) -> int:
-    return (size // _START[size]).bit_length() - 1
+        if widths and len(widths) != doublings:
+            raise ValueError(f"needs {doublings} widths for {image_shape[1]} pixels, not {len(widths)}")
 
 
 def _initialise(module: nn.Module) -> None:
@@ -58,9 +49,10 @@ class Generator(nn.Module):
         self.image_shape = image_shape
         self.num_classes = num_classes
         self.z_dim = z_dim
-        channels, size, _ = image_shape
-        widths = widths or [64 * 2**i for i in reversed(range(_doublings(size)))]
-        layers: list[nn.Module] = [nn.ConvTranspose2d(z_dim + num_classes, widths[0], _START[size], bias=False)]
+        channels = image_shape[0]
+        first, *larger = map_sizes(image_shape)
+        widths = widths or [64 * 2**i for i in reversed(range(len(larger)))]
+        layers: list[nn.Module] = [nn.ConvTranspose2d(z_dim + num_classes, widths[0], first, bias=False)]
         for inputs, outputs in zip(widths, [*widths[1:], None]):
             layers += [nn.BatchNorm2d(inputs), nn.ReLU()]
             if outputs:
@@ -90,8 +82,9 @@ class Discriminator(nn.Module):
         super().__init__()
         check(image_shape, d_widths=widths)
         self.num_classes = num_classes
-        channels, size, _ = image_shape
-        widths = widths or [64 * 2**i for i in range(_doublings(size))]
+        channels = image_shape[0]
+        first, *larger = map_sizes(image_shape)
+        widths = widths or [64 * 2**i for i in range(len(larger))]
         layers: list[nn.Module] = [
             nn.Conv2d(channels + num_classes, widths[0], 4, stride=2, padding=1),
             nn.LeakyReLU(0.2),
@@ -100,7 +93,7 @@ class Discriminator(nn.Module):
             layers += [nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=not batch_norm)]
             layers += [nn.BatchNorm2d(outputs)] if batch_norm else []
             layers += [nn.LeakyReLU(0.2)]
-        layers += [nn.Conv2d(widths[-1], 1, _START[size])]
+        layers += [nn.Conv2d(widths[-1], 1, first)]
         self.layers = nn.Sequential(*layers).apply(_initialise)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
