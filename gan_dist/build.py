@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from gan_dist import models
+from gan_dist.augment import AUGMENTATIONS, Augment
 from gan_dist.callbacks.evaluate import Evaluate
 from gan_dist.callbacks.grid import SampleGrid, real_grid, sample_grid
 from gan_dist.callbacks.progress import LogProgress, ProgressBar
@@ -89,6 +90,11 @@ def check_parts(config: Config, info: DataInfo, dist: Distributed) -> None:
             f"data.name={config.data.name} are points, which lie outside [-1, 1]: set model.name=mlp and "
             "model.g_args={tanh: false}"
         )
+    for name in config.train.augment:
+        if name not in AUGMENTATIONS:
+            raise ConfigError(f"train.augment={name}: {choose(name, list(AUGMENTATIONS))}")
+    if config.train.augment and config.data.name in POINTS:
+        raise ConfigError(f"train.augment is for images, and data.name={config.data.name} are points; set it to []")
     _check_game(config, info, dist.world_size)
     if config.metrics.every_kimg:
         check_metrics(config, info)
@@ -311,6 +317,7 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
         stats,
         LOSSES[loss.name],
         Preprocess(train.seed, config.data.hflip, dist.dtype),
+        Augment(train.augment, train.seed),
         class_probs,
         stages=stage_at,
         micro_batch_size=train.micro_batch_size,

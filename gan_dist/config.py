@@ -103,6 +103,7 @@ class Train:
     micro_batch_size: int = 0  # largest batch that a process runs at once; 0: its whole share
     seed: int = 0  # every random draw of the run follows from it
     n_critic: int = 1  # D steps per G step
+    augment: list[str] = field(default_factory=list)  # of all that D sees, for small data: color, translation, cutout
     precision: Literal["auto", "fp64", "fp32", "bf16", "fp16"] = (
         "auto"  # of the networks; auto: the launcher's, or fp32
     )
@@ -361,7 +362,7 @@ def describe_type(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(str(choice) for choice in get_args(kind))
     if get_origin(kind) is list:
-        return {int: "a list of whole numbers", float: "a list of numbers"}[get_args(kind)[0]]
+        return {int: "a list of whole numbers", float: "a list of numbers", str: "a list of names"}[get_args(kind)[0]]
     if get_origin(kind) is dict:
         return "a mapping"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[kind]
@@ -411,7 +412,7 @@ def check(config: Config) -> None:
     """
     for name, _, kind, _ in walk_settings():
         value = attrgetter(name)(config)
-        numbers = value if get_origin(kind) is list else [value] if kind in (int, float) else []
+        numbers = value if kind in (list[int], list[float]) else [value] if kind in (int, float) else []
         for number in numbers:
             if not math.isfinite(number) or number < 0:
                 raise ConfigError(f"{name}={number} must not be negative, infinite or nan")

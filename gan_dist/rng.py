@@ -37,6 +37,10 @@ class Purpose(IntEnum):
     INTERPOLATE = 14
     POINTS = 15
     POINTS_MODE = 16
+    AUGMENT_REAL = 17
+    AUGMENT_D_FAKE = 18
+    AUGMENT_G_FAKE = 19
+    STACK = 20
 
 
 def uniform(seed: int, purpose: Purpose, first: int, count: int, dim: int) -> np.ndarray:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gan_dist import rng
+from gan_dist.augment import Augment
 from gan_dist.data.loader import Preprocess
 from gan_dist.distributed import Distributed
 from gan_dist.losses import Loss
@@ -59,7 +60,8 @@ class Alternation:
         state: what is trained.
         dist: this process's place among all.
         loss: the game's two sides.
-        preprocess: uint8 images to what D sees.
+        preprocess: uint8 images to floats.
+        augment: those and generated images to what D sees.
         class_probs: probabilities of the labels that G is asked for, (num_classes,); None if it takes no label.
         stages: images seen -> stage of growth, with its global batch.
         micro_batch_size: each process runs its share of the global batch in pieces of at most this size; 0: whole.
@@ -77,6 +79,7 @@ class Alternation:
         stats: RunningMeans,
         loss: Loss,
         preprocess: Preprocess,
+        augment: Augment,
         class_probs: Tensor | None,
         *,
         stages: Callable[[int], Stage],
@@ -91,7 +94,7 @@ class Alternation:
         skip_nonfinite: bool,
     ) -> None:
         self.state, self.dist, self.stats = state, dist, stats
-        self.loss, self.preprocess, self.class_probs = loss, preprocess, class_probs
+        self.loss, self.preprocess, self.augment, self.class_probs = loss, preprocess, augment, class_probs
         self.stages, self.n_critic, self.seed = stages, n_critic, seed
         self.schedule_G, self.schedule_D = schedule_G, schedule_D
         self.penalties, self.d_half = penalties, d_half
@@ -143,8 +146,8 @@ class Alternation:
                 network.alpha.fill_(stage.alpha)
 
     def reseed(self, seed: int) -> None:
-        """Draw other latents, labels and flips from now on."""
-        self.seed = self.preprocess.seed = seed
+        """Draw other latents, labels, flips and augmentations from now on."""
+        self.seed = self.preprocess.seed = self.augment.seed = seed
 
     def d_step(self, images: Tensor, labels: Tensor) -> Tensor:
         """Improve D on a batch of real images and as many generated ones; returns the norm of its gradient.
@@ -162,11 +165,11 @@ class Alternation:
 
         micro_batches = list(self._micro_batches())
         for first, part in micro_batches:
-            x_real, y_real = self.preprocess(images[part], first), self._real_labels(labels[part])
+            x_real, y_real = self._real_images(images[part], first), self._real_labels(labels[part])
             y = y_real if self.same_labels else self._labels(Purpose.D_LABEL, first, len(x_real))
             z = self._latents(Purpose.D_LATENT, first, len(x_real))
             with torch.no_grad():
-                x_fake = state.G(z, y)
+                x_fake = self.augment(state.G(z, y), Purpose.AUGMENT_D_FAKE, first)
             x_real.requires_grad_(penalise and self.penalties.r1_gamma > 0)
             x_fake.requires_grad_(penalise and self.penalties.r2_gamma > 0)
             with self.dist.micro_batch(self.D, last=part is micro_batches[-1][1]):
@@ -205,9 +208,9 @@ class Alternation:
             y = self._real_labels(labels[part]) if self.same_labels else self._labels(Purpose.G_LABEL, first, count)
             z = self._latents(Purpose.G_LATENT, first, count)
             with self.dist.micro_batch(self.G, last=part is micro_batches[-1][1]):
-                fake = state.D(self.G(z, y), y)
+                fake = state.D(self.augment(self.G(z, y), Purpose.AUGMENT_G_FAKE, first), y)
                 if self.loss.paired:
-                    real = state.D(self.preprocess(images[part], first - self.batch_size), y)
+                    real = state.D(self._real_images(images[part], first - self.batch_size), y)
                     loss = self.loss.G(fake, real)
                 else:
                     loss = self.loss.G(fake)
@@ -277,6 +280,10 @@ class Alternation:
             return None
         drawn = rng.labels(self.seed, purpose, first, count, self.class_probs)
         return rng.to_device(drawn, next(self.state.G.parameters()).device)
+
+    def _real_images(self, images: Tensor, first: int) -> Tensor:
+        """What D sees of real images (N, C, H, W), uint8, the ones from number `first` of the run on."""
+        return self.augment(self.preprocess(images, first), Purpose.AUGMENT_REAL, first)
 
     def _real_labels(self, labels: Tensor) -> Tensor | None:
         """The labels of real images, if G takes them."""

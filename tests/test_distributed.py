@@ -85,7 +85,7 @@ def test_each_gradient_crosses_once(ran: dict[int, Path]) -> None:
 @pytest.mark.parametrize("world_size", WORLDS[1:])
 def test_metrics_do_not_depend_on_the_processes(world_size: int, ran: dict[int, Path]) -> None:
     alone, many = _results(ran[1]), _results(ran[world_size])
-    assert many["metrics"].keys() == {"fid_classifier", "kid_classifier", "is_classifier"}
+    assert many["metrics"].keys() == {f"{name}_classifier" for name in ("fid", "kid", "is", "precision", "recall")}
     assert many["metrics"] == pytest.approx(alone["metrics"], rel=1e-6)
     assert many["evaluated"] == {"fake": 1003, "real": 1797}, "nothing is padded or counted twice"
 

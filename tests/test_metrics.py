@@ -81,6 +81,18 @@ def test_inception_score_lies_between_one_and_the_number_of_classes() -> None:
     assert scores(features, features, torch.randn(1, 10).expand(1000, 10), 0)["is"] == pytest.approx(1, abs=1e-4)
 
 
+def test_precision_and_recall_of_clusters() -> None:
+    """Generated images lie in one of two real clusters, and as many in the middle of nowhere."""
+    torch.manual_seed(0)
+    places = torch.eye(5)
+    real = 100 * places[[0, 1]].repeat(50, 1) + torch.rand(100, 5)
+    fake = torch.cat([real[::2] + 1e-3, 100 * places[[2]] + torch.rand(50, 5)])
+    found = scores(real, fake, torch.zeros(100, 2), 0)
+    assert (found["precision"], found["recall"]) == (0.5, 0.5)
+    same = scores(real, real, torch.zeros(100, 2), 0)
+    assert (same["precision"], same["recall"]) == (1, 1)
+
+
 def test_same_set_is_at_distance_zero(digits: ImageTensor, extractor: ClassifierExtractor) -> None:
     features, logits = extractor(digits.images)
     result = scores(features, features, logits, 0)
@@ -108,7 +120,7 @@ def test_batch_size_changes_nothing(digits: ImageTensor, extractor: ClassifierEx
             extractor, digits, dist, torch.full((10,), 0.1), num_images=503, batch_size=batch_size, seed=0
         )
         results.append(evaluator(G))
-    assert set(results[0]) == {"fid_classifier", "kid_classifier", "is_classifier"}
+    assert set(results[0]) == {f"{name}_classifier" for name in ("fid", "kid", "is", "precision", "recall")}
     for name, value in results[0].items():
         assert results[1][name] == pytest.approx(value, rel=1e-4)
         assert math.isfinite(value)

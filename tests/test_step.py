@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gan_dist import rng
+from gan_dist.augment import Augment
 from gan_dist.build import make_state
 from gan_dist.config import Config, load_config
 from gan_dist.data import DataInfo
@@ -43,6 +44,7 @@ def _step(config: Config, state: State, dist: Distributed) -> Alternation:
         RunningMeans(dist),
         LOSSES[config.loss.name],
         Preprocess(0, hflip=False, dtype=torch.float64),
+        Augment(config.train.augment, config.train.seed),
         PROBS if config.model.conditional else None,
         stages=lambda _: Stage(0, 1.0, config.train.batch_size),
         micro_batch_size=config.train.micro_batch_size,

@@ -1,4 +1,4 @@
-"""FID, KID and Inception Score of a generator against a data set, by torchmetrics."""
+"""FID, KID, Inception Score, precision and recall of a generator against a data set, by well-kept libraries."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from gan_dist.metrics.extractors import Extractor
 from gan_dist.rng import Purpose
 
 MAX_REAL = 50_000  # images of the data set that the reference is made of, evenly spaced
+MAX_NEIGHBOURS = 10_000  # real and generated images, each, between which precision and recall are measured
 
 
 class _Identity(nn.Module):
@@ -75,7 +76,7 @@ class Evaluator:
         }
 
     def __call__(self, G: nn.Module) -> dict[str, float]:
-        """`fid_`, `kid_` and `is_` with the extractor's name, for a generator in eval mode with fp32 weights."""
+        """What `scores` gives, with the extractor's name, for a generator in eval mode with fp32 weights."""
 
         def generate(first: int, count: int) -> Tensor:
             z_dim: int = G.z_dim  # type: ignore[assignment]
@@ -102,11 +103,15 @@ class Evaluator:
 
 
 def scores(real: Tensor, fake: Tensor, logits: Tensor, seed: int) -> dict[str, float]:
-    """`fid`, `kid` and `is` from features (N, D) of real and generated images and logits (M, K) of generated ones.
+    """`fid`, `kid`, `is`, `precision`, `recall` from features (N, D), (M, D) of real and generated images.
+
+    The logits (M, K) are of the generated ones.
 
     FID: Heusel et al. 2017, equation 6. KID: Bińkowski et al. 2018, cubic kernel, mean over 100 subsets of 1,000 (or
-    all if there are fewer). Inception Score: Salimans et al. 2016, section 4, mean over 10 splits.
+    all if there are fewer). Inception Score: Salimans et al. 2016, section 4, mean over 10 splits. Precision and
+    recall: Kynkäänniemi et al. 2019, equations 1 and 2, with 3 neighbours and as many real as generated images.
     """
+    from torch_fidelity.metric_prc import prc_features_to_metric
     from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.inception import InceptionScore
     from torchmetrics.image.kid import KernelInceptionDistance
@@ -124,4 +129,12 @@ def scores(real: Tensor, fake: Tensor, logits: Tensor, seed: int) -> dict[str, f
             metric.update(fake, real=False)
         inception_score.update(logits)
         results = {"fid": fid.compute(), "kid": kid.compute()[0], "is": inception_score.compute()[0]}
-    return {name: value.item() for name, value in results.items()}
+    count = min(len(real), len(fake), MAX_NEIGHBOURS)
+    near = prc_features_to_metric(
+        *(features[[i * len(features) // count for i in range(count)]] for features in (fake, real)),
+        prc_neighborhood=min(3, count - 1),
+        prc_batch_size=1000,
+        save_cpu_ram=True,
+        verbose=False,
+    )
+    return {name: value.item() for name, value in results.items()} | {k: near[k] for k in ("precision", "recall")}

@@ -1,0 +1,101 @@
+"""Differentiable augmentation against plain slices and numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import load_recipe
+from torch import Tensor
+
+from gan_dist.augment import Augment, color, cutout, translation
+from gan_dist.build import build
+from gan_dist.data import describe
+from gan_dist.distributed import Distributed
+from gan_dist.rng import Purpose
+
+
+def _images(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def _u(*values: float) -> Tensor:
+    return torch.tensor([values], dtype=torch.float64)
+
+
+def test_color_by_hand() -> None:
+    x = _images(1, 3, 4, 6)
+    torch.testing.assert_close(color(x, _u(0.5, 0.5, 0.5)), x)
+    torch.testing.assert_close(color(x, _u(0.75, 0.5, 0.5)), x + 0.25)
+    torch.testing.assert_close(color(x, _u(0.5, 0.0, 0.5)), x.mean(1, keepdim=True).expand_as(x))
+    torch.testing.assert_close(color(x, _u(0.5, 0.5, 0.0)), x.mean() + (x - x.mean()) / 2)
+    torch.testing.assert_close(color(x[:, :1], _u(0.5, 0.1, 0.5)), x[:, :1], msg="one channel has no saturation")
+
+
+@pytest.mark.parametrize(("u", "down", "right"), [((0.5, 0.5), 0, 0), ((0.0, 0.99), -2, 3), ((0.99, 0.0), 2, -3)])
+def test_translation_moves_and_fills_with_zeros(u: tuple[float, float], down: int, right: int) -> None:
+    x = _images(1, 2, 16, 24)
+    expected = np.zeros((1, 2, 16, 24))
+    rows, columns = (slice(max(by, 0), size + min(by, 0)) for by, size in ((down, 16), (right, 24)))
+    sources = (slice(max(-by, 0), size - max(by, 0)) for by, size in ((down, 16), (right, 24)))
+    expected[:, :, rows, columns] = x[:, :, *sources].numpy()
+    torch.testing.assert_close(translation(x, _u(*u)), torch.from_numpy(expected), rtol=0, atol=0)
+
+
+def test_cutout_is_half_as_high_and_wide() -> None:
+    x = torch.ones(1, 2, 16, 24, dtype=torch.float64)
+    middle = cutout(x, _u(0.5, 0.5))
+    assert (middle == 0).sum() == 2 * 8 * 12
+    assert not middle[:, :, 4:12, 6:18].any()
+    corner = cutout(x, _u(0.0, 0.0))
+    assert (corner == 0).sum() == 2 * 4 * 6, "it hangs over the edge"
+    assert not corner[:, :, :4, :6].any()
+
+
+def test_every_move_and_place_is_as_likely() -> None:
+    u = ((torch.arange(1700) + 0.5) / 1700)[:, None].double().expand(-1, 2)
+    x = torch.zeros(1700, 1, 64, 1, dtype=torch.float64)
+    x[:, :, 32] = 1
+    moved = translation(x, u).sum(0).flatten()
+    assert torch.equal(moved[24:41], torch.full((17,), 100.0, dtype=torch.float64))
+    assert moved.sum() == 1700
+
+
+@pytest.mark.parametrize("apply", [color, translation, cutout])
+def test_derivatives(apply) -> None:  # type: ignore[no-untyped-def]
+    u = torch.rand(2, 3 if apply is color else 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x = _images(2, 2, 4, 8).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: apply(x, u), x)
+    assert torch.autograd.gradgradcheck(lambda x: apply(x, u).square(), x)
+
+
+def test_draws_follow_the_image() -> None:
+    augment = Augment(["cutout", "color", "translation"], seed=3)
+    x = _images(6, 1, 8, 8)
+    whole = augment(x, Purpose.AUGMENT_REAL, 100)
+    assert torch.equal(augment(x[2:5], Purpose.AUGMENT_REAL, 102), whole[2:5])
+    assert not torch.equal(augment(x, Purpose.AUGMENT_G_FAKE, 100), whole)
+    assert not torch.equal(augment(x, Purpose.AUGMENT_REAL, 106), whole)
+    assert Augment([], seed=3)(x, Purpose.AUGMENT_REAL, 0) is x
+
+
+def test_d_sees_nothing_else_and_g_learns_through_it(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """With everything cut out, translated away or gray, D's two sides differ in nothing but what is left."""
+    dist = Distributed("fp64", cpu=True)
+    quiet = [f"{section}.every_kimg=0" for section in ("log", "sample", "metrics", "checkpoint")]
+    config = load_recipe("digits_augment", *quiet, "tracking.wandb=disabled", "train.batch_size=8", "loss.r1_gamma=0")
+    step = build(config, describe(config.data), tmp_path, None, dist).trainer.step
+    seen: list[Tensor] = []
+    step.state.D.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    images = torch.full((8, 1, 16, 16), 255, dtype=torch.uint8)
+    labels = torch.arange(8)
+    step.d_step(images, labels)
+    step.g_step(images, labels)
+    assert len(seen) == 3
+    real = step.augment(torch.ones(8, 1, 16, 16, dtype=torch.float64), Purpose.AUGMENT_REAL, 0)
+    assert torch.equal(seen[0], real)
+    assert all((x == 0).flatten(1).sum(1).min() >= 16 for x in seen), "a corner is missing from every image"
+    step.augment.names = []
+    without = [p.grad.clone() for p in step.state.G.parameters()]
+    step.g_step(images, labels)
+    assert any(not torch.allclose(a, p.grad) for a, p in zip(without, step.state.G.parameters()))
