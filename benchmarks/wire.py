@@ -24,10 +24,11 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from gan_dist.build import build, make_state
+from gan_dist.build import build
 from gan_dist.config import load_config
 from gan_dist.data import describe
 from gan_dist.distributed import Distributed
+from gan_dist.parts import make_state
 
 ITERATIONS = 5
 QUIET = ["metrics.every_kimg=0", "sample.every_kimg=0", "checkpoint.every_kimg=0", "tracking.wandb=disabled",

@@ -1,5 +1,7 @@
-"""Differentiable augmentation of what D sees, for small data sets (Zhao et al. 2020, "Differentiable augmentation for
-them by heart and G doesn't learn the transformations.
+"""Differentiable augmentation of what D sees, for small data sets.
+
+Real and generated images are transformed alike, so that D cannot learn the data by heart and G does not learn the
+transformations (Zhao et al. 2020, "Differentiable augmentation for data-efficient GAN training", section 3).
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -16,25 +14,21 @@ import numpy as np
 import platformdirs
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from gan_dist import models
-from gan_dist.augment import AUGMENTATIONS, Augment
+from gan_dist.augment import Augment
 from gan_dist.callbacks.evaluate import Evaluate
 from gan_dist.callbacks.grid import SampleGrid, real_grid, sample_grid
 from gan_dist.callbacks.progress import LogProgress, ProgressBar
 from gan_dist.callbacks.save import Retention, SaveCheckpoint
 from gan_dist.callbacks.scatter import scatter_picture
 from gan_dist.checkpoint import config_path, find_checkpoint, load_network, read_facts, restore
+from gan_dist.checks import check_metrics, check_parts
 from gan_dist.config import (
     Config,
-    Model,
-    Optimizer,
     as_dict,
     as_yaml,
-    changes_that_matter,
     choose,
-    describe_type,
     for_file,
     load_config,
 )
@@ -47,11 +41,14 @@ from gan_dist.distributed import Distributed
 from gan_dist.errors import ConfigError, UserError
 from gan_dist.health import Health
 from gan_dist.losses import LOSSES
+from gan_dist.metrics import Judge
+from gan_dist.metrics.classifier import trained_classifier
 from gan_dist.metrics.evaluate import Evaluator
-from gan_dist.metrics.extractors import make_extractor
+from gan_dist.metrics.extractors import ClassifierExtractor, make_extractor
 from gan_dist.metrics.points import PointsEvaluator, sample_points
-from gan_dist.models._layers import MinibatchStd
-from gan_dist.rng import Purpose, course_seed, torch_seed
+from gan_dist.metrics.stacked import StackedEvaluator, first_channel
+from gan_dist.parts import make_generator, make_state
+from gan_dist.rng import course_seed
 from gan_dist.schedules import course, optimizer_schedule, stages
 from gan_dist.state import State
 from gan_dist.stats import Clock, RunningMeans
@@ -62,182 +59,6 @@ from gan_dist.trainer import Batches, Callback, Trainer
 log = logging.getLogger(__name__)
 
 SCATTERED = 2500  # points in a picture
-
-
-def check_parts(config: Config, info: DataInfo, dist: Distributed) -> None:
-    """Refuse what can't be combined, before data are read or models built.
-
-    Raises:
-        ConfigError: one line that names the key, the value and the nearest valid one.
-    """
-    model = config.model
-    if model.name not in models.names():
-        raise ConfigError(f"model.name={model.name}: {choose(model.name, models.names())}")
-    try:
-        models.architecture(model.name).check(info.image_shape, model.g_widths, model.d_widths)
-    except ValueError as error:
-        size = "x".join(map(str, info.image_shape[1:]))
-        raise ConfigError(f"model.name={model.name} with data.image_size={size}: {model.name} {error}") from None
-    _check_args("model.g_args", model.g_args, models.architecture(model.name).Generator)
-    _check_args("model.d_args", model.d_args, models.architecture(model.name).Discriminator)
-    if model.conditional and not info.num_classes:
-        hint = " or data.class_folders=true" if config.data.name == "folder" else ""
-        raise ConfigError(
-            f"model.conditional=true, but data.name={config.data.name} has no labels; set model.conditional=false{hint}"
-        )
-    if config.data.name in POINTS and (model.name != "mlp" or model.g_args.get("tanh", True)):
-        raise ConfigError(
-            f"data.name={config.data.name} are points, which lie outside [-1, 1]: set model.name=mlp and "
-            "model.g_args={tanh: false}"
-        )
-    for name in config.train.augment:
-        if name not in AUGMENTATIONS:
-            raise ConfigError(f"train.augment={name}: {choose(name, list(AUGMENTATIONS))}")
-    if config.train.augment and config.data.name in POINTS:
-        raise ConfigError(f"train.augment is for images, and data.name={config.data.name} are points; set it to []")
-    _check_game(config, info, dist.world_size)
-    if config.metrics.every_kimg:
-        check_metrics(config, info)
-    for key, batch_size in _batch_sizes(config):
-        if batch_size > info.num_images:
-            raise ConfigError(
-                f"{key}={batch_size} is larger than the data set of {info.num_images} images; at most {info.num_images}"
-            )
-    for side in ("G", "D"):
-        settings: Optimizer = getattr(config.optim, side)
-        try:
-            make_optimizer(settings, nn.Linear(1, 1))
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"optim.{side}.name={settings.name}: {error}") from None
-
-
-def _check_args(key: str, given: dict[str, Any], network: type[nn.Module]) -> None:
-    """Arguments of an architecture must be some that it has, with values of their defaults' types."""
-    parameters = inspect.signature(network).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    for name, value in given.items():
-        if name not in defaults:
-            advice = choose(name, list(defaults)) if defaults else "this architecture has none"
-            raise ConfigError(f"{key}: unknown argument {name}; {advice}")
-        kind = type(defaults[name])
-        if type(value) not in ((int, float) if kind is float else (kind,)):
-            raise ConfigError(f"{key}: {name}={value} must be {describe_type(kind)}, for example {defaults[name]}")
-
-
-def _check_game(config: Config, info: DataInfo, world_size: int) -> None:
-    """Refuse a loss, regularizers, growth and batches that make no sense together, or with these networks."""
-    loss, model, growth = config.loss, config.model, config.growth
-    num_classes = info.num_classes if model.conditional else 0
-    try:
-        with torch.device("meta"):
-            G = make_generator(model, info.image_shape, num_classes)
-            D = make_discriminator(model, info.image_shape, num_classes)
-    except ValueError as error:
-        raise ConfigError(f"model.name={model.name} {error}") from None
-    num_stages = G.last_stage + 1 if isinstance(G, models.Growing) else 0
-    if growth.stable_kimg and not num_stages:
-        raise ConfigError(f"growth.stable_kimg={growth.stable_kimg}: {model.name} does not grow; set it to 0")
-    if growth.batch_sizes and not (growth.stable_kimg and len(growth.batch_sizes) == num_stages):
-        wanted = f"one for each of {num_stages} sizes" if growth.stable_kimg else "none without growth.stable_kimg"
-        raise ConfigError(f"growth.batch_sizes={growth.batch_sizes} must be {wanted}")
-    group_size = max((m.group_size for m in D.modules() if isinstance(m, MinibatchStd)), default=1)
-    for key, batch_size in _batch_sizes(config):
-        _check_split(key, batch_size, config.train.micro_batch_size, world_size, group_size)
-    if loss.gradient_penalty and any(isinstance(module, nn.BatchNorm2d) for module in D.modules()):
-        raise ConfigError(
-            f"loss.gradient_penalty={loss.gradient_penalty} is of each sample's own logit, but batch normalization in "
-            f"D of model.name={config.model.name} mixes samples: set model.d_args={{batch_norm: false}}"
-        )
-    normalised = any(isinstance(module, parametrize.ParametrizationList) for module in D.modules())
-    bounds = (loss.clip_weights, loss.gradient_penalty, loss.r1_gamma, loss.r2_gamma, normalised)
-    if LOSSES[loss.name].critic and not any(bounds):
-        raise ConfigError(
-            f"loss.name={loss.name} grows without bound unless the critic is held: set loss.gradient_penalty=10, "
-            "loss.clip_weights=0.01 or loss.r1_gamma"
-        )
-
-
-def check_metrics(config: Config, info: DataInfo) -> None:
-    """Refuse metrics that the data set does not allow."""
-    if config.data.name in POINTS:
-        return
-    if config.metrics.extractor == "classifier" and not info.num_classes:
-        raise ConfigError(
-            f"metrics.extractor=classifier, but data.name={config.data.name} has no labels to train one on; "
-            "set metrics.extractor=inception, or metrics.every_kimg=0 for no metrics"
-        )
-
-
-def _batch_sizes(config: Config) -> list[tuple[str, int]]:
-    """Every global batch that a run has, and the setting that says so."""
-    sizes = config.growth.batch_sizes
-    return [("train.batch_size", config.train.batch_size), *(("growth.batch_sizes", size) for size in sizes)]
-
-
-def _check_split(key: str, batch_size: int, micro: int, world_size: int, group_size: int) -> None:
-    """The global batch must fall into equal shares, a share into equal micro-batches, and these into whole groups."""
-    if batch_size % world_size:
-        raise ConfigError(
-            f"{key}={batch_size} is the global batch and must divide by the {world_size} processes; "
-            f"nearest: {max(1, round(batch_size / world_size)) * world_size}"
-        )
-    share = batch_size // world_size
-    if micro and micro < share and share % micro:
-        raise ConfigError(
-            f"train.micro_batch_size={micro} must divide the batch of a process, {share} "
-            f"({key}={batch_size} over {world_size})"
-        )
-    for name, size in ((f"{key}={batch_size} over {world_size} processes", share), ("train.micro_batch_size", micro)):
-        if size % group_size:
-            raise ConfigError(
-                f"{name}: {size} must divide by {group_size}, as D compares groups of {group_size} images"
-            )
-
-
-def optimizer_names() -> list[str]:
-    """The classes of torch.optim that step without a closure on dense gradients."""
-    names = [name for name, cls in vars(torch.optim).items() if inspect.isclass(cls)]
-    return sorted(set(names) - {"Optimizer", "LBFGS", "SparseAdam", "Muon"})
-
-
-def make_optimizer(config: Optimizer, module: nn.Module) -> torch.optim.Optimizer:
-    """The configured optimizer over a module's parameters."""
-    if config.name not in optimizer_names():
-        raise ValueError(choose(config.name, optimizer_names()))
-    cls = getattr(torch.optim, config.name)
-    arguments: dict[str, Any] = {"lr": config.lr, **config.args}
-    if "betas" in inspect.signature(cls).parameters:
-        arguments.setdefault("betas", tuple(config.betas))
-    if config.name in ("Adam", "AdamW", "SGD") and not arguments.keys() & {"foreach", "differentiable"}:
-        arguments.setdefault("fused", True)  # one pass over the weights
-    return cls(module.parameters(), **arguments)
-
-
-def make_generator(model: Model, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """G as configured; `num_classes` is 0 for an unconditional one."""
-    G = models.architecture(model.name).Generator
-    return G(image_shape, num_classes, model.z_dim, model.g_widths, **model.g_args)
-
-
-def make_discriminator(model: Model, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """D as configured, likewise."""
-    return models.architecture(model.name).Discriminator(image_shape, num_classes, model.d_widths, **model.d_args)
-
-
-def make_state(config: Config, info: DataInfo, dist: Distributed) -> State:
-    """Networks initialised from the seed, on the CPU whatever the device, and their optimizers."""
-    model, seed = config.model, config.train.seed
-    num_classes = info.num_classes if model.conditional else 0
-    with torch_seed(seed, Purpose.INIT_G):
-        G = make_generator(model, info.image_shape, num_classes)
-    with torch_seed(seed, Purpose.INIT_D):
-        D = make_discriminator(model, info.image_shape, num_classes)
-    G, D = (module.to(dist.device, dist.dtype) for module in (G, D))
-    G_ema = copy.deepcopy(G).eval().requires_grad_(False)
-    if config.train.sync_batch_norm:
-        G, D = dist.sync_batch_norm(G), dist.sync_batch_norm(D)
-    scalers = {name: scaler for name in ("G", "D") if (scaler := dist.make_scaler())}
-    return State(G, D, G_ema, make_optimizer(config.optim.G, G), make_optimizer(config.optim.D, D), scalers)
 
 
 def load_generator(run_dir: Path, checkpoint: str, device: str) -> nn.Module:
@@ -423,20 +244,6 @@ def _sick(event: str, policy: str, run_dir: Path) -> UserError:
     return error
 
 
-def check_resume(checkpoint: Path, config: Config, info: DataInfo) -> None:
-    """Refuse to go on with a run as another one.
-
-    Raises:
-        ConfigError: what differs, old -> new.
-    """
-    changes = changes_that_matter(load_config(config_path(checkpoint)), config)
-    num_images = read_facts(checkpoint)["num_images"]
-    if num_images != info.num_images:
-        changes.append(f"images in the data set: {num_images} -> {info.num_images}")
-    if changes:
-        raise ConfigError(f"{checkpoint} is of another run: {'; '.join(changes)}; start a new one in another run.dir")
-
-
 def _real_picture(dataset: Images, info: DataInfo, config: Config) -> np.ndarray:
     if config.data.name in POINTS:
         points, _ = dataset.__getitems__(list(range(SCATTERED)))
@@ -454,11 +261,24 @@ def _draw_samples(config: Config, class_probs: Tensor | None, dist: Distributed)
 
 def make_evaluator(
     config: Config, info: DataInfo, dataset: Images, class_probs: Tensor | None, dist: Distributed
-) -> Evaluator | PointsEvaluator:
+) -> Judge:
     """What measures generators as configured."""
     metrics = config.metrics
     if config.data.name in POINTS:
         return PointsEvaluator(config.data.name, dist, class_probs, num_images=metrics.num_images, seed=metrics.seed)
+    if config.data.stacked:
+        assert isinstance(dataset, ImageTensor)
+        num_classes = round(info.num_classes ** (1 / 3))
+        base = first_channel(dataset, num_classes)
+        classifier = trained_classifier(base, num_classes, metrics.seed, cache_dir(), dist)
+        return StackedEvaluator(
+            ClassifierExtractor(classifier),
+            dataset,
+            dist,
+            num_images=metrics.num_images,
+            batch_size=metrics.batch_size,
+            seed=metrics.seed,
+        )
     return Evaluator(
         make_extractor(metrics, info, dataset, cache_dir(), dist),
         dataset,
@@ -504,7 +324,7 @@ def fetch(config: Config, dist: Distributed) -> Iterator[str]:
     shape = "x".join(map(str, info.image_shape))
     where = "inside scikit-learn" if config.data.name == "digits" else f"in {Path(config.data.root).resolve()}"
     yield f"data     {config.data.name}: {good} of {info.num_images} images can be read, {shape}, {where}"
-    if config.metrics.every_kimg:
+    if config.metrics.every_kimg and not (config.data.name in POINTS or config.data.stacked):
         extractor = make_extractor(config.metrics, info, dataset, cache_dir(), dist)
         yield f"metrics  {extractor.name} in {cache_dir().resolve()}"
 

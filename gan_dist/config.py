@@ -43,6 +43,7 @@ class Data:
     root: str = "data"  # where the data set lies, or is downloaded to; for folder, the directory of images
     image_size: str = ""  # H or HxW: crop to this shape and resize; empty: the set's own size (folder: 64)
     channels: Literal[0, 1, 3, 4] = 0  # 1 grayscale, 3 RGB, 4 RGBA, 0 the set's own (folder: 3)
+    stacked: bool = False  # three grayscale images of a labelled set as the channels of one: 1,000 modes
     class_folders: bool = False  # folder: the subfolders of root are the classes
     broken_files: Literal["skip", "error"] = "skip"  # unreadable images: skip and count them, or stop
     hflip: bool = False  # mirror every other image at random
@@ -384,7 +385,7 @@ def settings_help() -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Checks of values (those that need data or an architecture are in `gan_dist.build.check_parts`)
+# Checks of values (those that need data or an architecture are in `gan_dist.checks`)
 
 _POSITIVE = {
     "train.kimg",
@@ -443,8 +444,8 @@ def check(config: Config) -> None:
 
 
 # What a run can't change when it goes on: the networks, what they learn from, and in which order.
-_FIXED = ("model.", "growth.", "data.name", "data.image_size", "data.channels", "data.class_folders", "train.seed",
-          "train.batch_size", "optim.G.name", "optim.D.name")  # fmt: skip
+_FIXED = ("model.", "growth.", "data.name", "data.image_size", "data.channels", "data.class_folders", "data.stacked",
+          "train.seed", "train.batch_size", "optim.G.name", "optim.D.name")  # fmt: skip
 
 
 def changes_that_matter(saved: Config, now: Config) -> list[str]:

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from gan_dist.build import make_discriminator, make_generator
 from gan_dist.config import Config, Growth, load_config
 from gan_dist.data import POINTS, describe
 from gan_dist.models._layers import MinibatchStd
+from gan_dist.parts import make_discriminator, make_generator
 
 ROOT = Path(__file__).parent.parent
 
@@ -52,7 +52,11 @@ def load_recipe(name: str, *overrides: str) -> Config:
     """A file of `configs/` with a small network, on 16x16 handwritten digits whatever its own images are."""
     path = ROOT / f"configs/{name}.yaml"
     recipe = load_config(path)
-    data = [] if recipe.data.name in POINTS else ["data.name=digits", "data.image_size=16", "data.root=data"]
+    data = (
+        []
+        if recipe.data.name in POINTS
+        else ["data.name=digits", "data.image_size=16", "data.root=data", "data.stacked=false"]
+    )
     attention = [f"model.{side}_args={{attention: 8}}" for side in "gd" if "attention" in recipe.model.g_args]
     config = load_config(path, [*data, *SMALL[recipe.model.name], *attention, "model.z_dim=8", *overrides])
     if config.growth.stable_kimg:  # to go through all stages soon

@@ -19,13 +19,14 @@ from conftest import OF_EACH_ARCHITECTURE, RECIPES, load_recipe, mixes_samples
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gan_dist.build import WiredRun, build, make_state
+from gan_dist.build import WiredRun, build
 from gan_dist.checkpoint import _flatten
 from gan_dist.config import load_config
 from gan_dist.data import POINTS, describe
 from gan_dist.distributed import Distributed
 from gan_dist.losses import LOSSES
 from gan_dist.models import Growing
+from gan_dist.parts import make_state
 from gan_dist.signals import StopSignals
 
 CPU = torch.cuda.device_count() < int(os.environ["WORLD_SIZE"])  # NCCL refuses two processes on one GPU

@@ -23,13 +23,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import gan_dist
-from gan_dist.build import make_state
 from gan_dist.checkpoint import FILES, find_checkpoint, restore, verify
 from gan_dist.config import Config, load_config, walk_settings
 from gan_dist.data import DataInfo
 from gan_dist.data.images import BrokenImage, read_image
 from gan_dist.distributed import Distributed
 from gan_dist.errors import UserError
+from gan_dist.parts import make_state
 from gan_dist.state import State
 
 many = settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)

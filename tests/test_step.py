@@ -11,12 +11,12 @@ from torch.nn import functional as F
 
 from gan_dist import rng
 from gan_dist.augment import Augment
-from gan_dist.build import make_state
 from gan_dist.config import Config, load_config
 from gan_dist.data import DataInfo
 from gan_dist.data.loader import Preprocess
 from gan_dist.distributed import Distributed
 from gan_dist.losses import LOSSES
+from gan_dist.parts import make_state
 from gan_dist.rng import Purpose
 from gan_dist.schedules import Stage
 from gan_dist.state import State

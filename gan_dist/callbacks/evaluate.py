@@ -7,8 +7,7 @@ import math
 from collections.abc import Callable
 
 from gan_dist.distributed import Distributed
-from gan_dist.metrics.evaluate import Evaluator
-from gan_dist.metrics.points import PointsEvaluator
+from gan_dist.metrics import Judge
 from gan_dist.state import State
 from gan_dist.stats import Clock
 from gan_dist.tracking import Tracker
@@ -25,7 +24,7 @@ class Evaluate:
     def __init__(
         self,
         every_nimg: int,
-        evaluator: Evaluator | PointsEvaluator,
+        evaluator: Judge,
         tracker: Tracker,
         clock: Clock,
         dist: Distributed,

@@ -15,6 +15,7 @@ gan-dist: train generative adversarial networks on one GPU, on many, and on SLUR
   gan-dist train [CONFIG.yaml] [key.sub=value ...]     train; the same as python train.py ...
   gan-dist sample RUN [--n 64] [--seed 0] ...          images from a trained run
   gan-dist evaluate RUN [--n 50000] ...                FID, KID and Inception Score of a trained run
+  gan-dist recipes [DIR]                               list the configs of a directory (default: configs)
   gan-dist prefetch [CONFIG.yaml] [key.sub=value ...]  fetch data and weights for a run on nodes without internet
 
 `gan-dist COMMAND --help` has the details; `gan-dist train --help` lists every setting.
@@ -42,11 +43,16 @@ def main(arguments: list[str] | None = None) -> int:
             from gan_dist.cli.evaluate import evaluate
 
             return evaluate(rest)
+        if command == "recipes":
+            from gan_dist.cli.recipes import recipes
+
+            return recipes(rest)
         if command == "prefetch":
             from gan_dist.cli.prefetch import prefetch
 
             return prefetch(rest)
-        print(f"gan-dist: unknown command {command!r}; choose train, sample, evaluate or prefetch", file=sys.stderr)
+        commands = "train, sample, evaluate, recipes or prefetch"
+        print(f"gan-dist: unknown command {command!r}; choose {commands}", file=sys.stderr)
         return 2
     except UserError as error:
         return _report(error)

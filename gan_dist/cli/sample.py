@@ -28,6 +28,8 @@ def sample(arguments: list[str]) -> int:
     import gan_dist
 
     G = gan_dist.load_generator(options.run, options.checkpoint, options.device)
+    if tuple(G.image_shape)[1:] == (1, 1):  # type: ignore[arg-type]
+        raise ConfigError(f"{options.run}: its generator makes points, not images; RUN/samples has pictures of them")
     num_classes: int = G.num_classes  # type: ignore[assignment]
     classes = _classes(options.classes, num_classes)
     out: Path = options.out or options.run / "generated"

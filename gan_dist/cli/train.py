@@ -67,8 +67,9 @@ def _train(config: Config, signals: StopSignals, started: float) -> int:
 
 def _run(config: Config, dist: Distributed, signals: StopSignals) -> tuple[bool, Path, int]:
     """Everything between starting the processes and the last words: (finished, run directory, images seen)."""
-    from gan_dist.build import build, check_parts, check_resume
+    from gan_dist.build import build
     from gan_dist.checkpoint import clean_up, find_checkpoint
+    from gan_dist.checks import check_parts, check_resume
     from gan_dist.lock import lock_run
 
     info = dist.from_main(lambda: describe(config.data))

@@ -31,6 +31,7 @@ class DataInfo:
 
 
 POINTS = ("ring", "grid")  # toy data: points of the plane
+NUM_STACKED = 100_000  # images of a stacked data set
 
 # The training split; STL10's is its unlabelled part, as usual for GANs.
 NAMED = {
@@ -67,6 +68,13 @@ def describe(config: Data) -> DataInfo:
             raise ConfigError(f"data.name={config.name} are points: data.image_size and data.channels are not for them")
         own = NAMED[config.name]
     channels, height, width = own.image_shape
+    if config.stacked:
+        if channels != 1 or not own.num_classes or config.channels:
+            raise ConfigError(
+                f"data.stacked=true needs grayscale images with labels, as of FashionMNIST, not data.name={config.name}"
+                + (f" with data.channels={config.channels}" if config.channels else "")
+            )
+        own, channels = replace(own, num_classes=own.num_classes**3, num_images=NUM_STACKED), 3
     if config.image_size:
         height, width = parse_image_size(config.image_size)
     return replace(own, image_shape=(config.channels or channels, height, width))

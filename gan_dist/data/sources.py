@@ -21,6 +21,7 @@ from gan_dist.data import POINTS, DataInfo
 from gan_dist.data.folder import ImageFiles
 from gan_dist.data.images import BrokenImage, read_image, to_tensor
 from gan_dist.data.points import make_points
+from gan_dist.data.stacked import stack
 from gan_dist.errors import UserError
 from gan_dist.rng import to_device
 
@@ -74,8 +75,10 @@ def load_dataset(config: Data, info: DataInfo) -> Images:
         return decode_all(dataset) if size <= config.memory_gib * 2**30 else dataset
     else:
         arrays = _torchvision(config)
-    images, labels = arrays
-    return ImageTensor(_fit(images, info.image_shape), torch.as_tensor(labels, dtype=torch.int64))
+    images, labels = arrays[0], torch.as_tensor(arrays[1], dtype=torch.int64)
+    if config.stacked:
+        images, labels = stack(_fit(images, (1, *info.image_shape[1:])), labels, round(info.num_classes ** (1 / 3)))
+    return ImageTensor(_fit(images, info.image_shape), labels)
 
 
 def shrink(dataset: Images, factor: int) -> Images:

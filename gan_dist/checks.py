@@ -1,0 +1,175 @@
+"""What a run can be refused for before data are read or models built, each in a line that says what instead."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from gan_dist import models
+from gan_dist.augment import AUGMENTATIONS
+from gan_dist.checkpoint import config_path, read_facts
+from gan_dist.config import (
+    Config,
+    Optimizer,
+    changes_that_matter,
+    choose,
+    describe_type,
+    load_config,
+)
+from gan_dist.data import POINTS, DataInfo
+from gan_dist.distributed import Distributed
+from gan_dist.errors import ConfigError
+from gan_dist.losses import LOSSES
+from gan_dist.models._layers import MinibatchStd
+from gan_dist.parts import make_discriminator, make_generator, make_optimizer
+
+
+def check_parts(config: Config, info: DataInfo, dist: Distributed) -> None:
+    """Refuse what can't be combined, before data are read or models built.
+
+    Raises:
+        ConfigError: one line that names the key, the value and the nearest valid one.
+    """
+    model = config.model
+    if model.name not in models.names():
+        raise ConfigError(f"model.name={model.name}: {choose(model.name, models.names())}")
+    try:
+        models.architecture(model.name).check(info.image_shape, model.g_widths, model.d_widths)
+    except ValueError as error:
+        size = "x".join(map(str, info.image_shape[1:]))
+        raise ConfigError(f"model.name={model.name} with data.image_size={size}: {model.name} {error}") from None
+    _check_args("model.g_args", model.g_args, models.architecture(model.name).Generator)
+    _check_args("model.d_args", model.d_args, models.architecture(model.name).Discriminator)
+    if model.conditional and not info.num_classes:
+        hint = " or data.class_folders=true" if config.data.name == "folder" else ""
+        raise ConfigError(
+            f"model.conditional=true, but data.name={config.data.name} has no labels; set model.conditional=false{hint}"
+        )
+    if config.data.stacked and model.conditional:
+        raise ConfigError("data.stacked=true counts modes that G was not told of; set model.conditional=false")
+    if config.data.name in POINTS and (model.name != "mlp" or model.g_args.get("tanh", True)):
+        raise ConfigError(
+            f"data.name={config.data.name} are points, which lie outside [-1, 1]: set model.name=mlp and "
+            "model.g_args={tanh: false}"
+        )
+    for name in config.train.augment:
+        if name not in AUGMENTATIONS:
+            raise ConfigError(f"train.augment={name}: {choose(name, list(AUGMENTATIONS))}")
+    if config.train.augment and config.data.name in POINTS:
+        raise ConfigError(f"train.augment is for images, and data.name={config.data.name} are points; set it to []")
+    _check_game(config, info, dist.world_size)
+    if config.metrics.every_kimg:
+        check_metrics(config, info)
+    for key, batch_size in _batch_sizes(config):
+        if batch_size > info.num_images:
+            raise ConfigError(
+                f"{key}={batch_size} is larger than the data set of {info.num_images} images; at most {info.num_images}"
+            )
+    for side in ("G", "D"):
+        settings: Optimizer = getattr(config.optim, side)
+        try:
+            make_optimizer(settings, nn.Linear(1, 1))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"optim.{side}.name={settings.name}: {error}") from None
+
+
+def _check_args(key: str, given: dict[str, Any], network: type[nn.Module]) -> None:
+    """Arguments of an architecture must be some that it has, with values of their defaults' types."""
+    parameters = inspect.signature(network).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    for name, value in given.items():
+        if name not in defaults:
+            advice = choose(name, list(defaults)) if defaults else "this architecture has none"
+            raise ConfigError(f"{key}: unknown argument {name}; {advice}")
+        kind = type(defaults[name])
+        if type(value) not in ((int, float) if kind is float else (kind,)):
+            raise ConfigError(f"{key}: {name}={value} must be {describe_type(kind)}, for example {defaults[name]}")
+
+
+def _check_game(config: Config, info: DataInfo, world_size: int) -> None:
+    """Refuse a loss, regularizers, growth and batches that make no sense together, or with these networks."""
+    loss, model, growth = config.loss, config.model, config.growth
+    num_classes = info.num_classes if model.conditional else 0
+    try:
+        with torch.device("meta"):
+            G = make_generator(model, info.image_shape, num_classes)
+            D = make_discriminator(model, info.image_shape, num_classes)
+    except ValueError as error:
+        raise ConfigError(f"model.name={model.name} {error}") from None
+    num_stages = G.last_stage + 1 if isinstance(G, models.Growing) else 0
+    if growth.stable_kimg and not num_stages:
+        raise ConfigError(f"growth.stable_kimg={growth.stable_kimg}: {model.name} does not grow; set it to 0")
+    if growth.batch_sizes and not (growth.stable_kimg and len(growth.batch_sizes) == num_stages):
+        wanted = f"one for each of {num_stages} sizes" if growth.stable_kimg else "none without growth.stable_kimg"
+        raise ConfigError(f"growth.batch_sizes={growth.batch_sizes} must be {wanted}")
+    group_size = max((m.group_size for m in D.modules() if isinstance(m, MinibatchStd)), default=1)
+    for key, batch_size in _batch_sizes(config):
+        _check_split(key, batch_size, config.train.micro_batch_size, world_size, group_size)
+    if loss.gradient_penalty and any(isinstance(module, nn.BatchNorm2d) for module in D.modules()):
+        raise ConfigError(
+            f"loss.gradient_penalty={loss.gradient_penalty} is of each sample's own logit, but batch normalization in "
+            f"D of model.name={config.model.name} mixes samples: set model.d_args={{batch_norm: false}}"
+        )
+    normalised = any(isinstance(module, parametrize.ParametrizationList) for module in D.modules())
+    bounds = (loss.clip_weights, loss.gradient_penalty, loss.r1_gamma, loss.r2_gamma, normalised)
+    if LOSSES[loss.name].critic and not any(bounds):
+        raise ConfigError(
+            f"loss.name={loss.name} grows without bound unless the critic is held: set loss.gradient_penalty=10, "
+            "loss.clip_weights=0.01 or loss.r1_gamma"
+        )
+
+
+def check_metrics(config: Config, info: DataInfo) -> None:
+    """Refuse metrics that the data set does not allow."""
+    if config.data.name in POINTS or config.data.stacked:
+        return
+    if config.metrics.extractor == "classifier" and not info.num_classes:
+        raise ConfigError(
+            f"metrics.extractor=classifier, but data.name={config.data.name} has no labels to train one on; "
+            "set metrics.extractor=inception, or metrics.every_kimg=0 for no metrics"
+        )
+
+
+def _batch_sizes(config: Config) -> list[tuple[str, int]]:
+    """Every global batch that a run has, and the setting that says so."""
+    sizes = config.growth.batch_sizes
+    return [("train.batch_size", config.train.batch_size), *(("growth.batch_sizes", size) for size in sizes)]
+
+
+def _check_split(key: str, batch_size: int, micro: int, world_size: int, group_size: int) -> None:
+    """The global batch must fall into equal shares, a share into equal micro-batches, and these into whole groups."""
+    if batch_size % world_size:
+        raise ConfigError(
+            f"{key}={batch_size} is the global batch and must divide by the {world_size} processes; "
+            f"nearest: {max(1, round(batch_size / world_size)) * world_size}"
+        )
+    share = batch_size // world_size
+    if micro and micro < share and share % micro:
+        raise ConfigError(
+            f"train.micro_batch_size={micro} must divide the batch of a process, {share} "
+            f"({key}={batch_size} over {world_size})"
+        )
+    for name, size in ((f"{key}={batch_size} over {world_size} processes", share), ("train.micro_batch_size", micro)):
+        if size % group_size:
+            raise ConfigError(
+                f"{name}: {size} must divide by {group_size}, as D compares groups of {group_size} images"
+            )
+
+
+def check_resume(checkpoint: Path, config: Config, info: DataInfo) -> None:
+    """Refuse to go on with a run as another one.
+
+    Raises:
+        ConfigError: what differs, old -> new.
+    """
+    changes = changes_that_matter(load_config(config_path(checkpoint)), config)
+    num_images = read_facts(checkpoint)["num_images"]
+    if num_images != info.num_images:
+        changes.append(f"images in the data set: {num_images} -> {info.num_images}")
+    if changes:
+        raise ConfigError(f"{checkpoint} is of another run: {'; '.join(changes)}; start a new one in another run.dir")

@@ -1,0 +1,68 @@
+"""Networks and optimizers as configured."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from gan_dist import models
+from gan_dist.config import (
+    Config,
+    Model,
+    Optimizer,
+    choose,
+)
+from gan_dist.data import DataInfo
+from gan_dist.distributed import Distributed
+from gan_dist.rng import Purpose, torch_seed
+from gan_dist.state import State
+
+
+def optimizer_names() -> list[str]:
+    """The classes of torch.optim that step without a closure on dense gradients."""
+    names = [name for name, cls in vars(torch.optim).items() if inspect.isclass(cls)]
+    return sorted(set(names) - {"Optimizer", "LBFGS", "SparseAdam", "Muon"})
+
+
+def make_optimizer(config: Optimizer, module: nn.Module) -> torch.optim.Optimizer:
+    """The configured optimizer over a module's parameters."""
+    if config.name not in optimizer_names():
+        raise ValueError(choose(config.name, optimizer_names()))
+    cls = getattr(torch.optim, config.name)
+    arguments: dict[str, Any] = {"lr": config.lr, **config.args}
+    if "betas" in inspect.signature(cls).parameters:
+        arguments.setdefault("betas", tuple(config.betas))
+    if config.name in ("Adam", "AdamW", "SGD") and not arguments.keys() & {"foreach", "differentiable"}:
+        arguments.setdefault("fused", True)  # one pass over the weights
+    return cls(module.parameters(), **arguments)
+
+
+def make_generator(model: Model, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """G as configured; `num_classes` is 0 for an unconditional one."""
+    G = models.architecture(model.name).Generator
+    return G(image_shape, num_classes, model.z_dim, model.g_widths, **model.g_args)
+
+
+def make_discriminator(model: Model, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """D as configured, likewise."""
+    return models.architecture(model.name).Discriminator(image_shape, num_classes, model.d_widths, **model.d_args)
+
+
+def make_state(config: Config, info: DataInfo, dist: Distributed) -> State:
+    """Networks initialised from the seed, on the CPU whatever the device, and their optimizers."""
+    model, seed = config.model, config.train.seed
+    num_classes = info.num_classes if model.conditional else 0
+    with torch_seed(seed, Purpose.INIT_G):
+        G = make_generator(model, info.image_shape, num_classes)
+    with torch_seed(seed, Purpose.INIT_D):
+        D = make_discriminator(model, info.image_shape, num_classes)
+    G, D = (module.to(dist.device, dist.dtype) for module in (G, D))
+    G_ema = copy.deepcopy(G).eval().requires_grad_(False)
+    if config.train.sync_batch_norm:
+        G, D = dist.sync_batch_norm(G), dist.sync_batch_norm(D)
+    scalers = {name: scaler for name in ("G", "D") if (scaler := dist.make_scaler())}
+    return State(G, D, G_ema, make_optimizer(config.optim.G, G), make_optimizer(config.optim.D, D), scalers)
