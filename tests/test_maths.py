@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gan_dist.config import Optimizer
+from gan_dist.config import Growth, Optimizer
 from gan_dist.ema import ema_beta, update_ema
 from gan_dist.losses import LOSSES
 from gan_dist.regularizers import clip_weights, interpolate, lipschitz_penalty, squared_gradient_norm
-from gan_dist.schedules import optimizer_schedule
+from gan_dist.schedules import optimizer_schedule, stages
 
 REAL = torch.tensor([-3.0, -0.5, 0.0, 2.0, 30.0], dtype=torch.float64)
 FAKE = torch.tensor([1.0, -2.0, 0.0, 5.0, -30.0], dtype=torch.float64)
@@ -153,3 +153,31 @@ def test_learning_rates() -> None:
     quarter = (1 + math.cos(math.pi / 4)) / 2
     assert [at(n, schedule="cosine") for n in (0, 250, 500, 1000)] == pytest.approx([1.0, quarter, 0.5, 0.0])
     assert [at(n, warmup_kimg=0.1) for n in (0, 50, 100, 900)] == [0.0, 0.5, 1.0, 1.0]
+    assert [at(n, schedule="linear", schedule_kimg=0.5) for n in (0, 250, 500, 1000)] == [1.0, 0.5, 0.0, 0.0]
+
+
+def test_beta2_follows_the_schedule() -> None:
+    at = optimizer_schedule(Optimizer(betas=[0, 0.9], beta2_final=0.99, schedule="cosine", lr_final=1e-4), 1000)
+    assert [at(n)["betas"] for n in (0, 500, 1000)] == [(0, 0.9), (0, pytest.approx(0.945)), (0, pytest.approx(0.99))]
+    assert "betas" not in optimizer_schedule(Optimizer(), 1000)(0)
+
+
+def test_average_grows_on_half_a_cosine() -> None:
+    for nimg, share in ((250, (1 - math.cos(math.pi / 4)) / 2), (500, 0.5), (2000, 1.0)):
+        beta = ema_beta(64, nimg, half_life=1e4, rampup=0, growth=1000)
+        assert beta == pytest.approx(0.5 ** (64 / (1e4 * share)))
+    assert ema_beta(64, 0, half_life=1e4, rampup=0, growth=1000) == 0.0
+
+
+def test_stages_of_growth() -> None:
+    """Figure 2 of Karras et al. 2018: a size alone, then each next one faded in and trained."""
+    at = stages(Growth(stable_kimg=3, fade_kimg=2, batch_sizes=[8, 4, 2]), 64, last=2)
+    seen = [(n, at(n).number, at(n).alpha, at(n).batch_size) for n in (0, 2999, 3000, 4000, 5000, 7999, 8000, 9500)]
+    assert seen == [
+        *[(0, 0, 1.0, 8), (2999, 0, 1.0, 8)],
+        *[(3000, 1, 0.0, 4), (4000, 1, 0.5, 4), (5000, 1, 1.0, 4), (7999, 1, 1.0, 4)],
+        *[(8000, 2, 0.0, 2), (9500, 2, 0.75, 2)],
+    ]
+    assert (at(10**6).number, at(10**6).alpha) == (2, 1.0)
+    whole = stages(Growth(), 64, last=2)(0)
+    assert (whole.number, whole.alpha, whole.batch_size) == (2, 1.0, 64), "no growth: the whole network"

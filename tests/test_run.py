@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, Train
+from conftest import RECIPES, ROOT, TINY, Train
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -299,6 +299,26 @@ def test_help_needs_no_torch() -> None:
         result = subprocess.run([sys.executable, "-c", code.format(arguments)], capture_output=True, text=True)
         assert result.returncode == 0, "torch takes seconds to import"
         assert "train" in result.stdout
+
+
+def test_recipes_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["recipes", str(ROOT / "configs")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [Path(line.split()[0]).stem for line in lines] == RECIPES
+    assert all(len(line.split(maxsplit=1)[1]) > 10 for line in lines), "each says what it is"
+    assert main(["recipes", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path}: no *.yaml there" in error
+    assert error.count("\n") == 1
+
+
+def test_points_are_no_images(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    points = ["data.name=ring", "model.conditional=false", "model.g_args={tanh: false}"]
+    assert train("run.dir=run", *points).returncode == 0
+    assert main(["sample", str(tmp_path / "run")]) == 2
+    assert "its generator makes points, not images" in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path / "run"), "--n", "100"]) == 0
+    assert '"high_quality"' in (tmp_path / "run/evaluations.jsonl").read_text()
 
 
 def _prefetch(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -127,6 +127,8 @@ GAMES = [
     ["loss.name=wasserstein", "loss.r1_gamma=0", "loss.gradient_penalty=10", "train.n_critic=2"],
     ["loss.name=relativistic", "loss.r1_gamma=1", "loss.r2_gamma=1"],
     ["loss.name=relativistic", "model.conditional=false", "train.n_critic=2"],
+    ["loss.name=relativistic", "train.augment=[color,translation,cutout]", "loss.gradient_penalty=1"],
+    ["loss.name=wasserstein", "loss.r1_gamma=0", "loss.gradient_penalty=10", "loss.drift=0.001"],
 ]
 
 
@@ -260,3 +262,42 @@ def test_overflow_in_one_network_skips_its_step_alone() -> None:
     assert (step.opt_D.scaler.get_scale(), step.opt_G.scaler.get_scale()) == (2**15, 2**16)
     means = step.stats.read()
     assert (means["skipped_D"], means["skipped_G"]) == (1, 0)
+
+
+def test_drift_is_the_square_of_real_logits(dist: Distributed) -> None:
+    """Its gradient is what a critic's gets beside it, and the distance is logged without it."""
+    images, labels = _batches()[0]
+    gradients, distances = [], []
+    for drift in (0.0, 0.5):
+        config = _config("loss.name=wasserstein", "loss.r1_gamma=0", "loss.clip_weights=1", f"loss.drift={drift}")
+        state = make_state(config, INFO, dist)
+        step = _step(config, state, dist)
+        D = copy.deepcopy(state.D)
+        step.d_step(images, labels)
+        gradients.append([p.grad.clone() for p in state.D.parameters()])
+        distances.append(step.stats.read()["distance"])
+    (0.5 * D(images.double() / 127.5 - 1, labels).square().mean()).backward()
+    for without, with_drift, p in zip(*gradients, D.parameters()):
+        torch.testing.assert_close(with_drift - without, p.grad)
+    assert distances[0] == pytest.approx(distances[1])
+
+
+def test_gamma_follows_its_schedule(dist: Distributed) -> None:
+    """At 100 images the test's gammas are twice as large as at 0: so is what R1 adds to the gradient."""
+    images, labels = _batches()[0]
+    added = []
+    for nimg in (0, 100):
+        found = []
+        for gamma in (0, 3):
+            config = _config(f"loss.r1_gamma={gamma}", "train.batch_size=12")
+            state = make_state(config, INFO, dist)
+            state.nimg = nimg
+            state.D.requires_grad_(True)
+            step = _step(config, state, dist)
+            step.seed = 0
+            step._latents = lambda *_: torch.ones(12, 6, dtype=torch.float64)  # type: ignore[method-assign]
+            step._labels = lambda *_: torch.zeros(12, dtype=torch.int64)  # type: ignore[method-assign]
+            step.d_step(images, labels)
+            found.append(torch.cat([p.grad.flatten() for p in state.D.parameters()]))
+        added.append(found[1] - found[0])
+    torch.testing.assert_close(added[1], 2 * added[0])

@@ -1,0 +1,110 @@
+"""Train every recipe at the same budget of images on one data set, and put what they reach side by side.
+
+    python benchmarks/quality.py [--kimg 200] [--seeds 1] [--jobs 2] [--runs DIR] [--json FILE] [--grids DIR]
+                                 [--recipes A,B] [key.sub=value ...]
+
+Runs go on where they were interrupted: start it again with the same --runs. Networks, losses, optimizers and batches
+are the recipes' own; the budget of images shown to D is common, and what follows from it (schedules over the length of
+training, growth) goes along. The settings at the end are for all runs, for example data.root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+# In the order in which a beginner meets them.
+RECIPES = ["mlp", "cgan", "dcgan", "lsgan", "wgan", "wgan_gp", "sngan", "pggan", "r3gan"]
+COLUMNS = ["fid_classifier", "precision_classifier", "recall_classifier"]
+
+
+def settings(recipe: str, kimg: float, seed: int) -> list[str]:
+    """What all runs have in common, and growth in proportion to the budget."""
+    common = [f"train.kimg={kimg}", f"train.seed={seed}", f"metrics.every_kimg={kimg}", f"sample.every_kimg={kimg}"]
+    growth = [f"growth.stable_kimg={kimg / 6}", f"growth.fade_kimg={kimg / 6}"] if recipe == "pggan" else []
+    return [*common, *growth, "checkpoint.every_kimg=20", "checkpoint.keep=1", "tracking.wandb=disabled"]
+
+
+def train(recipe: str, kimg: float, seed: int, runs: Path, overrides: list[str]) -> dict[str, Any]:
+    """One run, in a process of its own; its last figures, and the seconds that training took."""
+    folder = runs / f"{recipe}-{seed}"
+    result = folder / "quality.json"
+    if result.exists():
+        return json.loads(result.read_text())
+    start = time.time()
+    subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), str(ROOT / f"configs/{recipe}_fashion_mnist.yaml"),
+         *settings(recipe, kimg, seed), *overrides, f"run.dir={folder}", "resume=auto"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, check=True,
+    )  # fmt: skip
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in lines if COLUMNS[0] in line][-1]
+    found = {"recipe": recipe, "seed": seed, **{name: last[name] for name in COLUMNS}}
+    found["minutes"] = (time.time() - start) / 60
+    result.write_text(json.dumps(found))
+    return found
+
+
+def spread(values: list[float], digits: int) -> str:
+    """The median, and the range if there are several."""
+    middle = f"{statistics.median(values):.{digits}f}"
+    return f"{middle} ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else middle
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """A row a recipe, the best FID first, in Markdown."""
+    rows = {}
+    for recipe in {result["recipe"] for result in results}:
+        of = {name: [r[name] for r in results if r["recipe"] == recipe] for name in (*COLUMNS, "minutes")}
+        figures = [spread(of[name], digits) for name, digits in zip((*COLUMNS, "minutes"), (2, 3, 3, 0))]
+        rows[recipe] = (statistics.median(of[COLUMNS[0]]), f"| `{recipe}_fashion_mnist` | {' | '.join(figures)} |")
+    head = "| recipe | fid_classifier | precision | recall | minutes |\n|---|---|---|---|---|"
+    return "\n".join([head, *(row for _, row in sorted(rows.values()))])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--kimg", type=float, default=200, help="thousands of images shown to D (default 200)")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each recipe (default 1)")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at once, one thread each (default 2)")
+    parser.add_argument("--runs", type=Path, default=Path("runs/quality"), help="where the runs are")
+    parser.add_argument("--json", type=Path, help="write the report here")
+    parser.add_argument("--grids", type=Path, help="copy the last grid of each recipe's first run here")
+    parser.add_argument("--recipes", default=",".join(RECIPES), help="some of them, separated by commas")
+    parser.add_argument("overrides", nargs="*")
+    options = parser.parse_args()
+    recipes = options.recipes.split(",")
+    tasks = [(recipe, seed) for seed in range(options.seeds) for recipe in reversed(recipes)]  # the longest first
+    with ThreadPoolExecutor(options.jobs) as pool:
+        running = [
+            pool.submit(train, recipe, options.kimg, seed, options.runs, options.overrides) for recipe, seed in tasks
+        ]
+        results = [future.result() for future in running]
+    print(table(results))
+    if options.grids:
+        options.grids.mkdir(parents=True, exist_ok=True)
+        for recipe in recipes:
+            last = max((options.runs / f"{recipe}-0/samples").glob("grid-*.png"))
+            shutil.copy(last, options.grids / f"{recipe}.png")
+    if options.json:
+        versions = {name: version(name) for name in ("torch", "torchmetrics", "torch-fidelity")}
+        machine = {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "python": platform.python_version()}
+        report = {"command": sys.argv, "date": str(date.today()), **machine, **versions, "results": results}
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
