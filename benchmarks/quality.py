@@ -1,7 +1,8 @@
-"""Train every recipe at the same budget of images on one data set, and put what they reach side by side.
+"""Train recipes at the same budget of images, and put what they reach side by side.
 
     python benchmarks/quality.py [--kimg 200] [--seeds 1] [--jobs 2] [--runs DIR] [--json FILE] [--grids DIR]
                                  [--recipes A,B] [key.sub=value ...]
+    python benchmarks/quality.py --recipes grid_gan,grid_wgan_gp,grid_rpgan --kimg 3000 --seeds 3
 
 Runs go on where they were interrupted: start it again with the same --runs. Networks, losses, optimizers and batches
 are the recipes' own; the budget of images shown to D is common, and what follows from it (schedules over the length of
@@ -27,14 +28,17 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 # In the order in which a beginner meets them.
-RECIPES = ["mlp", "cgan", "dcgan", "lsgan", "wgan", "wgan_gp", "sngan", "pggan", "r3gan"]
-COLUMNS = ["fid_classifier", "precision_classifier", "recall_classifier"]
+RECIPES = [
+    f"{name}_fashion_mnist" for name in ("mlp", "cgan", "dcgan", "lsgan", "wgan", "wgan_gp", "sngan", "pggan", "r3gan")
+]
+OF_IMAGES = {"fid_classifier": 2, "precision_classifier": 3, "recall_classifier": 3}  # figures, with digits to show
+OF_POINTS = {"high_quality": 3, "modes": 0}
 
 
 def settings(recipe: str, kimg: float, seed: int) -> list[str]:
     """What all runs have in common, and growth in proportion to the budget."""
     common = [f"train.kimg={kimg}", f"train.seed={seed}", f"metrics.every_kimg={kimg}", f"sample.every_kimg={kimg}"]
-    growth = [f"growth.stable_kimg={kimg / 6}", f"growth.fade_kimg={kimg / 6}"] if recipe == "pggan" else []
+    growth = [f"growth.stable_kimg={kimg / 6}", f"growth.fade_kimg={kimg / 6}"] if recipe.startswith("pggan") else []
     return [*common, *growth, "checkpoint.every_kimg=20", "checkpoint.keep=1", "tracking.wandb=disabled"]
 
 
@@ -46,13 +50,13 @@ def train(recipe: str, kimg: float, seed: int, runs: Path, overrides: list[str])
         return json.loads(result.read_text())
     start = time.time()
     subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), str(ROOT / f"configs/{recipe}_fashion_mnist.yaml"),
+        [sys.executable, str(ROOT / "train.py"), str(ROOT / f"configs/{recipe}.yaml"),
          *settings(recipe, kimg, seed), *overrides, f"run.dir={folder}", "resume=auto"],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, check=True,
     )  # fmt: skip
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    last = [line for line in lines if COLUMNS[0] in line][-1]
-    found = {"recipe": recipe, "seed": seed, **{name: last[name] for name in COLUMNS}}
+    last = [line for line in lines if "protocol" in line][-1]
+    found = {"recipe": recipe, "seed": seed, **{k: v for k, v in last.items() if isinstance(v, float)}}
     found["minutes"] = (time.time() - start) / 60
     result.write_text(json.dumps(found))
     return found
@@ -65,14 +69,15 @@ def spread(values: list[float], digits: int) -> str:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """A row a recipe, the best FID first, in Markdown."""
-    rows = {}
+    """A row a recipe, by the first column, in Markdown."""
+    columns = (OF_POINTS if "modes" in results[0] else OF_IMAGES) | {"minutes": 1}
+    rows = []
     for recipe in {result["recipe"] for result in results}:
-        of = {name: [r[name] for r in results if r["recipe"] == recipe] for name in (*COLUMNS, "minutes")}
-        figures = [spread(of[name], digits) for name, digits in zip((*COLUMNS, "minutes"), (2, 3, 3, 0))]
-        rows[recipe] = (statistics.median(of[COLUMNS[0]]), f"| `{recipe}_fashion_mnist` | {' | '.join(figures)} |")
-    head = "| recipe | fid_classifier | precision | recall | minutes |\n|---|---|---|---|---|"
-    return "\n".join([head, *(row for _, row in sorted(rows.values()))])
+        of = {name: [r[name] for r in results if r["recipe"] == recipe] for name in columns}
+        figures = [spread(of[name], digits) for name, digits in columns.items()]
+        rows.append((statistics.median(of[next(iter(columns))]), f"| `{recipe}` | {' | '.join(figures)} |"))
+    head = f"| recipe | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}"
+    return "\n".join([head, *(row for _, row in sorted(rows))])
 
 
 def main() -> None:
