@@ -1,0 +1,60 @@
+"""Any loss with any architecture and any regularizer: it trains, or it is refused at the start with the reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import OF_EACH_ARCHITECTURE, load_recipe
+
+from gan_dist.build import build
+from gan_dist.checks import check_parts
+from gan_dist.data import describe
+from gan_dist.distributed import Distributed
+from gan_dist.errors import ConfigError
+from gan_dist.losses import LOSSES
+
+NONE = {"r1_gamma": 0, "r2_gamma": 0, "gradient_penalty": 0, "clip_weights": 0, "drift": 0, "label_smoothing": 0}
+REGULARIZERS = {
+    "none": {},
+    "R1 and R2": {"r1_gamma": 1, "r2_gamma": 1},
+    "WGAN-GP": {"gradient_penalty": 10, "drift": 0.001},
+    "clipping": {"clip_weights": 0.1},
+    "everything": {"r1_gamma": 1, "r2_gamma": 1, "gradient_penalty": 1, "clip_weights": 1, "drift": 0.1},
+}
+QUIET = [f"{section}.every_kimg=0" for section in ("log", "sample", "metrics", "checkpoint")]
+
+
+def _refusal(architecture: str, loss: str, regularizer: str) -> str | None:
+    """What is said of a combination that makes no sense."""
+    settings = REGULARIZERS[regularizer]
+    if architecture == "dcgan" and "gradient_penalty" in settings:
+        return "batch normalization in D"
+    if loss == "wasserstein" and regularizer == "none" and architecture != "sngan":
+        return "grows without bound"
+    return None
+
+
+@pytest.mark.parametrize("regularizer", REGULARIZERS)
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("architecture", OF_EACH_ARCHITECTURE)
+def test_combination_trains_or_is_refused(architecture: str, loss: str, regularizer: str, tmp_path: Path) -> None:
+    settings = [f"loss.{key}={value}" for key, value in {**NONE, **REGULARIZERS[regularizer]}.items()]
+    arguments = ["model.d_args={batch_norm: true}"] if architecture == "dcgan" else []
+    config = load_recipe(
+        OF_EACH_ARCHITECTURE[architecture], *settings, *arguments, *QUIET,
+        f"loss.name={loss}", "train.batch_size=8", "train.n_critic=1", "tracking.wandb=disabled",
+    )  # fmt: skip
+    config.growth.batch_sizes = []
+    dist, info = Distributed(cpu=True), describe(config.data)
+    if refusal := _refusal(architecture, loss, regularizer):
+        with pytest.raises(ConfigError, match=refusal):
+            check_parts(config, info, dist)
+        return
+    check_parts(config, info, dist)
+    trainer = build(config, info, tmp_path, None, dist).trainer
+    before = [p.clone() for p in trainer.state.G.parameters()]
+    norms = [norm for _ in range(2) for norm in trainer.step(trainer.batches)]
+    assert all(torch.isfinite(norm) for norm in norms)
+    assert any(not torch.equal(a, p) for a, p in zip(before, trainer.state.G.parameters())), "G has moved"
