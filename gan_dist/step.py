@@ -104,7 +104,9 @@ class Alternation:
         self.skip_nonfinite = skip_nonfinite
         self.micro_batch_size = micro_batch_size
         self.z_dim: int = state.G.z_dim  # type: ignore[assignment]
-        self.G, self.D = self._wrap(state.G), self._wrap(state.D)
+        self.G: nn.Module
+        self.D: nn.Module
+        self.stage: int | None = None  # that these, the wrapped networks, are in
         self.enter_stage()
         self.opt_G = dist.prepare_optimizer(state.opt_G, state.scalers.get("G"))
         self.opt_D = dist.prepare_optimizer(state.opt_D, state.scalers.get("D"))
@@ -120,14 +122,16 @@ class Alternation:
         """Take up the stage of growth that the run is in; only what is trained there is wrapped."""
         stage = self.stages(self.state.nimg)
         self.batch_size = stage.batch_size
-        if isinstance(self.state.G, Growing) and self.state.G.stage != stage.number:
-            for network in (self.state.G, self.state.D, self.state.G_ema):
-                assert isinstance(network, Growing)
+        for network in (self.state.G, self.state.D, self.state.G_ema):
+            if isinstance(network, Growing):
                 network.stage = stage.number
-            self.dist.release(self.G)
-            self.dist.release(self.D)
-            self.G, self.D = self._wrap(self.state.G), self._wrap(self.state.D)
         self._fade(stage)
+        if stage.number != self.stage:
+            if self.stage is not None:
+                self.dist.release(self.G)
+                self.dist.release(self.D)
+            self.G, self.D = self._wrap(self.state.G), self._wrap(self.state.D)
+            self.stage = stage.number
         return stage
 
     def _wrap(self, module: nn.Module) -> nn.Module:

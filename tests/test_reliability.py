@@ -278,6 +278,16 @@ def test_rollback_goes_on_with_other_data(tmp_path: Path, dist: Distributed, cap
     assert fresh.state.retries == 1
 
 
+def test_rollback_to_a_smaller_stage_of_growth(tmp_path: Path, dist: Distributed) -> None:
+    growing = ["model.name=pggan", "data.image_size=16", "model.g_widths=[8,8,4]", "model.d_widths=[4,8,8]"]
+    growing += ["growth.stable_kimg=1", "growth.fade_kimg=1", "checkpoint.every_kimg=0.9", "loss.r1_gamma=0"]
+    run = _build(tmp_path, dist, *growing)
+    assert _train_with_nan(run, [1216])
+    assert run.state.retries == 1
+    assert [run.state.G.stage, run.state.D.stage, run.state.G_ema.stage] == [2, 2, 2]
+    assert all(parameter.isfinite().all() for parameter in run.state.G.parameters())
+
+
 def test_rollback_is_tried_so_often_and_no_more(tmp_path: Path, dist: Distributed) -> None:
     run = _build(tmp_path, dist, "checkpoint.every_kimg=0.5", "train.max_rollbacks=2")
     with pytest.raises(UserError, match=r"not finite at 1\.6 kimg.*last good checkpoint is in"):
