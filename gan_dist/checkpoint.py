@@ -12,7 +12,9 @@ import logging
 import os
 import re
 import shutil
+from collections import defaultdict
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -335,8 +337,22 @@ def _unflatten(optimizer: Optimizer, tensors: dict[str, Tensor], path: Path) -> 
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         index, _, name = key.partition(".")
-        fits = index.isdecimal() and int(index) < len(parameters)
-        if not fits or tensor.shape not in ((), parameters[int(index)].shape):
-            raise UserError(f"{path}: {key} of shape {tuple(tensor.shape)} does not fit the config")
+        if not index.isdecimal() or int(index) >= len(parameters):
+            raise UserError(f"{path}: {key!r} does not fit the config")
         state.setdefault(int(index), {})[name] = tensor
+    for number, moments in state.items():
+        found = {name: tuple(tensor.shape) for name, tensor in moments.items()}
+        expected = _moments_of(optimizer, parameters[number])
+        if found != expected:
+            raise UserError(f"{path}: {found} of parameter {number} do not fit the config, which makes {expected}")
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def _moments_of(optimizer: Optimizer, parameter: Tensor) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of what an optimizer keeps of a parameter, seen after a step with a copy of it."""
+    twin = torch.zeros_like(parameter)
+    twin.grad = torch.zeros_like(parameter)
+    probe = copy(optimizer)
+    probe.state, probe.param_groups = defaultdict(dict), [{**optimizer.param_groups[0], "params": [twin]}]
+    type(optimizer).step(probe)
+    return {name.partition(".")[2]: tuple(tensor.shape) for name, tensor in _flatten(probe).items()}

@@ -18,7 +18,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, TINY
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -160,6 +160,7 @@ hostile = st.one_of(
 
 @settings(many, max_examples=1000)
 @given(what=hostile)
+@example(what=("opt_D.safetensors", [(0.3828125, 32)]))  # a moment by another name
 def test_hostile_checkpoint_with_its_manifest(
     what: Any, content: dict[str, bytes], state: State, tmp_path_factory: Any
 ) -> None:

@@ -35,6 +35,7 @@ from gan_dist.config import load_config
 from gan_dist.data import describe
 from gan_dist.distributed import Distributed
 from gan_dist.errors import UserError
+from gan_dist.parts import optimizer_names
 from gan_dist.signals import StopSignals
 
 SMALL = [*TINY, "model.z_dim=8", "log.every_kimg=0", "sample.every_kimg=0"]
@@ -96,6 +97,17 @@ def test_loss_scales_are_restored(tmp_path: Path) -> None:
     fresh = _build(tmp_path / "fresh", dist).state
     restore(find_checkpoint(tmp_path), fresh)
     assert {name: scaler.get_scale() for name, scaler in fresh.scalers.items()} == {"D": 2.0**10, "G": 2.0**3}
+
+
+@pytest.mark.parametrize("name", optimizer_names())
+def test_moments_of_every_optimizer_are_restored(name: str, tmp_path: Path, dist: Distributed) -> None:
+    run, fresh = (_build(tmp_path / part, dist, f"optim.G.name={name}") for part in ("run", "fresh"))
+    for parameter in run.state.G.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    run.state.opt_G.step()
+    write_checkpoint(tmp_path, take_snapshot(run.state, _facts()), "train: {}\n")
+    restore(find_checkpoint(tmp_path), fresh.state)
+    torch.testing.assert_close(fresh.state.opt_G.state_dict(), run.state.opt_G.state_dict(), rtol=0, atol=0)
 
 
 def test_failed_write_leaves_no_trace(tmp_path: Path, dist: Distributed, monkeypatch: pytest.MonkeyPatch) -> None:
