@@ -74,12 +74,23 @@ def mixes_samples(name: str) -> bool:
 
 
 RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
+
+
+def _kind(name: str) -> str:
+    config = load_recipe(name)
+    return str([config.model, config.loss.name, [bool(value) for value in vars(config.loss).values()],
+                config.optim.D.name, config.train.augment])  # fmt: skip
+
+
+# One of those that differ in no more than data and numbers.
+OF_EACH_KIND = sorted({_kind(name): name for name in reversed(RECIPES)}.values())
 OF_EACH_ARCHITECTURE = {load_config(ROOT / f"configs/{name}.yaml").model.name: name for name in reversed(RECIPES)}
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Classifiers for metrics are trained once per session and never read from the user's cache."""
+    """Classifiers for metrics are trained once per session and never read from the user's cache; a thread a process."""
+    torch.set_num_threads(1)
     before = dict(os.environ)
     os.environ["GAN_DIST_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["OMP_NUM_THREADS"] = "1"

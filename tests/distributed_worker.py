@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
-from conftest import OF_EACH_ARCHITECTURE, RECIPES, load_recipe, mixes_samples
+from conftest import OF_EACH_ARCHITECTURE, OF_EACH_KIND, load_recipe, mixes_samples
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -173,7 +173,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     jobs = Jobs(folder)
     dist = Distributed("fp64", cpu=CPU)
-    for recipe in RECIPES:
+    for recipe in OF_EACH_KIND:
         jobs.train(dist, f"train-{recipe}", recipe)
         if not mixes_samples(recipe):
             jobs.train(dist, f"split-{recipe}", recipe, "train.micro_batch_size=2")

@@ -16,23 +16,23 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate.state import AcceleratorState
-from conftest import OF_EACH_ARCHITECTURE, RECIPES, load_recipe
+from conftest import OF_EACH_ARCHITECTURE, OF_EACH_KIND, load_recipe
 from PIL import Image
 
 from gan_dist.build import build
 from gan_dist.checkpoint import FILES, find_checkpoint
 from gan_dist.config import Config
 from gan_dist.data import POINTS, describe
-from gan_dist.distributed import Distributed
+from gan_dist.distributed import STOP_LAG, Distributed
 from gan_dist.signals import StopSignals
 
-# Every recipe in fp32; every architecture in the other precisions, and with data workers, too.
-COMBINATIONS = [("fp32", recipe, 0) for recipe in RECIPES] + [
+# Every kind of recipe in fp32; every architecture in the other precisions, and with data workers, too.
+COMBINATIONS = [("fp32", recipe, 0) for recipe in OF_EACH_KIND] + [
     (precision, recipe, workers)
     for precision in ("fp64", "fp32", "bf16") for recipe in OF_EACH_ARCHITECTURE.values() for workers in (0, 2)
     if (precision, workers) != ("fp32", 0)
 ]  # fmt: skip
-BATCH_SIZE, ITERATIONS, STOPS = 8, 21, (1, 7, 13)  # several processes stop some iterations later
+BATCH_SIZE, ITERATIONS, STOPS, BETWEEN = 8, 21, 3, 5
 COMMON = [
     f"train.batch_size={BATCH_SIZE}", "log.every_kimg=0.016",
     "sample.every_kimg=0", "metrics.every_kimg=0", "checkpoint.every_kimg=1", "tracking.wandb=disabled",
@@ -49,8 +49,8 @@ def make_images(folder: Path) -> None:
         Image.fromarray(generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
 
 
-def train(run_dir: Path, config: Config, dist: Distributed, stop_at: int | None) -> None:
-    """From the newest checkpoint, if there is one, to the end or to a signal after so many iterations."""
+def train(run_dir: Path, config: Config, dist: Distributed, *, stop: bool) -> None:
+    """From the newest checkpoint, if there is one, to the end or for BETWEEN iterations."""
     config.train.kimg = BATCH_SIZE * config.train.n_critic * ITERATIONS / 1000
     if dist.is_main:
         run_dir.mkdir(exist_ok=True)
@@ -60,18 +60,22 @@ def train(run_dir: Path, config: Config, dist: Distributed, stop_at: int | None)
     with StopSignals() as signals:
         step = run.trainer.step
         take = type(step).__call__
+        signal_at = BETWEEN - (STOP_LAG if dist.world_size > 1 else 0)
+        taken = 0
 
         class Interrupted(type(step)):  # type: ignore[misc]
             def __call__(self, batches):  # type: ignore[no-untyped-def]
-                before = run.state.nimg
+                nonlocal taken
                 norms = take(self, batches)
-                if stop_at is not None and before < stop_at * BATCH_SIZE * config.train.n_critic <= run.state.nimg:
+                taken += 1
+                if stop and taken == signal_at:
                     os.kill(os.getpid(), signal.SIGTERM)
                 return norms
 
         step.__class__ = Interrupted
         finished = run.trainer.run(signals)
-    assert finished == (stop_at is None)
+    assert finished != stop
+    assert taken == BETWEEN or finished
     dist.barrier()
 
 
@@ -103,9 +107,9 @@ def main() -> None:
             ]
         config = load_recipe(recipe, *settings)
         whole, parts = folder / "whole", folder / "parts"
-        train(whole, config, dist, None)
-        for stop in (*STOPS, None):
-            train(parts, config, dist, stop)
+        train(whole, config, dist, stop=False)
+        for part in range(STOPS + 1):
+            train(parts, config, dist, stop=part < STOPS)
         if dist.is_main:
             last = max((whole / "checkpoints").iterdir()).relative_to(whole)
             name = f"{recipe} {precision} {world_size} processes {workers} workers"

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import OF_EACH_ARCHITECTURE, RECIPES, ROOT, SMALL, mixes_samples, start_ranks
+from conftest import OF_EACH_ARCHITECTURE, OF_EACH_KIND, ROOT, SMALL, mixes_samples, start_ranks
 from safetensors.torch import load_file
 from torch import Tensor
 
 from gan_dist import models
 
 WORLDS = (1, 2, 4)
-SPLITTABLE = [recipe for recipe in RECIPES if not mixes_samples(recipe)]
+SPLITTABLE = [recipe for recipe in OF_EACH_KIND if not mixes_samples(recipe)]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_every_architecture_is_here() -> None:
 
 
 @pytest.mark.parametrize("world_size", WORLDS[1:])
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", OF_EACH_KIND)
 def test_weights_averages_and_moments_do_not_depend_on_the_processes(
     recipe: str, world_size: int, ran: dict[int, Path]
 ) -> None:
