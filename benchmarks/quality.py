@@ -26,6 +26,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from gan_dist.config import load_config
+
 ROOT = Path(__file__).parent.parent
 # In the order in which a beginner meets them.
 RECIPES = [
@@ -69,14 +71,15 @@ def spread(values: list[float], digits: int) -> str:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """A row a recipe, by the first column, in Markdown."""
+    """A row a recipe, ordered by the first figure, in Markdown."""
     columns = (OF_POINTS if "modes" in results[0] else OF_IMAGES) | {"minutes": 1}
     rows = []
     for recipe in {result["recipe"] for result in results}:
+        labels = "yes" if load_config(ROOT / f"configs/{recipe}.yaml").model.conditional else "no"
         of = {name: [r[name] for r in results if r["recipe"] == recipe] for name in columns}
         figures = [spread(of[name], digits) for name, digits in columns.items()]
-        rows.append((statistics.median(of[next(iter(columns))]), f"| `{recipe}` | {' | '.join(figures)} |"))
-    head = f"| recipe | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}"
+        rows.append((statistics.median(of[next(iter(columns))]), f"| `{recipe}` | {labels} | {' | '.join(figures)} |"))
+    head = f"| recipe | labels | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 2)}"
     return "\n".join([head, *(row for _, row in sorted(rows))])
 
 

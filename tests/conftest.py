@@ -74,16 +74,6 @@ def mixes_samples(name: str) -> bool:
 
 
 RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
-
-
-def _kind(name: str) -> str:
-    config = load_recipe(name)
-    return str([config.model, config.loss.name, [bool(value) for value in vars(config.loss).values()],
-                config.optim.D.name, config.train.augment])  # fmt: skip
-
-
-# One of those that differ in no more than data and numbers.
-OF_EACH_KIND = sorted({_kind(name): name for name in reversed(RECIPES)}.values())
 OF_EACH_ARCHITECTURE = {load_config(ROOT / f"configs/{name}.yaml").model.name: name for name in reversed(RECIPES)}
 
 

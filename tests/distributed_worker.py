@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
-from conftest import OF_EACH_ARCHITECTURE, OF_EACH_KIND, load_recipe, mixes_samples
+from conftest import OF_EACH_ARCHITECTURE, RECIPES, load_recipe, mixes_samples
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -44,7 +44,7 @@ PENALTIES = {
     "WGAN-GP": ["loss.r1_gamma=0", "loss.gradient_penalty=10"],
 }
 WIRE = [
-    {"loss": loss, "penalty": penalty, "micro": micro, "n_critic": n_critic}
+    (loss, penalty, micro, n_critic)
     for loss, penalty, micro, n_critic in itertools.product(sorted(LOSSES), PENALTIES, (0, 2), (1, 3))
     if loss == "relativistic" or penalty == "R1"
 ]
@@ -100,24 +100,30 @@ class Jobs:
                     tensors[f"{part}.{key}"] = parameter.grad
         self.save(dist, name, tensors)
 
-    def wire(self, dist: Distributed) -> None:
-        """Bytes that D's and G's wrappers reduce in an iteration, and those of everything else."""
-        measured = []
-        for setting in WIRE:
-            run = self.build(
-                dist, "digits", f"loss.name={setting['loss']}", *PENALTIES[setting["penalty"]],
-                f"train.micro_batch_size={setting['micro']}", f"train.n_critic={setting['n_critic']}",
-            )  # fmt: skip
-            step = run.trainer.step
-            sent = {"G": 0, "D": 0}
-            with _counted_all_reduces() as total:
-                for part in sent:
-                    getattr(step, part).register_comm_hook(None, _recorder(sent, part))
-                for _ in range(2):
-                    step(run.trainer.batches)
-            sizes = {k: sum(p.nbytes for p in getattr(run.state, k).parameters()) for k in sent}
-            measured.append({**setting, "sent": sent, "sizes": sizes, "total": total[0]})
-        self.results["wire"] = measured
+    def wire(self, dist: Distributed, recipe: str, *overrides: str) -> dict[str, Any]:
+        """Bytes that D's and G's wrappers reduce in two iterations, and those of everything."""
+        run = self.build(dist, recipe, *overrides)
+        step = run.trainer.step
+        sent = {"G": 0, "D": 0}
+        sizes = {k: sum(p.nbytes for p in getattr(run.state, k).parameters() if p.requires_grad) for k in sent}
+        with _counted_all_reduces() as total:
+            for part in sent:
+                getattr(step, part).register_comm_hook(None, _recorder(sent, part))
+            for _ in range(2):
+                step(run.trainer.batches)
+        run.trainer.batches.close()
+        return {"sent": sent, "sizes": sizes, "total": total[0], "n_critic": step.n_critic}
+
+    def wires(self, dist: Distributed) -> None:
+        """For every loss and penalty, micro-batches and n_critic; and for every recipe."""
+        self.results["wire"] = [
+            self.wire(
+                dist, "digits", f"loss.name={loss}", *PENALTIES[penalty],
+                f"train.micro_batch_size={micro}", f"train.n_critic={n_critic}",
+            )
+            for loss, penalty, micro, n_critic in WIRE
+        ]  # fmt: skip
+        self.results["wire of recipes"] = {recipe: self.wire(dist, recipe) for recipe in RECIPES}
 
     def metrics(self, dist: Distributed) -> None:
         """Of an untrained generator, by the evaluator that a run is wired with."""
@@ -173,7 +179,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     jobs = Jobs(folder)
     dist = Distributed("fp64", cpu=CPU)
-    for recipe in OF_EACH_KIND:
+    for recipe in RECIPES:
         jobs.train(dist, f"train-{recipe}", recipe)
         if not mixes_samples(recipe):
             jobs.train(dist, f"split-{recipe}", recipe, "train.micro_batch_size=2")
@@ -182,7 +188,7 @@ def main() -> None:
         jobs.gradients(dist, f"gradients-{recipe}", recipe)
     jobs.gradients(dist, "gradients-default", "digits")
     if dist.world_size == 2:
-        jobs.wire(dist)
+        jobs.wires(dist)
     jobs.metrics(dist)
     jobs.compressed()
     jobs.mixed()

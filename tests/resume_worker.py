@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate.state import AcceleratorState
-from conftest import OF_EACH_ARCHITECTURE, OF_EACH_KIND, load_recipe
+from conftest import OF_EACH_ARCHITECTURE, RECIPES, load_recipe
 from PIL import Image
 
 from gan_dist.build import build
@@ -26,8 +26,8 @@ from gan_dist.data import POINTS, describe
 from gan_dist.distributed import STOP_LAG, Distributed
 from gan_dist.signals import StopSignals
 
-# Every kind of recipe in fp32; every architecture in the other precisions, and with data workers, too.
-COMBINATIONS = [("fp32", recipe, 0) for recipe in OF_EACH_KIND] + [
+# Every recipe in fp32; every architecture in the other precisions, and with data workers, too.
+COMBINATIONS = [("fp32", recipe, 0) for recipe in RECIPES] + [
     (precision, recipe, workers)
     for precision in ("fp64", "fp32", "bf16") for recipe in OF_EACH_ARCHITECTURE.values() for workers in (0, 2)
     if (precision, workers) != ("fp32", 0)

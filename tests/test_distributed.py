@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import OF_EACH_ARCHITECTURE, OF_EACH_KIND, ROOT, SMALL, mixes_samples, start_ranks
+from conftest import OF_EACH_ARCHITECTURE, RECIPES, ROOT, SMALL, mixes_samples, start_ranks
 from safetensors.torch import load_file
 from torch import Tensor
 
 from gan_dist import models
 
 WORLDS = (1, 2, 4)
-SPLITTABLE = [recipe for recipe in OF_EACH_KIND if not mixes_samples(recipe)]
+SPLITTABLE = [recipe for recipe in RECIPES if not mixes_samples(recipe)]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_every_architecture_is_here() -> None:
 
 
 @pytest.mark.parametrize("world_size", WORLDS[1:])
-@pytest.mark.parametrize("recipe", OF_EACH_KIND)
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_weights_averages_and_moments_do_not_depend_on_the_processes(
     recipe: str, world_size: int, ran: dict[int, Path]
 ) -> None:
@@ -80,6 +80,15 @@ def test_each_gradient_crosses_once(ran: dict[int, Path]) -> None:
     for row in measured:
         assert row["sent"] == {"G": 2 * row["sizes"]["G"], "D": 2 * row["n_critic"] * row["sizes"]["D"]}, row
         assert row["total"] == sum(row["sent"].values()), row
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_each_gradient_of_a_recipe_crosses_once(recipe: str, ran: dict[int, Path]) -> None:
+    """Growing networks send what their stage has. Beside gradients only statistics of batch normalization go along."""
+    row = _results(ran[2])["wire of recipes"][recipe]
+    assert row["sent"] == {"G": 2 * row["sizes"]["G"], "D": 2 * row["n_critic"] * row["sizes"]["D"]}
+    if not mixes_samples(recipe):
+        assert row["total"] == sum(row["sent"].values())
 
 
 @pytest.mark.parametrize("world_size", WORLDS[1:])

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import OF_EACH_ARCHITECTURE, OF_EACH_KIND, ROOT, start_ranks
+from conftest import OF_EACH_ARCHITECTURE, RECIPES, ROOT, start_ranks
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -17,5 +17,5 @@ def test_every_combination_resumes_exactly(world_size: int, tmp_path: Path) -> N
         _, error = process.communicate(timeout=600)
         assert process.returncode == 0, error
     results = json.loads((tmp_path / "results.json").read_text())
-    assert len(results) == len(OF_EACH_KIND) + 5 * len(OF_EACH_ARCHITECTURE)
+    assert len(results) == len(RECIPES) + 5 * len(OF_EACH_ARCHITECTURE)
     assert {name: files for name, files in results.items() if files} == {}
