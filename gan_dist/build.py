@@ -19,6 +19,7 @@ from gan_dist import models
 from gan_dist.augment import Augment
 from gan_dist.callbacks.evaluate import Evaluate
 from gan_dist.callbacks.grid import SampleGrid, real_grid, sample_grid
+from gan_dist.callbacks.profile import Profile
 from gan_dist.callbacks.progress import LogProgress, ProgressBar
 from gan_dist.callbacks.save import Retention, SaveCheckpoint
 from gan_dist.callbacks.scatter import scatter_picture
@@ -219,6 +220,8 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
         every, on_best = _nimg(config.metrics.every_kimg), save if kept.keep_best and kept.every_kimg else None
         callbacks.append(Evaluate(every, evaluator, tracker, clock, dist, on_best))
     callbacks.append(save)
+    if train.profile and dist.is_main:
+        callbacks.append(Profile(run_dir / "trace.json"))
     trainer = Trainer(
         state,
         step,

@@ -108,9 +108,11 @@ class Train:
     precision: Literal["auto", "fp64", "fp32", "bf16", "fp16"] = (
         "auto"  # of the networks; auto: the launcher's, or fp32
     )
+    compile: bool = False  # run the networks through torch.compile, which takes a C++ compiler; penalties stay without
     sync_batch_norm: bool = True  # batch normalization over the batches of all processes, as one process would
     compress_gradients: bool = False  # send gradients between processes as bf16
     device: Literal["auto", "cpu"] = "auto"  # auto: a GPU if there is one
+    profile: bool = False  # write a torch profiler trace of a few iterations into the run directory
     on_nonfinite: Literal["rollback", "skip", "stop"] = (
         "rollback"  # at non-finite gradients: go back to the last checkpoint with other data, skip the step, or stop
     )

@@ -48,6 +48,7 @@ class Distributed:
         precision: "auto" is what the launcher was told, fp32 without one.
         cpu: don't use a GPU.
         compress: send gradients as bf16.
+        compile: run prepared networks through torch.compile.
 
     Raises:
         ConfigError: fp16 without a GPU, or fewer processes came together than the launcher started.
@@ -57,7 +58,9 @@ class Distributed:
     _heard: ClassVar[str] = ""  # what another process said when it failed
     _waits: ClassVar[int] = 0  # how often this process has waited for others; all count alike
 
-    def __init__(self, precision: str = "fp32", cpu: bool = False, compress: bool = False) -> None:
+    def __init__(
+        self, precision: str = "fp32", cpu: bool = False, compress: bool = False, compile: bool = False
+    ) -> None:
         if precision == "auto":
             launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
             precision = "fp32" if launched == "no" else launched
@@ -82,6 +85,9 @@ class Distributed:
             ],
         )
         self.precision = precision
+        self._compile = compile
+        if compile:  # all networks, sizes and modes count as one function
+            torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         self.device: torch.device = self._accelerator.device
         self.rank: int = self._accelerator.process_index
         self.world_size: int = self._accelerator.num_processes
@@ -112,6 +118,8 @@ class Distributed:
 
     def prepare_model(self, module: nn.Module) -> nn.Module:
         """Move a module to the device, run its forward in the run's precision, and wrap it for several processes."""
+        if self._compile:
+            module.compile(dynamic=False)  # in place: neither the wrapper nor the names of weights change
         return self._accelerator.prepare_model(module)
 
     def release(self, model: nn.Module) -> None:
@@ -148,6 +156,10 @@ class Distributed:
         """Take the loss scale out of the gradients, once, before they are looked at or stepped with."""
         if optimizer.scaler:
             optimizer.scaler.unscale_(optimizer.optimizer)
+
+    def eager(self, needed: bool = True) -> AbstractContextManager:
+        """Inside, if `needed`, nothing runs compiled: compiled networks can't be differentiated twice."""
+        return torch.compiler.set_stance("force_eager") if self._compile and needed else nullcontext()
 
     @contextmanager
     def full_precision(self, model: nn.Module) -> Iterator[None]:

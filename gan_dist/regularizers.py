@@ -9,26 +9,27 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 
-def squared_gradient_norm(logits: Tensor, x: Tensor) -> Tensor:
-    """|grad_x D(x)|^2 of each sample, to be differentiated again: (N,).
+def squared_gradient_norms(logits: Tensor, *xs: Tensor) -> list[Tensor]:
+    """|grad_x D(x)|^2 of each sample of each x, to be differentiated again: (N,) each.
 
     Times gamma/2 this is the R1 penalty with x real and the R2 penalty with x generated (Mescheder et al. 2018, "Which
     training methods for GANs do actually converge?", equations 9 and 10).
 
     Args:
-        logits: D(x), (N,), with x in its graph.
-        x: (N, …), requires grad.
+        logits: D of all of them, (N,) or more, with the xs in its graph: one backward pass serves them all.
+        xs: (N, …), require grad.
     """
-    (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
-    return gradient.square().flatten(1).sum(1)
+    gradients = torch.autograd.grad(logits.sum(), xs, create_graph=True)
+    return [gradient.square().flatten(1).sum(1) for gradient in gradients]
 
 
 def lipschitz_penalty(logits: Tensor, x: Tensor) -> Tensor:
     """(|grad_x D(x)| - 1)^2 of each sample, with x as `interpolate` makes it (Gulrajani et al. 2017, equation 3): (N,).
 
-    Arguments as for `squared_gradient_norm`.
+    Arguments as for `squared_gradient_norms`.
     """
-    return (squared_gradient_norm(logits, x).clamp(min=1e-12).sqrt() - 1).square()  # the root's slope at 0 is infinite
+    (norm,) = squared_gradient_norms(logits, x)
+    return (norm.clamp(min=1e-12).sqrt() - 1).square()  # the root's slope at 0 is infinite
 
 
 def interpolate(x_real: Tensor, x_fake: Tensor, u: Tensor) -> Tensor:

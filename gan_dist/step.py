@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,14 +20,14 @@ from gan_dist.regularizers import (
     interpolate,
     iterate_spectral_norms,
     lipschitz_penalty,
-    squared_gradient_norm,
+    squared_gradient_norms,
 )
 from gan_dist.rng import Purpose
 from gan_dist.schedules import Stage
 from gan_dist.state import State
 from gan_dist.stats import RunningMeans
 
-Point = tuple[Tensor, Tensor | None, Tensor]  # images x, labels y and logits D(x, y)
+Judged = tuple[Tensor, Tensor | None]  # images x and labels y, as D takes them
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,7 @@ class Alternation:
         # Where a real and a generated image are compared or mixed, they are of one class.
         self.same_labels = loss.paired or penalties.gradient_penalty > 0
         self.skip_nonfinite = skip_nonfinite
+        self.separable = not any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in state.D.modules())
         self.micro_batch_size = micro_batch_size
         self.z_dim: int = state.G.z_dim  # type: ignore[assignment]
         self.G: nn.Module
@@ -165,7 +166,10 @@ class Alternation:
         _set(state.opt_D, self.schedule_D(state.nimg))
         self._fade(self.stages(state.nimg))
         iterate_spectral_norms(state.D)
+        r1, r2 = self.penalties.r1_gamma > 0, self.penalties.r2_gamma > 0
         penalise = (state.nimg // self.batch_size) % self.penalties.interval == 0
+        twice = penalise and not self.dist.mixed and (r1 or r2)  # D's own logits are differentiated twice
+        one_pass = self.separable and not (twice and r1 != r2)  # the side without a penalty would pay for it too
 
         micro_batches = list(self._micro_batches())
         for first, part in micro_batches:
@@ -174,10 +178,11 @@ class Alternation:
             z = self._latents(Purpose.D_LATENT, first, len(x_real))
             with torch.no_grad():
                 x_fake = self.augment(state.G(z, y), Purpose.AUGMENT_D_FAKE, first)
-            x_real.requires_grad_(penalise and self.penalties.r1_gamma > 0)
-            x_fake.requires_grad_(penalise and self.penalties.r2_gamma > 0)
-            with self.dist.micro_batch(self.D, last=part is micro_batches[-1][1]):
-                real, fake = self.D(x_real, y_real), self.D(x_fake, y)
+            x_real.requires_grad_(penalise and r1)
+            x_fake.requires_grad_(penalise and r2)
+            both: list[Judged] = [(x_real, y_real), (x_fake, y)]
+            with self.dist.micro_batch(self.D, last=part is micro_batches[-1][1]), self.dist.eager(twice):
+                real, fake = self._logits(both, one_pass)
                 loss = self.loss.D(real, fake, *self.smoothing) * (0.5 if self.d_half else 1.0)
                 self.stats.add("loss_D", loss.mean())
                 self.stats.add("D_real", real.mean())
@@ -187,7 +192,7 @@ class Alternation:
                 if self.penalties.drift:
                     loss = loss + self.penalties.drift * real.square()
                 if penalise:
-                    penalty = self._penalty(first, (x_real, y_real, real), (x_fake, y, fake))
+                    penalty = self._penalty(first, both, torch.cat([real, fake]))
                     loss = loss + self.penalties.interval * penalty
                 self.dist.backward(loss.mean() / len(micro_batches), self.opt_D)
         norm = self._optimise("D", state.D, self.opt_D)
@@ -222,32 +227,39 @@ class Alternation:
                 self.dist.backward(loss.mean() / len(micro_batches), self.opt_G)
         return self._optimise("G", state.G, self.opt_G)
 
-    def _penalty(self, first: int, at_real: Point, at_fake: Point) -> Tensor:
-        """The sum of D's penalties for each pair of a real and a generated image: (N,)."""
-        total = torch.zeros_like(at_real[2], dtype=at_real[0].dtype)
-        for name, gamma, (x, y, logits) in (
-            ("r1", self.penalties.r1_gamma, at_real),
-            ("r2", self.penalties.r2_gamma, at_fake),
-        ):
-            if gamma:
-                precise = self._precise_logits(x, y) if self.dist.mixed else logits
-                norm = squared_gradient_norm(precise, x)
+    def _logits(self, batches: Sequence[Judged], one_pass: bool) -> Sequence[Tensor]:
+        """D's logits of batches of one size, (N,) each."""
+        if not one_pass:
+            return [self.D(x, y) for x, y in batches]
+        xs, ys = zip(*batches)
+        return self.D(torch.cat(xs), None if ys[0] is None else torch.cat(ys)).split(len(xs[0]))
+
+    def _penalty(self, first: int, both: Sequence[Judged], logits: Tensor) -> Tensor:
+        """The sum of D's penalties for each pair of a real and a generated image: (N,); `logits` (2N,) are of both."""
+        (x_real, y), (x_fake, _) = both
+        total = torch.zeros_like(logits[: len(x_real)], dtype=x_real.dtype)
+        gammas = {"r1": self.penalties.r1_gamma, "r2": self.penalties.r2_gamma}
+        sides = [(name, gamma, pair) for (name, gamma), pair in zip(gammas.items(), both) if gamma]
+        if sides:
+            if self.dist.mixed:
+                logits = torch.cat(list(self._precise_logits([pair for _, _, pair in sides])))
+            norms = squared_gradient_norms(logits, *(x for _, _, (x, _) in sides))
+            for (name, gamma, _), norm in zip(sides, norms):
                 self.stats.add(name, norm.mean())
                 total = total + 0.5 * gamma * self.penalties.gamma_scale(self.state.nimg) * norm
         if self.penalties.gradient_penalty:
-            x_real, y, _ = at_real
             drawn = torch.from_numpy(rng.uniform(self.seed, Purpose.INTERPOLATE, first, len(x_real), 1))
             u = rng.to_device(drawn.to(x_real.dtype), x_real.device)
-            x = interpolate(x_real.detach(), at_fake[0].detach(), u).requires_grad_()
-            penalty = lipschitz_penalty(self._precise_logits(x, y), x)
+            x = interpolate(x_real.detach(), x_fake.detach(), u).requires_grad_()
+            penalty = lipschitz_penalty(self._precise_logits([(x, y)])[0], x)
             self.stats.add("gradient_penalty", penalty.mean())
             total = total + self.penalties.gradient_penalty * penalty
         return total
 
-    def _precise_logits(self, x: Tensor, y: Tensor | None) -> Tensor:
-        """D(x) in the weights' own precision, for penalties."""
-        with self.dist.full_precision(self.D):
-            return self.D(x, y)
+    def _precise_logits(self, batches: Sequence[Judged]) -> Sequence[Tensor]:
+        """D's logits in the weights' own precision, to be differentiated twice, for penalties."""
+        with self.dist.full_precision(self.D), self.dist.eager():
+            return self._logits(batches, one_pass=self.separable)
 
     def _optimise(self, name: str, module: nn.Module, optimizer: Any) -> Tensor:
         """Step with the gradients that are there, and return their norm."""

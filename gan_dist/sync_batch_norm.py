@@ -33,6 +33,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
     def _check_input_dim(self, _: Tensor) -> None:
         """Both shapes will do."""
 
+    @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from gan_dist.config import Growth, Optimizer
 from gan_dist.ema import ema_beta, update_ema
 from gan_dist.losses import LOSSES
-from gan_dist.regularizers import clip_weights, interpolate, lipschitz_penalty, squared_gradient_norm
+from gan_dist.regularizers import clip_weights, interpolate, lipschitz_penalty, squared_gradient_norms
 from gan_dist.schedules import optimizer_schedule, stages
 
 REAL = torch.tensor([-3.0, -0.5, 0.0, 2.0, 30.0], dtype=torch.float64)
@@ -72,7 +72,7 @@ def test_gradient_norm_of_a_linear_d_is_that_of_its_weight() -> None:
     D = nn.Sequential(nn.Flatten(), nn.Linear(12, 1), nn.Flatten(0))
     x = torch.randn(5, 3, 2, 2, requires_grad=True)
     expected = D[1].weight.square().sum().expand(5)
-    torch.testing.assert_close(squared_gradient_norm(D(x), x), expected)
+    torch.testing.assert_close(squared_gradient_norms(D(x), x)[0], expected)
 
 
 def test_gradient_norm_against_finite_differences() -> None:
@@ -81,7 +81,7 @@ def test_gradient_norm_against_finite_differences() -> None:
     x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     step = 1e-6
     slopes = torch.stack([(D(x + step * e) - D(x - step * e)) / (2 * step) for e in torch.eye(4, dtype=torch.float64)])
-    torch.testing.assert_close(squared_gradient_norm(D(x), x), slopes.square().sum(0), rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(squared_gradient_norms(D(x), x)[0], slopes.square().sum(0), rtol=1e-7, atol=1e-9)
 
 
 def test_gradient_norm_can_be_differentiated_again() -> None:
@@ -90,7 +90,7 @@ def test_gradient_norm_can_be_differentiated_again() -> None:
 
     def penalty(weight: torch.Tensor) -> torch.Tensor:
         parameters = {**dict(D.named_parameters()), "0.weight": weight}
-        return squared_gradient_norm(torch.func.functional_call(D, parameters, x), x)
+        return squared_gradient_norms(torch.func.functional_call(D, parameters, x), x)[0]
 
     torch.autograd.gradcheck(penalty, D[0].weight.detach().clone().requires_grad_(True))
 

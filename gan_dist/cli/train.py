@@ -53,7 +53,8 @@ def _train(config: Config, signals: StopSignals, started: float) -> int:
     from gan_dist.distributed import Distributed  # torch, and with it some seconds: after what can be refused without
 
     settings = config.train
-    dist = Distributed(settings.precision, cpu=settings.device == "cpu", compress=settings.compress_gradients)
+    cpu, compress = settings.device == "cpu", settings.compress_gradients
+    dist = Distributed(settings.precision, cpu, compress, settings.compile)
     try:
         finished, run_dir, nimg = _run(config, dist, signals)
     except Exception as error:

@@ -1,0 +1,41 @@
+"""A torch profiler trace of some iterations."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile, schedule
+
+from gan_dist.state import State
+
+log = logging.getLogger(__name__)
+
+SKIPPED, WARM, TRACED = 20, 3, 5  # iterations
+
+
+class Profile:
+    """Traces a few iterations after the first ones, in the main process, into a file for chrome://tracing or Perfetto."""
+
+    every_nimg = 1  # every iteration
+    at_start = False
+    at_end = False
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
+        when = schedule(skip_first=SKIPPED, wait=0, warmup=WARM, active=TRACED, repeat=1)
+        self._profile = profile(activities=activities, schedule=when, on_trace_ready=self._write, record_shapes=True)
+        self._profile.start()
+
+    def __call__(self, state: State) -> None:
+        self._profile.step()
+
+    def _write(self, traced: profile) -> None:
+        try:
+            traced.export_chrome_trace(str(self.path))
+        except (OSError, RuntimeError) as error:  # a full disk
+            log.warning("%s: cannot write the trace: %s", self.path, error)
+        else:
+            log.info("traced %d iterations into %s", TRACED, self.path)
