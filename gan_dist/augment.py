@@ -33,7 +33,7 @@ def translation(x: Tensor, u: Tensor) -> Tensor:
 
 def _moves(u: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     """Matrices (N, size, size) that move a vector down by a whole number of pixels from -size/8 to size/8."""
-    most = round(size / 8)
+    most = int(size / 8 + 0.5)
     by = (u * (2 * most + 1)).floor() - most
     place = torch.arange(size, device=u.device)
     return (place[:, None] - place == by[:, None, None]).to(dtype)
@@ -47,7 +47,7 @@ def cutout(x: Tensor, u: Tensor) -> Tensor:
 
 def _inside(u: Tensor, size: int) -> Tensor:
     """Which places of a side (N, size) lie in the rectangle."""
-    width = round(size / 2)
+    width = int(size / 2 + 0.5)
     start = (u * (size + 1 - width % 2)).floor() - width // 2
     place = torch.arange(size, device=u.device)
     return (place >= start[:, None]) & (place < start[:, None] + width)

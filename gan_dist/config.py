@@ -435,6 +435,14 @@ def check(config: Config) -> None:
             )
         if getattr(config.optim, side).beta2_final >= 1:
             raise ConfigError(f"optim.{side}.beta2_final must be below 1, for example 0.99")
+        settings = getattr(config.optim, side)
+        for name in ("lr_final", "beta2_final"):
+            if getattr(settings, name) and settings.schedule == "constant":
+                raise ConfigError(f"optim.{side}.{name} needs optim.{side}.schedule=cosine or linear")
+    if config.loss.gamma_decay != 1 and config.optim.D.schedule == "constant":
+        raise ConfigError("loss.gamma_decay goes along optim.D.schedule: set that to cosine or linear")
+    if config.growth.fade_kimg and not config.growth.stable_kimg:
+        raise ConfigError("growth.fade_kimg needs growth.stable_kimg, the time that each size is trained for")
     if config.train.seed >= 2**63 or config.metrics.seed >= 2**63:
         raise ConfigError("train.seed and metrics.seed must be below 2^63")
     if config.tracking.artifact and not config.checkpoint.every_kimg:

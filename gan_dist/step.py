@@ -188,7 +188,7 @@ class Alternation:
                 self.stats.add("D_real", real.mean())
                 self.stats.add("D_fake", fake.mean())
                 if self.loss.critic:
-                    self.stats.add("distance", -loss.mean())
+                    self.stats.add("distance", (real - fake).mean())
                 if self.penalties.drift:
                     loss = loss + self.penalties.drift * real.square()
                 if penalise:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -56,8 +58,20 @@ def spectral_norm(module: nn.Module) -> nn.Module:
     Forward passes leave the estimate as it is: `gan_dist.regularizers.iterate_spectral_norms` improves it, once a step.
     """
     parametrizations.spectral_norm(module)
+    norm = module.parametrizations.weight[0]  # type: ignore[union-attr,index]
+    norm.forward = _in_full_precision(norm.forward)  # type: ignore[method-assign]
     module.parametrizations.weight.eval()  # type: ignore[union-attr]
     return module
+
+
+def _in_full_precision(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The same function, whatever precision it is called in."""
+
+    def full(weight: Tensor) -> Tensor:
+        with torch.autocast(weight.device.type, enabled=False):
+            return forward(weight)
+
+    return full
 
 
 class MinibatchStd(nn.Module):

@@ -53,7 +53,8 @@ class Conv(nn.Module):
 
 def pixel_norm(x: Tensor) -> Tensor:
     """Each pixel's vector (N, C, …) divided by the root of the mean of its squares (section 4.2)."""
-    return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-8)
+    wide = x if x.dtype == torch.float64 else x.float()  # in half precision 1e-8 is 0
+    return (wide * torch.rsqrt(wide.square().mean(1, keepdim=True) + 1e-8)).to(x.dtype)
 
 
 def _activated(x: Tensor) -> Tensor:

@@ -165,6 +165,7 @@ class Generator(nn.Module):
         self.norm = nn.BatchNorm2d(widths[-1])
         self.last = nn.Conv2d(widths[-1], image_shape[0], 3, padding=1)
         self.apply(_initialise)
+        nn.init.xavier_uniform_(self.last.weight)  # it is on no branch
         self.attention_after = sizes.index(attention) - 1 if attention else None
         if self.attention_after is not None:
             self.attention = Attention(widths[sizes.index(attention)])
