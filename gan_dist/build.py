@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from gan_dist import models
-from gan_dist.augment import Augment
 from gan_dist.callbacks.evaluate import Evaluate
 from gan_dist.callbacks.grid import SampleGrid, real_grid, sample_grid
 from gan_dist.callbacks.profile import Profile
@@ -34,26 +33,23 @@ from gan_dist.config import (
     load_config,
 )
 from gan_dist.data import POINTS, DataInfo, describe
-from gan_dist.data.loader import Preprocess, draw, make_loader
+from gan_dist.data.loader import draw, make_loader
 from gan_dist.data.points import modes
 from gan_dist.data.shared import load_shared
 from gan_dist.data.sources import Images, ImageTensor, count_readable, load_dataset, shrink
 from gan_dist.distributed import Distributed
 from gan_dist.errors import ConfigError, UserError
 from gan_dist.health import Health
-from gan_dist.losses import LOSSES
 from gan_dist.metrics import Judge
 from gan_dist.metrics.classifier import trained_classifier
 from gan_dist.metrics.evaluate import Evaluator
 from gan_dist.metrics.extractors import ClassifierExtractor, make_extractor
 from gan_dist.metrics.points import PointsEvaluator, sample_points
 from gan_dist.metrics.stacked import StackedEvaluator, first_channel
-from gan_dist.parts import make_generator, make_state
+from gan_dist.parts import make_generator, make_state, make_step
 from gan_dist.rng import course_seed
-from gan_dist.schedules import course, optimizer_schedule, stages
 from gan_dist.state import State
 from gan_dist.stats import Clock, RunningMeans
-from gan_dist.step import Alternation, Penalties
 from gan_dist.tracking import LocalTracker, Tracker, Trackers, WandbTracker
 from gan_dist.trainer import Batches, Callback, Trainer
 
@@ -120,7 +116,7 @@ def _summary(config: Config, state: State, dist: Distributed) -> list[str]:
 
 def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None, dist: Distributed) -> WiredRun:
     """Read the data, make networks, loop and callbacks, and put the run where the checkpoint says, if there is one."""
-    train, loss, total_nimg = config.train, config.loss, round(config.train.kimg * 1000)
+    train, total_nimg = config.train, round(config.train.kimg * 1000)
     dataset = load_shared(config.data, info, dist, stage_dir())
     if isinstance(dataset, ImageTensor):
         dataset = dataset.on(dist.device)
@@ -129,37 +125,9 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
         restore(checkpoint, state)
     class_probs = _class_probs(dataset, info, config)
 
-    last_stage = state.G.last_stage if isinstance(state.G, models.Growing) else 0
-    stage_at = stages(config.growth, train.batch_size, last_stage)
-    decay = course(config.optim.D, total_nimg)
     stats, clock = RunningMeans(dist), Clock()
-    step = Alternation(
-        state,
-        dist,
-        stats,
-        LOSSES[loss.name],
-        Preprocess(train.seed, config.data.hflip, dist.dtype),
-        Augment(train.augment, train.seed),
-        class_probs,
-        stages=stage_at,
-        micro_batch_size=train.micro_batch_size,
-        n_critic=train.n_critic,
-        seed=train.seed,
-        schedule_G=optimizer_schedule(config.optim.G, total_nimg),
-        schedule_D=optimizer_schedule(config.optim.D, total_nimg),
-        penalties=Penalties(
-            loss.drift,
-            loss.r1_gamma,
-            loss.r2_gamma,
-            lambda nimg: 1 + (loss.gamma_decay - 1) * decay(nimg),
-            loss.gradient_penalty,
-            loss.penalty_interval,
-            loss.clip_weights,
-        ),
-        label_smoothing=loss.label_smoothing,
-        d_half=loss.d_half,
-        skip_nonfinite=train.on_nonfinite == "skip",
-    )
+    step = make_step(config, state, dist, stats, class_probs)
+    last_stage = step.last_stage
 
     def batches() -> Batches:
         """The course that the run now takes through the data, from where it is, stage by stage if it grows."""
@@ -172,7 +140,7 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
             with closing(draw(dist.prepare_loader(loader))) as drawn:
                 for batch in drawn:
                     yield batch
-                    if stage_at(state.nimg).number != stage.number:
+                    if step.stages(state.nimg).number != stage.number:
                         break
 
     def recover(event: str) -> Batches:

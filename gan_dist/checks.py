@@ -62,7 +62,7 @@ def check_parts(config: Config, info: DataInfo, dist: Distributed) -> None:
             raise ConfigError(f"train.augment={name}: {choose(name, list(AUGMENTATIONS))}")
     if config.train.augment and config.data.name in POINTS:
         raise ConfigError(f"train.augment is for images, and data.name={config.data.name} are points; set it to []")
-    _check_game(config, info, dist.world_size)
+    check_game(config, info, dist.world_size)
     if config.metrics.every_kimg:
         check_metrics(config, info)
     for key, batch_size in _batch_sizes(config):
@@ -91,7 +91,7 @@ def _check_args(key: str, given: dict[str, Any], network: type[nn.Module]) -> No
             raise ConfigError(f"{key}: {name}={value} must be {describe_type(kind)}, for example {defaults[name]}")
 
 
-def _check_game(config: Config, info: DataInfo, world_size: int) -> None:
+def check_game(config: Config, info: DataInfo, world_size: int) -> None:
     """Refuse a loss, regularizers, growth and batches that make no sense together, or with these networks."""
     loss, model, growth = config.loss, config.model, config.growth
     num_classes = info.num_classes if model.conditional else 0

@@ -117,10 +117,10 @@ class Distributed:
     # --- what is trained ----------------------------------------------------------------------------------------------
 
     def prepare_model(self, module: nn.Module) -> nn.Module:
-        """Move a module to the device, run its forward in the run's precision, and wrap it for several processes."""
+        """Run a module's forward, which is on the device, in the run's precision, and wrap it for several processes."""
         if self._compile:
             module.compile(dynamic=False)  # in place: neither the wrapper nor the names of weights change
-        return self._accelerator.prepare_model(module)
+        return self._accelerator.prepare_model(module, device_placement=False)
 
     def release(self, model: nn.Module) -> None:
         """Undo `prepare_model`, so that the module can be prepared again."""

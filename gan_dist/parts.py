@@ -1,4 +1,4 @@
-"""Networks and optimizers as configured."""
+"""Networks, optimizers and the alternation as configured."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import inspect
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gan_dist import models
-from gan_dist.config import (
-    Config,
-    Model,
-    Optimizer,
-    choose,
-)
+from gan_dist.augment import Augment
+from gan_dist.config import Config, Model, Optimizer, choose
 from gan_dist.data import DataInfo
+from gan_dist.data.loader import Preprocess
 from gan_dist.distributed import Distributed
+from gan_dist.losses import LOSSES
 from gan_dist.rng import Purpose, torch_seed
+from gan_dist.schedules import course, optimizer_schedule, stages
 from gan_dist.state import State
+from gan_dist.stats import RunningMeans
+from gan_dist.step import Alternation, Penalties
 
 
 def optimizer_names() -> list[str]:
@@ -66,3 +67,40 @@ def make_state(config: Config, info: DataInfo, dist: Distributed) -> State:
         G, D = dist.sync_batch_norm(G), dist.sync_batch_norm(D)
     scalers = {name: scaler for name in ("G", "D") if (scaler := dist.make_scaler())}
     return State(G, D, G_ema, make_optimizer(config.optim.G, G), make_optimizer(config.optim.D, D), scalers)
+
+
+def make_step(
+    config: Config, state: State, dist: Distributed, stats: RunningMeans, class_probs: Tensor | None
+) -> Alternation:
+    """The alternation as configured; `class_probs`: see there."""
+    train, loss, total_nimg = config.train, config.loss, round(config.train.kimg * 1000)
+    last_stage = state.G.last_stage if isinstance(state.G, models.Growing) else 0
+    decay = course(config.optim.D, total_nimg)
+    return Alternation(
+        state,
+        dist,
+        stats,
+        LOSSES[loss.name],
+        Preprocess(train.seed, config.data.hflip, dist.dtype),
+        Augment(train.augment, train.seed),
+        class_probs,
+        stages=stages(config.growth, train.batch_size, last_stage),
+        last_stage=last_stage,
+        micro_batch_size=train.micro_batch_size,
+        n_critic=train.n_critic,
+        seed=train.seed,
+        schedule_G=optimizer_schedule(config.optim.G, total_nimg),
+        schedule_D=optimizer_schedule(config.optim.D, total_nimg),
+        penalties=Penalties(
+            loss.drift,
+            loss.r1_gamma,
+            loss.r2_gamma,
+            lambda nimg: 1 + (loss.gamma_decay - 1) * decay(nimg),
+            loss.gradient_penalty,
+            loss.penalty_interval,
+            loss.clip_weights,
+        ),
+        label_smoothing=loss.label_smoothing,
+        d_half=loss.d_half,
+        skip_nonfinite=train.on_nonfinite == "skip",
+    )

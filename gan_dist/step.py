@@ -63,7 +63,7 @@ class Alternation:
         preprocess: uint8 images to floats.
         augment: those and generated images to what D sees.
         class_probs: probabilities of the labels that G is asked for, (num_classes,); None if it takes no label.
-        stages: images seen -> stage of growth, with its global batch.
+        stages, last_stage: images seen -> stage of growth, with its global batch; and the largest of them.
         micro_batch_size: each process runs its share of the global batch in pieces of at most this size; 0: whole.
         seed: key of the latents and labels.
         schedule_G, schedule_D: images seen -> settings of the optimizer.
@@ -83,6 +83,7 @@ class Alternation:
         class_probs: Tensor | None,
         *,
         stages: Callable[[int], Stage],
+        last_stage: int,
         micro_batch_size: int,
         n_critic: int,
         seed: int,
@@ -95,7 +96,8 @@ class Alternation:
     ) -> None:
         self.state, self.dist, self.stats = state, dist, stats
         self.loss, self.preprocess, self.augment, self.class_probs = loss, preprocess, augment, class_probs
-        self.stages, self.n_critic, self.seed = stages, n_critic, seed
+        self.stages, self.last_stage = stages, last_stage
+        self.n_critic, self.seed = n_critic, seed
         self.schedule_G, self.schedule_D = schedule_G, schedule_D
         self.penalties, self.d_half = penalties, d_half
         self.smoothing = (label_smoothing,) if loss.has_target else ()

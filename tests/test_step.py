@@ -47,6 +47,7 @@ def _step(config: Config, state: State, dist: Distributed) -> Alternation:
         Augment(config.train.augment, config.train.seed),
         PROBS if config.model.conditional else None,
         stages=lambda _: Stage(0, 1.0, config.train.batch_size),
+        last_stage=0,
         micro_batch_size=config.train.micro_batch_size,
         n_critic=config.train.n_critic,
         seed=config.train.seed,

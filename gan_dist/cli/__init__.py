@@ -17,6 +17,7 @@ gan-dist: train generative adversarial networks on one GPU, on many, and on SLUR
   gan-dist evaluate RUN [--n 50000] ...                FID, KID and Inception Score of a trained run
   gan-dist recipes [DIR]                               list the configs of a directory (default: configs)
   gan-dist prefetch [CONFIG.yaml] [key.sub=value ...]  fetch data and weights for a run on nodes without internet
+  gan-dist plan [CONFIG.yaml] --gpus 8,64 ...          time and memory that a run will take on so many GPUs
 
 `gan-dist COMMAND --help` has the details; `gan-dist train --help` lists every setting.
 """
@@ -51,7 +52,11 @@ def main(arguments: list[str] | None = None) -> int:
             from gan_dist.cli.prefetch import prefetch
 
             return prefetch(rest)
-        commands = "train, sample, evaluate, recipes or prefetch"
+        if command == "plan":
+            from gan_dist.cli.plan import plan
+
+            return plan(rest)
+        commands = "train, sample, evaluate, recipes, prefetch or plan"
         print(f"gan-dist: unknown command {command!r}; choose {commands}", file=sys.stderr)
         return 2
     except UserError as error:

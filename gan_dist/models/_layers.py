@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,8 +59,8 @@ def spectral_norm(module: nn.Module) -> nn.Module:
     Forward passes leave the estimate as it is: `gan_dist.regularizers.iterate_spectral_norms` improves it, once a step.
     """
     parametrizations.spectral_norm(module)
-    norm = module.parametrizations.weight[0]  # type: ignore[union-attr,index]
-    norm.forward = _in_full_precision(norm.forward)  # type: ignore[method-assign]
+    norm: Any = module.parametrizations.weight[0]  # type: ignore[union-attr,index]
+    norm.forward = _in_full_precision(norm.forward)
     module.parametrizations.weight.eval()  # type: ignore[union-attr]
     return module
 

@@ -1,0 +1,180 @@
+"""Contestants take turns on one machine: each is a group of processes of its own, and waits while the others run.
+
+So a drift of the machine hits all alike, and none profits from what another has warmed up or changed. Figures are
+ratios within a round; a round's order is turned about in the next one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import socket
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from importlib.metadata import version
+from itertools import chain
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A contestant: `module:class`, called with `arguments` in each of its processes.
+
+    The class has `losses(n)`, the losses of D and G in its first n iterations from the common start, and `run(images)`.
+    """
+
+    name: str
+    factory: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    processes: int = 1
+
+
+class Contestant:
+    """The parent's side of an entry's processes; each has an equal share of the cores and a thread for each."""
+
+    def __init__(self, entry: Entry, cores: Sequence[int]) -> None:
+        self.name = entry.name
+        spawn = multiprocessing.get_context("spawn")
+        with socket.socket() as server:
+            server.bind(("127.0.0.1", 0))
+            port = server.getsockname()[1]
+        n, each = entry.processes, len(cores) // entry.processes
+        self._pipes, self._processes = [], []
+        for rank in range(n):
+            env = {"OMP_NUM_THREADS": str(each)}
+            if n > 1:
+                env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n),
+                        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+            here, there = spawn.Pipe()
+            own = list(cores[rank * each : (rank + 1) * each])
+            process = spawn.Process(target=_serve, args=(entry.factory, entry.arguments, env, own, there), daemon=False)
+            process.start()
+            self._pipes.append(here)
+            self._processes.append(process)
+
+    def ask(self, method: str, *arguments: Any) -> tuple[float, list[Any]]:
+        """Call a method in all processes at once: (seconds of the slowest, what each returned)."""
+        for pipe in self._pipes:
+            pipe.send((method, arguments))
+        answers = [pipe.recv() for pipe in self._pipes]
+        for _, result in answers:
+            if isinstance(result, Exception):
+                raise SystemExit(f"{self.name}: {type(result).__name__}: {result}")
+        return max(seconds for seconds, _ in answers), [result for _, result in answers]
+
+    def close(self) -> None:
+        for pipe in self._pipes:
+            pipe.send(None)
+        for process in self._processes:
+            process.join()
+
+
+def _serve(factory: str, arguments: dict[str, Any], env: dict[str, str], cores: list[int], pipe: Connection) -> None:
+    os.environ |= env
+    os.sched_setaffinity(0, cores)
+    import torch
+
+    torch.set_num_threads(len(cores))
+    module, _, name = factory.partition(":")
+    contestant = None
+    while (order := pipe.recv()) is not None:
+        method, given = order
+        start = time.perf_counter()
+        try:
+            if contestant is None:
+                contestant = getattr(importlib.import_module(module), name)(**arguments)
+            start = time.perf_counter()
+            result = getattr(contestant, method)(*given)
+        except Exception as error:
+            result = RuntimeError(f"{type(error).__name__}: {error}")
+        pipe.send((time.perf_counter() - start, result))
+    if contestant is not None and hasattr(contestant, "close"):
+        contestant.close()
+
+
+def peak_mib() -> float:
+    """The largest size of this process so far, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def check_agreement(contestants: Sequence[Contestant], tolerance: float = 2e-3) -> dict[str, list[list[float]]]:
+    """All compute the same: losses of the first iterations from the same weights, images and latents.
+
+    Raises:
+        SystemExit: one of them does not.
+    """
+    losses = {}
+    for contestant in contestants:
+        shares = contestant.ask("losses", 3)[1]
+        losses[contestant.name] = [
+            [statistics.mean(values) for values in zip(*iteration)] for iteration in zip(*shares)
+        ]
+    first = next(iter(losses.values()))
+    for name, found in losses.items():
+        for a, b in zip(chain(*first), chain(*found)):
+            if abs(a - b) > tolerance * max(1.0, abs(a)):
+                raise SystemExit(f"{name} computes something else: losses {found}, not {first}")
+    return losses
+
+
+def take_turns(contestants: Sequence[Contestant], images: int, rounds: int) -> dict[str, list[float]]:
+    """Images per second of each contestant in each round, after a turn that is not counted."""
+    for contestant in contestants:
+        contestant.ask("run", images)
+    speeds: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
+    for number in range(rounds):
+        for contestant in contestants if number % 2 else reversed(contestants):
+            speeds[contestant.name].append(images / contestant.ask("run", images)[0])
+    return speeds
+
+
+def ratios(speeds: dict[str, list[float]], name: str, over: str) -> list[float]:
+    return [a / b for a, b in zip(speeds[name], speeds[over])]
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """The median, and the range."""
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+
+
+def table(speeds: dict[str, list[float]], over: Sequence[str]) -> str:
+    """A row a contestant: images/s, and its ratio to some of them in each round; medians and ranges."""
+    lines = [f"{'':<34}{'images/s':>10}" + "".join(f"{'over ' + name:>26}" for name in over)]
+    for name, values in speeds.items():
+        against = "".join(f"{spread(ratios(speeds, name, other)):>26}" for other in over)
+        lines.append(f"{name:<34}{statistics.median(values):>10.0f}{against}")
+    return "\n".join(lines)
+
+
+def machine() -> dict[str, str]:
+    """What a figure must be quoted with."""
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        platform.processor(),
+    )
+    packages = ("torch", "torchvision", "accelerate", "torchmetrics", "torch-fidelity")
+    return {
+        "date": str(date.today()),
+        "machine": f"{platform.machine()}, {model}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
+
+
+def write(path: Path | None, report: dict[str, Any]) -> None:
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({**machine(), **report}, indent=1) + "\n")

@@ -1,0 +1,327 @@
+"""Ways to train the same two networks: the tutorial's loop, plain Accelerate, this package, and the bare computation.
+
+All start from the weights of the config's seed; `losses` feeds them the images and latents that gan_dist draws.
+"""
+
+from __future__ import annotations
+
+import gzip
+import queue
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.utils.data import DataLoader
+from torchvision import datasets, transforms
+
+from benchmarks.arena import peak_mib
+from gan_dist import rng
+from gan_dist.build import build
+from gan_dist.config import Config, load_config
+from gan_dist.data import DataInfo, describe
+from gan_dist.data.loader import KeyedStream
+from gan_dist.data.sources import Images, load_dataset
+from gan_dist.distributed import Distributed
+from gan_dist.losses import LOSSES
+from gan_dist.parts import make_discriminator, make_generator, make_optimizer
+from gan_dist.regularizers import squared_gradient_norms
+from gan_dist.rng import Purpose, torch_seed
+from gan_dist.signals import StopSignals
+
+QUIET = ["metrics.every_kimg=0", "tracking.wandb=disabled"]
+Draw = tuple[Tensor, Tensor, Tensor]  # real images in [-1, 1] and the latents of the D and the G step
+
+
+def configured(path: str, settings: list[str]) -> tuple[Config, DataInfo]:
+    config = load_config(Path(path), [*settings, *QUIET])
+    return config, describe(config.data)
+
+
+def networks(config: Config, info: DataInfo, device: torch.device) -> tuple[nn.Module, nn.Module]:
+    """G and D as a run with this config starts with."""
+    with torch_seed(config.train.seed, Purpose.INIT_G):
+        G = make_generator(config.model, info.image_shape, 0)
+    with torch_seed(config.train.seed, Purpose.INIT_D):
+        D = make_discriminator(config.model, info.image_shape, 0)
+    return G.to(device), D.to(device)
+
+
+def first_draws(config: Config, dataset: Images, n: int, share: range, device: torch.device) -> Iterator[Draw]:
+    """What a run draws in its first iterations: this process's share of it."""
+    stream, batch = KeyedStream(dataset, config.train.seed), config.train.batch_size
+    for i in range(n):
+        images, _ = stream.__getitems__(range(i * batch + share.start, i * batch + share.stop))
+        real = images.to(device).float() / 127.5 - 1
+        latents = [
+            rng.latents(config.train.seed, purpose, number * batch + share.start, len(share), config.model.z_dim)
+            for purpose, number in ((Purpose.D_LATENT, i), (Purpose.G_LATENT, i + 1))
+        ]
+        yield real, *(z.float().to(device) for z in latents)
+
+
+def unpacked(root: str) -> Path:
+    """Fashion-MNIST's files where torchvision wants them."""
+    there = Path(tempfile.mkdtemp()) / "FashionMNIST/raw"
+    there.mkdir(parents=True)
+    for path in Path(root).rglob("*-ubyte*"):
+        if path.suffix == ".gz":
+            with gzip.open(path) as source, (there / path.stem).open("wb") as target:
+                shutil.copyfileobj(source, target)
+        else:
+            shutil.copy(path, there)
+    return there.parent.parent
+
+
+class Textbook:
+    """The loop of introductory tutorials: images decoded one by one, a sigmoid and BCELoss, `.item()` in each step."""
+
+    def __init__(self, config: str, settings: list[str]) -> None:
+        self.config, self.info = configured(config, settings)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.G, D = networks(self.config, self.info, self.device)
+        self.D = nn.Sequential(D, nn.Sigmoid())
+        self.opt_G = torch.optim.Adam(self.G.parameters(), lr=2e-4, betas=(0.5, 0.999))
+        self.opt_D = torch.optim.Adam(self.D.parameters(), lr=2e-4, betas=(0.5, 0.999))
+        self.bce = nn.BCELoss()
+        root = unpacked(self.config.data.root)
+        resize = [transforms.Resize(self.info.image_shape[1])] if self.info.image_shape[1] != 28 else []
+        transform = transforms.Compose([*resize, transforms.ToTensor(), transforms.Normalize((0.5,), (0.5,))])
+        dataset = datasets.FashionMNIST(str(root), transform=transform)
+        self.loader = DataLoader(dataset, batch_size=self.config.train.batch_size, shuffle=True)
+        self.batches = self._epochs()
+
+    def _epochs(self) -> Iterator[Tensor]:
+        while True:
+            for images, _ in self.loader:
+                yield images
+
+    def step(self, real: Tensor, z_D: Tensor, z_G: Tensor) -> tuple[float, float]:
+        real = real.to(self.device)
+        ones = torch.ones(len(real), device=self.device)
+        zeros = torch.zeros(len(real), device=self.device)
+        fake = self.G(z_D)
+        loss_D = self.bce(self.D(real), ones) + self.bce(self.D(fake.detach()), zeros)
+        self.opt_D.zero_grad()
+        loss_D.backward()
+        self.opt_D.step()
+
+        loss_G = self.bce(self.D(self.G(z_G)), ones)
+        self.opt_G.zero_grad()
+        loss_G.backward()
+        self.opt_G.step()
+        return loss_D.item(), loss_G.item()
+
+    def losses(self, n: int) -> list[tuple[float, float]]:
+        batch = range(self.config.train.batch_size)
+        dataset = load_dataset(self.config.data, self.info)
+        return [self.step(*draw) for draw in first_draws(self.config, dataset, n, batch, self.device)]
+
+    def run(self, images: int) -> None:
+        seen = 0
+        while seen < images:
+            real = next(self.batches)
+            z_D, z_G = (torch.randn(len(real), self.config.model.z_dim, device=self.device) for _ in range(2))
+            self.step(real, z_D, z_G)
+            seen += len(real)
+
+
+class PlainAccelerate:
+    """Two models, two optimizers and a loader through `prepare`, and nothing else; the images are in memory."""
+
+    def __init__(self, config: str, settings: list[str]) -> None:
+        self.config, self.info = configured(config, settings)
+        # The one thing that a batch normalization needs for two forward passes before a backward pass.
+        handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
+        self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=handlers)
+        self.device = self.accelerator.device
+        G, D = networks(self.config, self.info, torch.device("cpu"))
+        opt_G = torch.optim.Adam(G.parameters(), lr=2e-4, betas=(0.5, 0.999))
+        opt_D = torch.optim.Adam(D.parameters(), lr=2e-4, betas=(0.5, 0.999))
+        self.dataset = load_dataset(self.config.data, self.info)
+        everything, _ = self.dataset.__getitems__(list(range(len(self.dataset))))
+        dataset = torch.utils.data.TensorDataset(everything.float() / 127.5 - 1)
+        self.n = self.config.train.batch_size // self.accelerator.num_processes
+        loader = DataLoader(dataset, batch_size=self.n, shuffle=True, drop_last=True)
+        self.G, self.D, self.opt_G, self.opt_D, self.loader = self.accelerator.prepare(G, D, opt_G, opt_D, loader)
+        self.batches = self._epochs()
+
+    def _epochs(self) -> Iterator[Tensor]:
+        while True:
+            for (images,) in self.loader:
+                yield images
+
+    def step(self, real: Tensor, z_D: Tensor, z_G: Tensor) -> tuple[Tensor, Tensor]:
+        ones, zeros = torch.ones(len(real), device=self.device), torch.zeros(len(real), device=self.device)
+        fake = self.G(z_D)
+        loss_real = binary_cross_entropy_with_logits(self.D(real), ones)
+        loss_D = loss_real + binary_cross_entropy_with_logits(self.D(fake.detach()), zeros)
+        self.opt_D.zero_grad()
+        self.accelerator.backward(loss_D)
+        self.opt_D.step()
+
+        loss_G = binary_cross_entropy_with_logits(self.D(self.G(z_G)), ones)
+        self.opt_G.zero_grad()
+        self.accelerator.backward(loss_G)
+        self.opt_G.step()
+        return loss_D, loss_G
+
+    def losses(self, n: int) -> list[tuple[float, float]]:
+        rank = self.accelerator.process_index
+        share = range(rank * self.n, (rank + 1) * self.n)
+        draws = first_draws(self.config, self.dataset, n, share, self.device)
+        return [tuple(loss.item() for loss in self.step(*draw)) for draw in draws]  # type: ignore[misc]
+
+    def run(self, images: int) -> None:
+        for _ in range(images // self.config.train.batch_size):
+            z_D, z_G = (torch.randn(self.n, self.config.model.z_dim, device=self.device) for _ in range(2))
+            loss_D, _ = self.step(next(self.batches), z_D, z_G)
+        loss_D.item()
+
+
+class Package:
+    """gan_dist as a user runs it: the whole Trainer with averaging, logging, grids and checkpoints.
+
+    It trains in a thread of its own, which stands still between two turns.
+    """
+
+    def __init__(self, config: str, settings: list[str]) -> None:
+        self.before = peak_mib()
+        self.config, info = configured(config, settings)
+        train = self.config.train
+        self.dist = Distributed("fp32", not torch.cuda.is_available(), train.compress_gradients, train.compile)
+        self.folder = tempfile.mkdtemp()
+        self.wired = build(self.config, info, Path(self.folder), None, self.dist)
+        self.trainer = self.wired.trainer
+        self.turns: queue.Queue[int] = queue.Queue()
+        self.done: queue.Queue[None] = queue.Queue()
+        self.until = 0
+        self.thread: threading.Thread | None = None
+
+    def losses(self, n: int) -> list[tuple[float, float]]:
+        found = []
+        for _ in range(n):
+            self.trainer.step(self.trainer.batches)
+            means = self.trainer.step.stats.read()
+            found.append((means["loss_D"], means["loss_G"]))
+        return found
+
+    every_nimg, at_start, at_end = 1, False, False  # this object is the last of the trainer's callbacks
+
+    def __call__(self, state: Any) -> None:
+        if state.nimg >= self.until:
+            self.wired.save.wait()  # a checkpoint that is still being written belongs to this turn
+            self.done.put(None)
+            self.until = state.nimg + self.turns.get()
+
+    def run(self, images: int) -> None:
+        if self.thread is None:
+            self.trainer.callbacks = [*self.trainer.callbacks, self]
+            self.until = self.trainer.state.nimg + images
+            self.thread = threading.Thread(target=self.trainer.run, args=(StopSignals(),), daemon=True)
+            self.thread.start()
+        else:
+            self.turns.put(images)
+        while True:
+            try:
+                return self.done.get(timeout=1)
+            except queue.Empty:
+                if not self.thread.is_alive():
+                    raise RuntimeError("training ended: see above") from None
+
+    def memory(self) -> dict[str, float]:
+        """MiB: what training has added at its peak, and what of it are the data set and the average of G."""
+        state = self.trainer.state
+        average = sum(p.numel() * p.element_size() for p in state.G_ema.parameters()) / 2**20
+        return {"peak": peak_mib() - self.before, "average": average}
+
+    def close(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Bound:
+    """The same forward and backward passes and optimizer steps on one resident batch, with nothing around."""
+
+    def __init__(self, config: str, settings: list[str]) -> None:
+        self.before = peak_mib()
+        self.config, self.info = configured(config, settings)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.G, self.D = networks(self.config, self.info, self.device)
+        self.opt_G = make_optimizer(self.config.optim.G, self.G)
+        self.opt_D = make_optimizer(self.config.optim.D, self.D)
+        self.loss = LOSSES[self.config.loss.name]
+        self.one_pass = not any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in self.D.modules())
+        n, z_dim = self.config.train.batch_size, self.config.model.z_dim
+        self.resident: Draw = (
+            torch.rand(n, *self.info.image_shape, device=self.device) * 2 - 1,
+            torch.randn(n, z_dim, device=self.device),
+            torch.randn(n, z_dim, device=self.device),
+        )
+
+    def step(self, real: Tensor, z_D: Tensor, z_G: Tensor) -> tuple[Tensor, Tensor]:
+        settings = self.config.loss
+        self.D.requires_grad_(True)
+        self.opt_D.zero_grad()
+        with torch.no_grad():
+            fake = self.G(z_D)
+        r1, r2 = bool(settings.r1_gamma), bool(settings.r2_gamma)
+        real, fake = real.detach().requires_grad_(r1), fake.requires_grad_(r2)
+        if self.one_pass and r1 == r2:
+            logits_real, logits_fake = self.D(torch.cat([real, fake])).chunk(2)
+        else:
+            logits_real, logits_fake = self.D(real), self.D(fake)
+        loss = self.loss.D(logits_real, logits_fake)
+        loss_D = loss.mean()
+        gammas = [(x, gamma) for x, gamma in ((real, settings.r1_gamma), (fake, settings.r2_gamma)) if gamma]
+        if gammas:
+            norms = squared_gradient_norms(torch.cat([logits_real, logits_fake]), *(x for x, _ in gammas))
+            loss = loss + sum(0.5 * gamma * norm for (_, gamma), norm in zip(gammas, norms))
+        loss.mean().backward()
+        self.opt_D.step()
+
+        self.D.requires_grad_(False)
+        self.opt_G.zero_grad()
+        logits = self.D(self.G(z_G))
+        loss_G = (self.loss.G(logits, self.D(real.detach())) if self.loss.paired else self.loss.G(logits)).mean()
+        loss_G.backward()
+        self.opt_G.step()
+        return loss_D.detach(), loss_G.detach()
+
+    def losses(self, n: int) -> list[tuple[float, float]]:
+        batch, dataset = range(self.config.train.batch_size), load_dataset(self.config.data, self.info)
+        draws = first_draws(self.config, dataset, n, batch, self.device)
+        return [tuple(loss.item() for loss in self.step(*draw)) for draw in draws]  # type: ignore[misc]
+
+    def run(self, images: int) -> None:
+        for _ in range(images // self.config.train.batch_size):
+            loss, _ = self.step(*self.resident)
+        loss.item()
+
+    def memory(self) -> dict[str, float]:
+        return {"peak": peak_mib() - self.before}
+
+    def floor(self) -> float:
+        """Images/s if every counted floating-point operation ran at the rate of this machine's matrix product."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with FlopCounterMode(display=False) as counter:
+            self.step(*self.resident)
+        return self.config.train.batch_size / (counter.get_total_flops() / matmul_rate(self.device))
+
+
+def matmul_rate(device: torch.device, size: int = 2048, dtype: torch.dtype = torch.float32) -> float:
+    """Floating-point operations per second of a product of two square matrices: the best of some."""
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(8):
+        start = time.perf_counter()
+        (a @ b)[0, 0].item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best

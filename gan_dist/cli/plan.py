@@ -1,0 +1,75 @@
+"""`gan-dist plan CONFIG --gpus 8,64`."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+from gan_dist.errors import ConfigError
+
+USAGE = """\
+usage: gan-dist plan [CONFIG.yaml] --gpus 8,64,512 [--gpu h100] [--bandwidth 50] [key.sub=value ...]
+
+What a run will cost, from counted operations and bytes over the rates of a GPU. Nothing is trained; no GPU is needed.
+
+  --gpus N,N       numbers of GPUs (or of processes, on CPUs)
+  --gpu NAME       rates stated by its maker: h100, h200, a100 or v100; without it those of this machine are measured
+  --bandwidth G    gigabytes per second that a GPU sends to others over the slowest link
+"""
+
+
+def plan(arguments: list[str]) -> int:
+    """Count an iteration, and print a row for each number of GPUs."""
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(USAGE, end="")
+        return 0
+    parser = argparse.ArgumentParser(prog="gan-dist plan", usage=USAGE.partition("\n")[0].removeprefix("usage: "))
+    parser.add_argument("--gpus", default="1")
+    parser.add_argument("--gpu")
+    parser.add_argument("--bandwidth", type=float)
+    options, settings = parser.parse_known_args(arguments)
+    try:
+        numbers = [int(text) for text in options.gpus.split(",")]
+    except ValueError:
+        numbers = [0]
+    if min(numbers) < 1 or max(numbers) > 2**16:
+        raise ConfigError(f"--gpus {options.gpus}: numbers of GPUs from 1 to 65536, for example 8,64,512")
+    if options.bandwidth is not None and not options.bandwidth > 0:
+        raise ConfigError(f"--bandwidth {options.bandwidth}: gigabytes per second, above 0")
+
+    from gan_dist import plan as planning
+    from gan_dist.cli.train import read_config
+    from gan_dist.config import choose
+    from gan_dist.data import describe
+
+    config = read_config(settings)
+    if options.gpu and options.gpu not in planning.GPUS:
+        raise ConfigError(f"--gpu {options.gpu}: {choose(options.gpu, list(planning.GPUS))}")
+    info = describe(config.data)
+    rates = planning.GPUS[options.gpu] if options.gpu else planning.measured_rates()
+    if options.bandwidth:
+        rates = replace(rates, bandwidth=options.bandwidth * 1e9)
+    images = config.train.batch_size * config.train.n_critic
+    print(
+        f"rates: {options.gpu or 'of this machine, measured'}: {rates.convolution / 1e12:.4g} TFLOP/s in convolutions, "
+        f"{rates.matmul / 1e12:.4g} in products, {rates.half / 1e12:.4g} in half precision, memory "
+        f"{rates.traffic / 1e9:.4g} GB/s, between processes {rates.bandwidth / 1e9:.4g} GB/s"
+    )
+    print("  GPUs images each    s/kimg    hours  memory each  waiting efficiency")
+    alone = planning.plan(config, info, 1, rates).seconds_per_kimg(images)
+    for number in numbers:
+        row = planning.plan(config, info, number, rates)
+        seconds = row.seconds_per_kimg(images)
+        too_large = "  more than there is" if row.memory > rates.memory else ""
+        print(
+            f"{number:>6} {row.share:>11} {seconds:>9.3g} {seconds * config.train.kimg / 3600:>8.3g} "
+            f"{row.memory / 1e9:>9.3g} GB {row.wait / (row.compute + row.wait):>8.0%} "
+            f"{alone / (number * seconds):>10.0%}{too_large}"
+        )
+    print(
+        f"More than {planning.pays_up_to(config, info, rates)} do not pay: twice as many would save less than a fifth of "
+        "the time, or can't share the batch.\n"
+        "waiting: share of the time in communication that is not hidden behind backward passes; efficiency: of one GPU's "
+        "\nspeed times their number. It is the time of a program at the machine's limit: real ones take longer."
+    )
+    return 0
