@@ -17,6 +17,11 @@ What a run will cost, from counted operations and bytes over the rates of a GPU.
   --bandwidth G    gigabytes per second that a GPU sends to others over the slowest link
 """
 
+NOTE = """\
+waiting: share of the time in communication that is not hidden behind backward passes; efficiency: of one GPU's speed
+times their number. It is the time of a program at the machine's limit: real ones take longer.
+"""
+
 
 def plan(arguments: list[str]) -> int:
     """Count an iteration, and print a row for each number of GPUs."""
@@ -66,10 +71,9 @@ def plan(arguments: list[str]) -> int:
             f"{row.memory / 1e9:>9.3g} GB {row.wait / (row.compute + row.wait):>8.0%} "
             f"{alone / (number * seconds):>10.0%}{too_large}"
         )
+    most = planning.pays_up_to(config, info, rates)
     print(
-        f"More than {planning.pays_up_to(config, info, rates)} do not pay: twice as many would save less than a fifth of "
-        "the time, or can't share the batch.\n"
-        "waiting: share of the time in communication that is not hidden behind backward passes; efficiency: of one GPU's "
-        "\nspeed times their number. It is the time of a program at the machine's limit: real ones take longer."
+        f"More than {most} do not pay: twice as many would save less than a fifth of the time, or can't share the batch."
     )
+    print(NOTE, end="")
     return 0
