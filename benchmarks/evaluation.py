@@ -120,7 +120,8 @@ def fidelity(extractor: Extractor, real: Tensor, fake: Tensor) -> dict[str, floa
     with suppress(ValueError):  # it is there from the round before
         torch_fidelity.register_feature_extractor("gan-dist", Features)
     figures = torch_fidelity.calculate_metrics(
-        input1=Set(fake), input2=Set(real), feature_extractor="gan-dist", batch_size=250, isc=True, fid=True, kid=True, prc=True,
+        input1=Set(fake), input2=Set(real), feature_extractor="gan-dist", batch_size=250,
+        isc=True, fid=True, kid=True, prc=True,
         kid_subset_size=min(1000, len(real)), cuda=torch.cuda.is_available(), verbose=False, cache=False,
         save_cpu_ram=True,
     )  # fmt: skip
