@@ -72,8 +72,6 @@ def plan(arguments: list[str]) -> int:
             f"{alone / (number * seconds):>10.0%}{too_large}"
         )
     most = planning.pays_up_to(config, info, rates)
-    print(
-        f"More than {most} do not pay: twice as many would save less than a fifth of the time, or can't share the batch."
-    )
+    print(f"More than {most} do not pay: twice as many save less than a fifth of the time, or cannot be.")
     print(NOTE, end="")
     return 0

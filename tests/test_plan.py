@@ -1,0 +1,95 @@
+"""What a run is expected to cost: counts against formulas, and the command."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from gan_dist.cli import main
+from gan_dist.config import load_config
+from gan_dist.data import describe
+from gan_dist.plan import GPUS, Counter, Expected, Iteration, Operation, count_iteration, expect, pays_up_to
+
+MLP = ["model.conditional=false", "model.z_dim=8", "model.g_widths=[32]", "model.d_widths=[16]", "data.hflip=true"]
+
+
+@pytest.mark.parametrize("n_critic", [1, 3])
+def test_operations_of_an_mlp_by_hand(n_critic: int) -> None:
+    config = load_config(None, [*MLP, "loss.r1_gamma=0", "train.batch_size=40", f"train.n_critic={n_critic}"])
+    found = count_iteration(config, describe(config.data), share=10)
+    # Products of (10, a) and (a, b), twice as many operations as factors; layers of G and D, the first one first.
+    g, d = [8 * 32, 32 * 64], [64 * 16, 16 * 1]
+    d_step = sum(g) + 2 * (sum(d) + sum(d) + d[1])  # G; D on both; gradients of weights, and of the inner activations
+    g_step = sum(g) + sum(d) + sum(d) + sum(g) + g[1]  # G; D; back through D without its weights, and through G
+    assert sum(operation.flops for operation in found.operations) == 2 * 10 * (n_critic * d_step + g_step)
+    sizes = {"G": 4 * (sum(g) + 32 + 64), "D": 4 * (sum(d) + 16 + 1)}
+    assert found.gradients == sizes
+    assert found.persistent == 4 * sizes["G"] + 3 * sizes["D"] + 1797 * 64
+    assert found.steps == {"G": 1, "D": n_critic}
+    assert found.norms == 0
+
+
+def test_batch_normalizations_are_counted_forward_and_backward() -> None:
+    config = load_config(None, ["model.name=dcgan", "data.image_size=28", "loss.r1_gamma=0"])
+    # Two in G, one in D. D step: G, D twice, and D's two backward passes; G step: G, D, and back through both.
+    assert count_iteration(config, describe(config.data), share=4).norms == (2 + 2 + 2) + (3 + 3)
+
+
+def test_largest_sum_of_what_is_alive() -> None:
+    with Counter() as counter:
+        a = torch.empty(250, device="meta") + 1  # 1,000 bytes each, and two at once
+        b = a * 2
+        view = b.view(5, 50)
+        del a, b
+        c = view + 1
+        assert counter.live == 2000
+    assert counter.peak == 2000
+    assert [operation.nbytes for operation in counter.operations[-2:]] == [2000, 2000], "a view moves nothing"
+    del c
+
+
+def test_seconds_by_hand() -> None:
+    rates = replace(GPUS["h100"], matmul=1e9, traffic=1e6, start=1e-3, bandwidth=1e6, latency=0.0)
+    operations = [
+        Operation(2_000_000_000, 10, False, ""),
+        Operation(0, 3_000_000, False, "D"),
+        Operation(0, 0, False, ""),
+    ]
+    iteration = Iteration(operations, {"D": 1, "G": 1}, {"D": 1_000_000, "G": 0}, norms=0, persistent=5, peak=10)
+    assert expect(iteration, 1, 8, rates, half=False) == Expected(1, 8, pytest.approx(2 + 3 + 0.001), 0.0, 15)
+    assert expect(iteration, 4, 2, rates, half=False).wait == pytest.approx(1.5), "3/4 of it twice, in one bucket"
+    assert expect(iteration, 4, 2, rates, half=True).compute == pytest.approx(2e9 / 989e12 + 1.5 + 2e-3, abs=2e-3)
+
+
+def test_more_gpus_take_less_time_until_they_do_not_pay() -> None:
+    config = load_config(None, [*MLP, "train.batch_size=64"])
+    info = describe(config.data)
+    slow = replace(GPUS["h100"], matmul=1e8, traffic=1e8, bandwidth=1e12, latency=0.0)
+    assert pays_up_to(config, info, slow) >= 16
+    assert pays_up_to(config, info, replace(slow, latency=1.0)) == 1
+
+
+def test_command_prints_a_row_for_each_number(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--gpus", "1,8,64", "--gpu", "h100", *MLP]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[2:5]] == [["1", "64"], ["8", "8"], ["64", "1"]]
+    assert any("do not pay" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--gpus", "3"], "train.batch_size=64 is the global batch and must divide by the 3 processes"),
+        (["--gpus", "many"], "--gpus many: numbers of GPUs"),
+        (["--gpu", "h1000"], "nearest: h100"),
+        (["--bandwidth", "-1"], "--bandwidth -1.0: gigabytes per second, above 0"),
+        (["train.kimgs=3"], "unknown setting train.kimgs"),
+    ],
+)
+def test_bad_arguments_get_one_line(arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--gpu", "h100", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert text in error
+    assert error.count("\n") == 1
