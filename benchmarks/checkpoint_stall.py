@@ -1,6 +1,6 @@
 """How long a checkpoint holds the training loop: the copy that a thread writes, against writing it there and then.
 
-    python benchmarks/checkpoint_stall.py [CONFIG.yaml] [key.sub=value ...] [--rounds 20] [--json FILE]
+    python -m benchmarks checkpoint_stall [CONFIG.yaml] [key.sub=value ...] [--rounds 20] [--json FILE]
 
 In each round, in turn: plain iterations; a checkpoint as training takes one, and the iterations until it is on disk; a
 checkpoint written in the loop.

@@ -1,6 +1,6 @@
 """The old failures of GANs, each in one picture, on points of the plane: some minutes on one core.
 
-    python benchmarks/failures.py [--runs DIR] [--out docs/images] [key.sub=value ...]
+    python -m benchmarks failures [--runs DIR] [--out docs/images] [key.sub=value ...]
 
 Runs that are there already are not trained again.
 """

@@ -1,8 +1,9 @@
 """Train recipes at the same budget of images, and put what they reach side by side.
 
-    python benchmarks/quality.py [--kimg 200] [--seeds 1] [--jobs 2] [--runs DIR] [--json FILE] [--grids DIR]
+    python -m benchmarks quality [--kimg 200] [--seeds 1] [--jobs 2] [--runs DIR] [--json FILE] [--grids DIR]
                                  [--recipes A,B] [key.sub=value ...]
-    python benchmarks/quality.py --recipes grid_gan,grid_wgan_gp,grid_rpgan --kimg 3000 --seeds 3
+    python -m benchmarks quality --recipes grid_gan,grid_wgan_gp,grid_rpgan --kimg 3000 --seeds 3
+    python -m benchmarks quality --recipes dcgan_fashion_mnist,wgan_gp_fashion_mnist data.stacked=true
 
 Runs go on where they were interrupted: start it again with the same --runs. Networks, losses, optimizers and batches
 are the recipes' own; the budget of images shown to D is common, and what follows from it (schedules over the length of
@@ -19,7 +20,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from importlib.metadata import version
@@ -35,6 +35,7 @@ RECIPES = [
 ]
 OF_IMAGES = {"fid_classifier": 2, "precision_classifier": 3, "recall_classifier": 3}  # figures, with digits to show
 OF_POINTS = {"high_quality": 3, "modes": 0}
+OF_STACKED = {"kl": 3, "modes": 0}
 
 
 def settings(recipe: str, kimg: float, seed: int) -> list[str]:
@@ -44,13 +45,20 @@ def settings(recipe: str, kimg: float, seed: int) -> list[str]:
     return [*common, *growth, "checkpoint.every_kimg=20", "checkpoint.keep=1", "tracking.wandb=disabled"]
 
 
+def spent(run_dir: Path) -> float:
+    """Seconds of training by the run's own figures, however often it was interrupted."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    trained = [line for line in lines if "images_per_sec" in line]
+    kimg = [0.0, *(line["kimg"] for line in trained)]
+    return sum(1000 * (b - a) / line["images_per_sec"] for a, b, line in zip(kimg, kimg[1:], trained))
+
+
 def train(recipe: str, kimg: float, seed: int, runs: Path, overrides: list[str]) -> dict[str, Any]:
     """One run, in a process of its own; its last figures, and the seconds that training took."""
     folder = runs / f"{recipe}-{seed}"
     result = folder / "quality.json"
     if result.exists():
         return json.loads(result.read_text())
-    start = time.time()
     subprocess.run(
         [sys.executable, str(ROOT / "train.py"), str(ROOT / f"configs/{recipe}.yaml"),
          *settings(recipe, kimg, seed), *overrides, f"run.dir={folder}", "resume=auto"],
@@ -59,7 +67,7 @@ def train(recipe: str, kimg: float, seed: int, runs: Path, overrides: list[str])
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     last = [line for line in lines if "protocol" in line][-1]
     found = {"recipe": recipe, "seed": seed, **{k: v for k, v in last.items() if isinstance(v, float)}}
-    found["minutes"] = (time.time() - start) / 60
+    found["minutes"] = spent(folder) / 60
     result.write_text(json.dumps(found))
     return found
 
@@ -72,7 +80,8 @@ def spread(values: list[float], digits: int) -> str:
 
 def table(results: list[dict[str, Any]]) -> str:
     """A row a recipe, ordered by the first figure, in Markdown."""
-    columns = (OF_POINTS if "modes" in results[0] else OF_IMAGES) | {"minutes": 1}
+    figures = OF_POINTS if "high_quality" in results[0] else OF_STACKED if "kl" in results[0] else OF_IMAGES
+    columns = figures | {"minutes": 1}
     rows = []
     for recipe in {result["recipe"] for result in results}:
         labels = "yes" if load_config(ROOT / f"configs/{recipe}.yaml").model.conditional else "no"

@@ -1,6 +1,6 @@
 """Two processes on two cores against one process on one core, interleaved in one run.
 
-    python benchmarks/scaling.py configs/dcgan_fashion_mnist.yaml data.root=/path [--rounds 5] [--json FILE]
+    python -m benchmarks scaling configs/dcgan_fashion_mnist.yaml data.root=/path [--rounds 5] [--json FILE]
 
 Each contestant is the real `train.py`, one thread a process, each process pinned to a core of its own, with the same
 global batch. The machine's own limit is measured beside them: two processes that have nothing to do with each other.

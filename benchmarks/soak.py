@@ -1,6 +1,6 @@
 """Kill a run many times at random moments, go on each time, and compare with a run that was never killed.
 
-    python benchmarks/soak.py [--kills 100] [--seed 0] [--processes 1] [--json FILE] [key.sub=value ...]
+    python -m benchmarks soak [--kills 100] [--seed 0] [--processes 1] [--json FILE] [key.sub=value ...]
 
 Each start is `train.py run.dir=DIR resume=auto`, and nothing else is done between two of them. Every other kill comes
 at a random moment after the start; the others when a checkpoint is seen to be half written.

@@ -1,6 +1,6 @@
 """Bytes that two processes all-reduce per iteration: gan_dist beside a plain loop over two DDP modules.
 
-    python benchmarks/wire.py [CONFIG.yaml] [key.sub=value ...] [--json FILE]
+    python -m benchmarks wire [CONFIG.yaml] [key.sub=value ...] [--json FILE]
 
 Counted by communication hooks, which see every bucket of gradients that DistributedDataParallel sends. The plain loop
 is the usual one: D and G wrapped, D(G(z)) once more for G's loss, whose backward pass reaches D's parameters too.

@@ -100,10 +100,12 @@ class Jobs:
                     tensors[f"{part}.{key}"] = parameter.grad
         self.save(dist, name, tensors)
 
-    def wire(self, dist: Distributed, recipe: str, *overrides: str) -> dict[str, Any]:
-        """Bytes that D's and G's wrappers reduce in two iterations, and those of everything."""
+    def wire(self, dist: Distributed, recipe: str, *overrides: str, nimg: int = 0) -> dict[str, Any]:
+        """Bytes that D's and G's wrappers reduce in two iterations from `nimg` on, and those of everything."""
         run = self.build(dist, recipe, *overrides)
         step = run.trainer.step
+        run.state.nimg = nimg
+        step.enter_stage()
         sent = {"G": 0, "D": 0}
         sizes = {k: sum(p.nbytes for p in getattr(run.state, k).parameters() if p.requires_grad) for k in sent}
         with _counted_all_reduces() as total:
@@ -124,12 +126,17 @@ class Jobs:
             for loss, penalty, micro, n_critic in WIRE
         ]  # fmt: skip
         self.results["wire of recipes"] = {recipe: self.wire(dist, recipe) for recipe in RECIPES}
+        fading = "pggan_fashion_mnist while a stage fades in"
+        self.results["wire of recipes"][fading] = self.wire(dist, "pggan_fashion_mnist", nimg=40)
 
     def metrics(self, dist: Distributed) -> None:
         """Of an untrained generator, by the evaluator that a run is wired with."""
         run = self.build(dist, "digits", "metrics.every_kimg=1", "metrics.num_images=1003", "metrics.batch_size=100")
         (evaluate,) = (c for c in run.trainer.callbacks if hasattr(c, "evaluator"))
         self.results["metrics"] = evaluate.evaluator(run.state.G_ema)
+        points = self.build(dist, "ring_rpgan", "metrics.every_kimg=1", "metrics.num_images=1003")
+        (of_points,) = (c for c in points.trainer.callbacks if hasattr(c, "evaluator"))
+        self.results["metrics of points"] = of_points.evaluator(points.state.G_ema)
         self.results["evaluated"] = {"fake": evaluate.evaluator.num_images, "real": len(evaluate.evaluator.real)}
 
     def compressed(self) -> None:
@@ -139,7 +146,7 @@ class Jobs:
     def mixed(self) -> None:
         AcceleratorState._reset_state()
         dist = Distributed("bf16", cpu=CPU)
-        self.gradients(dist, "mixed", "digits", "loss.r1_gamma=10")
+        self.gradients(dist, "mixed", "digits", "loss.r1_gamma=10", "loss.r2_gamma=10", "loss.gradient_penalty=10")
         config = load_config(None, QUIET)
         state = make_state(config, describe(config.data), dist)
         self.results["mixed: weights"] = str(next(state.G.parameters()).dtype)

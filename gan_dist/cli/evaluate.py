@@ -6,7 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
-from gan_dist.config import load_config
+from gan_dist.config import check, load_config
+from gan_dist.data import POINTS
 from gan_dist.errors import UserError
 from gan_dist.tracking import read_metrics
 
@@ -25,14 +26,19 @@ def evaluate(arguments: list[str]) -> int:
     parser.add_argument(
         "--checkpoint", default="latest", help=f"name below RUN/checkpoints, latest, best, or all that {FILE} lacks"
     )
-    parser.add_argument("--n", type=int, default=50_000, help="how many images to generate (default 50000)")
+    parser.add_argument(
+        "--n", type=int, help="images to generate (default 50000; where modes are counted, as many as the run)"
+    )
     options = parser.parse_intermixed_args(arguments)
 
     from gan_dist.checkpoint import find_checkpoint, list_checkpoints
 
     every = options.checkpoint == "all"
     checkpoint = find_checkpoint(options.run, "latest" if every else options.checkpoint)
-    config = load_config(checkpoint / "config.yaml", [*options.settings, f"metrics.num_images={options.n}"])
+    config = load_config(checkpoint / "config.yaml", options.settings)
+    if options.n is not None or not (config.data.stacked or config.data.name in POINTS):
+        config.metrics.num_images = 50_000 if options.n is None else options.n
+        check(config)
     from gan_dist.build import evaluate_checkpoints
     from gan_dist.distributed import Distributed
 
