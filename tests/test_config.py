@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Train
 
-from gan_dist.cli import main
 from gan_dist.checks import check_game
+from gan_dist.cli import main
 from gan_dist.config import as_yaml, load_config, settings_help, walk_settings
 from gan_dist.data import DataInfo, describe
 from gan_dist.errors import ConfigError
