@@ -120,6 +120,10 @@ def _in_words(error: Exception) -> Exception:
     line = " ".join(str(error).split())[:150]
     if isinstance(error, torch.OutOfMemoryError):
         return UserError(f"the GPU's memory is full ({line}); set train.micro_batch_size or metrics.batch_size")
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return UserError(
+            f"train.compile=true: torch.compile failed ({line}); it needs a C++ compiler, else set it to false"
+        )
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
         return UserError(f"a data worker was killed ({line}); if memory was short, lower data.workers; then resume")
     return error
