@@ -73,11 +73,12 @@ def _generator(checkpoint: Path) -> nn.Module:
     config = load_config(config_path(checkpoint))
     if config.model.name not in models.names():
         raise ConfigError(f"{checkpoint}: model.name={config.model.name}: {choose(config.model.name, models.names())}")
+    check_args(config.model)
     try:
         with torch.device("meta"):  # takes no memory until the file is seen to hold as much
             G = make_generator(config.model, tuple(facts["image_shape"]), facts["num_classes"])
-    except (ValueError, RuntimeError, OverflowError) as error:  # what it can't make, or is too large to be
-        raise ConfigError(f"{checkpoint}: {config.model.name} {str(error)[:200]}") from None
+    except Exception as error:  # a stranger's numbers: what it can't make, or is too large to be
+        raise ConfigError(f"{checkpoint}: {config.model.name}: {type(error).__name__}: {str(error)[:200]}") from error
     load_network(checkpoint, "G_ema", G)
     return G.eval().requires_grad_(False)
 
