@@ -23,8 +23,8 @@ from gan_dist.callbacks.profile import Profile
 from gan_dist.callbacks.progress import LogProgress, ProgressBar
 from gan_dist.callbacks.save import Retention, SaveCheckpoint
 from gan_dist.callbacks.scatter import scatter_picture
-from gan_dist.checkpoint import config_path, find_checkpoint, load_network, read_facts, restore
-from gan_dist.checks import check_metrics, check_parts
+from gan_dist.checkpoint import config_path, find_checkpoint, load_network, read_facts, restore, set_aside
+from gan_dist.checks import check_args, check_content, check_metrics, check_parts
 from gan_dist.config import (
     Config,
     as_dict,
@@ -122,13 +122,14 @@ def _summary(config: Config, state: State, dist: Distributed) -> list[str]:
 def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None, dist: Distributed) -> WiredRun:
     """Read the data, make networks, loop and callbacks, and put the run where the checkpoint says, if there is one."""
     train, loss, total_nimg = config.train, config.loss, round(config.train.kimg * 1000)
-    dataset = load_shared(config.data, info, dist, stage_dir())
+    dataset, key = load_shared(config.data, info, dist, stage_dir())
     if isinstance(dataset, ImageTensor):
         dataset = dataset.on(dist.device)
     state = make_state(config, info, dist)
     if checkpoint:
         restore(checkpoint, state)
     class_probs = _class_probs(dataset, info, config)
+        check_content(checkpoint, key)
 
     last_stage = state.G.last_stage if isinstance(state.G, models.Growing) else 0
     stage_at = stages(config.growth, train.batch_size, last_stage)
@@ -206,6 +207,7 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
         run_dir,
         facts,
         as_yaml(for_file(config)),
+        "data_key": key,
         Retention(kept.keep, _nimg(kept.keep_every_kimg), kept.keep_best),
         dist,
     )
@@ -303,7 +305,7 @@ def evaluate_checkpoints(
     """
     info = dist.from_main(lambda: describe(config.data))
     check_metrics(config, info)
-    dataset = load_shared(config.data, info, dist, stage_dir())
+    dataset, _ = load_shared(config.data, info, dist, stage_dir())
     evaluator = make_evaluator(config, info, dataset, _class_probs(dataset, info, config), dist)
     measured = [result.get("checkpoint") for result in known if result.get("protocol") == evaluator.protocol]
     for path in checkpoints:

@@ -177,7 +177,7 @@ def _check_split(key: str, batch_size: int, micro: int, world_size: int, group_s
 
 
 def check_resume(checkpoint: Path, config: Config, info: DataInfo) -> None:
-    """Refuse to go on with a run as another one.
+    """Refuse to go on with a run as another one, before data are read.
 
     Raises:
         ConfigError: what differs, old -> new.
@@ -188,3 +188,9 @@ def check_resume(checkpoint: Path, config: Config, info: DataInfo) -> None:
         changes.append(f"images in the data set: {num_images} -> {info.num_images}")
     if changes:
         raise ConfigError(f"{checkpoint} is of another run: {'; '.join(changes)}; start a new one in another run.dir")
+
+
+def check_content(checkpoint: Path, key: str) -> None:
+    """Likewise once they are: with another content than that of this `gan_dist.data.sources.data_key`."""
+    if read_facts(checkpoint).get("data_key", key) != key:
+        raise ConfigError(f"{checkpoint} is of another run: the data set's content differs; start a new one elsewhere")
