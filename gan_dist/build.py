@@ -106,10 +106,12 @@ class WiredRun:
 
 
 def _summary(config: Config, state: State, dist: Distributed) -> list[str]:
-    """The run in three lines, for its log: how it is spread, and the networks."""
-    sizes = {name: sum(p.numel() for p in getattr(state, name).parameters()) for name in ("G", "D")}
+    """The run in three lines, for its log: how it is spread, and the networks, of which a growing one trains a part."""
+    parameters = {name: list(getattr(state, name).parameters()) for name in ("G", "D")}
+    sizes = {name: sum(p.numel() for p in found) for name, found in parameters.items()}
+    trained = {name: sum(p.numel() for p in found if p.requires_grad) for name, found in parameters.items()}
     width = 2 if config.train.compress_gradients else torch.finfo(dist.dtype).bits // 8
-    sent = (sizes["G"] + config.train.n_critic * sizes["D"]) * width if dist.world_size > 1 else 0
+    sent = (trained["G"] + config.train.n_critic * trained["D"]) * width if dist.world_size > 1 else 0
     share, nodes = config.train.batch_size // dist.world_size, dist.world_size // dist.local_world_size
     where = f"backend {dist.backend}, {dist.device.type}, {dist.precision}"
     return [
