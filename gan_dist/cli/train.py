@@ -57,12 +57,12 @@ def _train(config: Config, signals: StopSignals, started: float) -> int:
     dist = Distributed(settings.precision, cpu, compress, settings.compile)
     try:
         finished, run_dir, nimg = _run(config, dist, signals)
+        if dist.is_main:
+            launcher = "python" if dist.world_size == 1 else "accelerate launch --multi_gpu"
+            _report(run_dir, nimg, time.perf_counter() - started, finished, launcher)
+        dist.end()
     except Exception as error:
         raise dist.failure(_in_words(error)) from error
-    if dist.is_main:
-        launcher = "python" if dist.world_size == 1 else "accelerate launch --multi_gpu"
-        _report(run_dir, nimg, time.perf_counter() - started, finished, launcher)
-    dist.end()
     return FINISHED if finished else STOPPED
 
 
@@ -122,6 +122,10 @@ def _in_words(error: Exception) -> Exception:
         return UserError(f"the GPU's memory is full ({line}); set train.micro_batch_size or metrics.batch_size")
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
         return UserError(f"a data worker was killed ({line}); if memory was short, lower data.workers; then resume")
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
+        return UserError(f"the memory is full ({line}); make the networks, batches or data.memory_gib smaller")
+    if isinstance(error, OSError) and error.filename:  # a connection has none
+        return UserError(f"{error.filename}: {error.strerror}")
     return error
 
 
