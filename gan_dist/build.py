@@ -129,14 +129,14 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
         dataset = dataset.on(dist.device)
     state = make_state(config, info, dist)
     if checkpoint:
+        check_content(checkpoint, key)
         restore(checkpoint, state)
     class_probs = _class_probs(dataset, info, config)
-        check_content(checkpoint, key)
 
     last_stage = state.G.last_stage if isinstance(state.G, models.Growing) else 0
     stage_at = stages(config.growth, train.batch_size, last_stage)
     decay = course(config.optim.D, total_nimg)
-    stats, clock = RunningMeans(dist), Clock()
+    stats, clock, skip = RunningMeans(dist), Clock(), train.on_nonfinite == "skip"
     step = Alternation(
         state,
         dist,
@@ -162,7 +162,7 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
         ),
         label_smoothing=loss.label_smoothing,
         d_half=loss.d_half,
-        skip_nonfinite=train.on_nonfinite == "skip",
+        skip_nonfinite=skip,
     )
 
     def batches() -> Batches:
@@ -179,14 +179,19 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
                     if stage_at(state.nimg).number != stage.number:
                         break
 
+    def newest() -> Path:
+        checkpoint = find_checkpoint(run_dir)
+        set_aside(checkpoint)
+        return checkpoint
+
     def recover(event: str) -> Batches:
-        if train.on_nonfinite != "rollback" or state.retries >= train.max_rollbacks:
-            raise _sick(event, train.on_nonfinite, run_dir)
         if dist.is_main:
             log.warning("%s", event)
-        save.wait()
+        if train.on_nonfinite != "rollback" or state.retries >= train.max_rollbacks:
+            raise _sick(event, train.on_nonfinite, run_dir)
+        save.forget()
         retries = state.retries + 1
-        restore(dist.from_main(lambda: find_checkpoint(run_dir)), state)
+        restore(dist.from_main(newest), state)
         state.retries = retries
         tracker.rewind(state.nimg)
         stats.read()  # forget the sick figures
@@ -202,6 +207,7 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
         "image_shape": list(info.image_shape),
         "num_classes": info.num_classes if config.model.conditional else 0,
         "num_images": info.num_images,
+        "data_key": key,
     }
     kept = config.checkpoint
     save = SaveCheckpoint(
@@ -209,7 +215,6 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
         run_dir,
         facts,
         as_yaml(for_file(config)),
-        "data_key": key,
         Retention(kept.keep, _nimg(kept.keep_every_kimg), kept.keep_best),
         dist,
     )
@@ -222,8 +227,8 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
     ]
     if config.metrics.every_kimg:
         evaluator = make_evaluator(config, info, dataset, class_probs, dist)
-        every, on_best = _nimg(config.metrics.every_kimg), save if kept.keep_best and kept.every_kimg else None
-        callbacks.append(Evaluate(every, evaluator, tracker, clock, dist, on_best))
+        every, then = _nimg(config.metrics.every_kimg), save.if_best if kept.keep_best and kept.every_kimg else None
+        callbacks.append(Evaluate(every, evaluator, tracker, clock, dist, then))
     callbacks.append(save)
     if train.profile and dist.is_main:
         callbacks.append(Profile(run_dir / "trace.json"))
@@ -233,7 +238,9 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
         batches(),
         callbacks,
         save,
-        Health(patience=20 if train.on_nonfinite == "skip" or state.scalers else 1),
+        Health(
+            20 if skip or state.scalers else 1, log.warning if skip and dist.is_main and not state.scalers else None
+        ),
         recover,
         clock,
         total_nimg=total_nimg,
