@@ -10,6 +10,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,24 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import gan_dist
-from gan_dist.checkpoint import FILES, find_checkpoint, restore, verify
+from gan_dist.checkpoint import (
+    FILES,
+    MOMENTS,
+    _read_tensors,
+    config_path,
+    find_checkpoint,
+    load_network,
+    read_facts,
+    restore,
+    verify,
+)
+from gan_dist.checks import check_parts
 from gan_dist.config import Config, load_config, walk_settings
-from gan_dist.data import DataInfo
+from gan_dist.data import DataInfo, describe
 from gan_dist.data.images import BrokenImage, read_image
 from gan_dist.distributed import Distributed
 from gan_dist.errors import UserError
+from gan_dist.manifest import check_file
 from gan_dist.parts import make_state
 from gan_dist.state import State
 
@@ -51,9 +64,14 @@ def content(run_dir: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def state() -> State:
+def dist() -> Distributed:
+    return Distributed("fp32", cpu=True)
+
+
+@pytest.fixture(scope="module")
+def state(dist: Distributed) -> State:
     config = load_config(None, ["model.g_widths=[4]", "model.d_widths=[4]", "model.z_dim=3"])
-    return make_state(config, DataInfo((1, 8, 8), 10, 1797), Distributed("fp32", cpu=True))
+    return make_state(config, DataInfo((1, 8, 8), 10, 1797), dist)
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> Path:
@@ -161,6 +179,8 @@ hostile = st.one_of(
 @settings(many, max_examples=1000)
 @given(what=hostile)
 @example(what=("opt_D.safetensors", [(0.3828125, 32)]))  # a moment by another name
+@example(what=("config.yaml", {"model.g_args": {"foo": 1}}))
+@example(what=("config.yaml", {"model.name": "r3gan", "model.g_args": {"blocks": 10**9}, "model.g_widths": []}))
 def test_hostile_checkpoint_with_its_manifest(
     what: Any, content: dict[str, bytes], state: State, tmp_path_factory: Any
 ) -> None:
@@ -198,6 +218,30 @@ def test_hostile_checkpoint_with_its_manifest(
             _assert_one_line(error)
 
 
+def test_size_that_a_file_claims_is_not_believed(content: dict[str, bytes], state: State, tmp_path: Path) -> None:
+    """A sparse file may have any size: it is hashed piece by piece, and read only if it can hold what it should."""
+    checkpoint = _write(tmp_path, content)
+    sizes = {"G.safetensors": 2**26, "opt_G.safetensors": 2**40, "state.json": 2**41, "config.yaml": 2**42}
+    for name, size in sizes.items():
+        os.truncate(checkpoint / name, size)
+    zeros = hashlib.sha256(content["G.safetensors"] + bytes(2**26 - len(content["G.safetensors"]))).hexdigest()
+    entries = json.loads(content["manifest.json"]) | {name: {"size": size} for name, size in sizes.items()}
+    entries["G.safetensors"]["sha256"] = zeros
+    (checkpoint / "manifest.json").write_text(json.dumps(entries))
+    tracemalloc.start()
+    check_file(checkpoint, "G.safetensors")
+    for attempt in (
+        lambda: load_network(checkpoint, "G", state.G),
+        lambda: _read_tensors(checkpoint, "opt_G", MOMENTS * list(state.G.parameters())),
+        lambda: read_facts(checkpoint),
+        lambda: config_path(checkpoint),
+    ):
+        with pytest.raises(UserError, match="bytes are more than"):
+            attempt()
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
 names = st.sampled_from(KEYS) | st.text(max_size=12)
 values = st.one_of(
     st.text(max_size=20), st.integers(), st.floats(), st.booleans(), st.none(), st.lists(st.integers(), max_size=3),
@@ -229,7 +273,7 @@ documents = st.one_of(
 
 @many
 @given(document=documents)
-def test_hostile_config_gets_one_line(document: str | bytes, tmp_path_factory: Any) -> None:
+def test_hostile_config_gets_one_line(document: str | bytes, dist: Distributed, tmp_path_factory: Any) -> None:
     path = _folder(tmp_path_factory) / "config.yaml"
     path.write_bytes(document if isinstance(document, bytes) else document.encode(errors="surrogatepass"))
     try:
@@ -241,6 +285,10 @@ def test_hostile_config_gets_one_line(document: str | bytes, tmp_path_factory: A
         assert not Path(config.run.dir).is_absolute()
         assert ".." not in Path(config.run.dir).parts
         assert "/" not in config.run.name
+        try:
+            check_parts(config, describe(config.data), dist)
+        except UserError as error:
+            _assert_one_line(error)
     assert not Path("executed").exists()
 
 
