@@ -42,7 +42,8 @@ from gan_dist.data.images import BrokenImage, read_image
 from gan_dist.distributed import Distributed
 from gan_dist.errors import UserError
 from gan_dist.manifest import check_file
-from gan_dist.parts import make_state
+from gan_dist.models import names as names_of_models
+from gan_dist.parts import make_state, optimizer_names
 from gan_dist.state import State
 
 many = settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
@@ -251,7 +252,24 @@ values = st.one_of(
         "1e400", ".inf", "0x10", "2**99", "???", "on", "~", "- - -", "{a: *b}", "&a [*a]", "\x00", "é" * 50,
     ]),
 )  # fmt: skip
+sizes = st.sampled_from(
+    [-1, 0, 1, 3, 16, 4097, 2**20, 2**62, 10**30, 0.5, 1e306, True, "x", [], [0], [4] * 3, [2**20], [2**62]]
+)
+arguments = ["blocks", "group_size", "attention", "tanh", "batch_norm", "betas", "eps", "fused", "foreach", "lr", "x"]
+odd = st.dictionaries(st.sampled_from(arguments), sizes, max_size=2)
+models_and_optimizers = st.fixed_dictionaries({
+    "data": st.just({"image_size": "16"}),
+    "model": st.fixed_dictionaries(
+        {"name": st.sampled_from(sorted({*names_of_models()} - {"sngan"}))},  # whose norms take half a second
+        optional={"z_dim": sizes, "g_widths": sizes, "d_widths": sizes, "g_args": odd, "d_args": odd},
+    ),
+    "optim": st.fixed_dictionaries({
+        "D": st.fixed_dictionaries({"name": st.sampled_from(optimizer_names()), "args": odd}),
+    }),
+    "train": st.fixed_dictionaries({}, optional={"kimg": sizes, "batch_size": sizes, "micro_batch_size": sizes}),
+})  # fmt: skip
 documents = st.one_of(
+    models_and_optimizers.map(json.dumps),
     st.dictionaries(names, values, max_size=4).map(lambda d: json.dumps(d)),
     st.dictionaries(names, values, max_size=4).map(
         lambda d: "".join(f"{k.partition('.')[0]}: {{{k.partition('.')[2]}: {v}}}\n" for k, v in d.items())
