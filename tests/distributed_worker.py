@@ -112,7 +112,7 @@ class Jobs:
             for _ in range(2):
                 step(run.trainer.batches)
         run.trainer.batches.close()
-        return {"sent": sent, "sizes": sizes, "total": total[0], "n_critic": step.n_critic}
+        return {"sent": sent, "sizes": sizes, "total": total[0], "n_critic": step.n_critic, "said": run.summary[-1]}
 
     def wires(self, dist: Distributed) -> None:
         """For every loss and penalty, micro-batches and n_critic; and for every recipe."""
