@@ -232,15 +232,14 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
     callbacks.append(save)
     if train.profile and dist.is_main:
         callbacks.append(Profile(run_dir / "trace.json"))
+    tell = log.warning if skip and dist.is_main and not state.scalers else None
     trainer = Trainer(
         state,
         step,
         batches(),
         callbacks,
         save,
-        Health(
-            20 if skip or state.scalers else 1, log.warning if skip and dist.is_main and not state.scalers else None
-        ),
+        Health(20 if skip or state.scalers else 1, tell),
         recover,
         clock,
         total_nimg=total_nimg,

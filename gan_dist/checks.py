@@ -102,7 +102,7 @@ def _check_args(key: str, given: dict[str, Any], network: type[nn.Module]) -> No
         kind = type(defaults[name])
         if type(value) not in ((int, float) if kind is float else (kind,)):
             raise ConfigError(f"{key}: {name}={value} must be {describe_type(kind)}, for example {defaults[name]}")
-        if not 0 <= value <= MAX_ARG:
+        if isinstance(value, int | float) and not 0 <= value <= MAX_ARG:
             raise ConfigError(f"{key}: {name}={value} must be from 0 to {MAX_ARG}")
 
 

@@ -44,9 +44,10 @@ def refuse_links(run_dir: Path) -> None:
     Raises:
         UserError: names the link.
     """
-    for path in (*run_dir.glob("*"), *run_dir.glob("samples/*"), *run_dir.glob("checkpoints/*")):
-        if path.is_symlink():
-            raise UserError(f"{path} is a link, which a run never makes, and would write elsewhere: remove it")
+    for pattern in ("*", "samples/*", "checkpoints/*", "generated/*"):  # where names can be foreseen
+        for path in run_dir.glob(pattern):
+            if path.is_symlink():
+                raise UserError(f"{path} is a link, which a run never makes, and would write elsewhere: remove it")
 
 
 def _read(owner: Path) -> str:

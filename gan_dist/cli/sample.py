@@ -36,7 +36,8 @@ def sample(arguments: list[str]) -> int:
     from gan_dist.generate import generate, write_grid, write_images
     from gan_dist.lock import refuse_links
 
-    refuse_links(options.run)
+    if not options.out:
+        refuse_links(options.run)
     out.mkdir(parents=True, exist_ok=True)
     images = generate(G, options.n, options.seed, classes)
     if options.grid:
