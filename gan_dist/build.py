@@ -22,8 +22,8 @@ from gan_dist.callbacks.profile import Profile
 from gan_dist.callbacks.progress import LogProgress, ProgressBar
 from gan_dist.callbacks.save import Retention, SaveCheckpoint
 from gan_dist.callbacks.scatter import scatter_picture
-from gan_dist.checkpoint import config_path, find_checkpoint, load_network, read_facts, restore
-from gan_dist.checks import check_metrics, check_parts
+from gan_dist.checkpoint import config_path, find_checkpoint, load_network, read_facts, restore, set_aside
+from gan_dist.checks import check_args, check_content, check_metrics, check_parts
 from gan_dist.config import (
     Config,
     as_dict,
@@ -69,11 +69,12 @@ def _generator(checkpoint: Path) -> nn.Module:
     config = load_config(config_path(checkpoint))
     if config.model.name not in models.names():
         raise ConfigError(f"{checkpoint}: model.name={config.model.name}: {choose(config.model.name, models.names())}")
+    check_args(config.model)
     try:
         with torch.device("meta"):  # takes no memory until the file is seen to hold as much
             G = make_generator(config.model, tuple(facts["image_shape"]), facts["num_classes"])
-    except (ValueError, RuntimeError, OverflowError) as error:  # what it can't make, or is too large to be
-        raise ConfigError(f"{checkpoint}: {config.model.name} {str(error)[:200]}") from None
+    except Exception as error:  # a stranger's numbers: what it can't make, or is too large to be
+        raise ConfigError(f"{checkpoint}: {config.model.name}: {type(error).__name__}: {str(error)[:200]}") from error
     load_network(checkpoint, "G_ema", G)
     return G.eval().requires_grad_(False)
 
@@ -101,10 +102,12 @@ class WiredRun:
 
 
 def _summary(config: Config, state: State, dist: Distributed) -> list[str]:
-    """The run in three lines, for its log: how it is spread, and the networks."""
-    sizes = {name: sum(p.numel() for p in getattr(state, name).parameters()) for name in ("G", "D")}
+    """The run in three lines, for its log: how it is spread, and the networks, of which a growing one trains a part."""
+    parameters = {name: list(getattr(state, name).parameters()) for name in ("G", "D")}
+    sizes = {name: sum(p.numel() for p in found) for name, found in parameters.items()}
+    trained = {name: sum(p.numel() for p in found if p.requires_grad) for name, found in parameters.items()}
     width = 2 if config.train.compress_gradients else torch.finfo(dist.dtype).bits // 8
-    sent = (sizes["G"] + config.train.n_critic * sizes["D"]) * width if dist.world_size > 1 else 0
+    sent = (trained["G"] + config.train.n_critic * trained["D"]) * width if dist.world_size > 1 else 0
     share, nodes = config.train.batch_size // dist.world_size, dist.world_size // dist.local_world_size
     where = f"backend {dist.backend}, {dist.device.type}, {dist.precision}"
     return [
@@ -117,15 +120,16 @@ def _summary(config: Config, state: State, dist: Distributed) -> list[str]:
 def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None, dist: Distributed) -> WiredRun:
     """Read the data, make networks, loop and callbacks, and put the run where the checkpoint says, if there is one."""
     train, total_nimg = config.train, round(config.train.kimg * 1000)
-    dataset = load_shared(config.data, info, dist, stage_dir())
+    dataset, key = load_shared(config.data, info, dist, stage_dir())
     if isinstance(dataset, ImageTensor):
         dataset = dataset.on(dist.device)
     state = make_state(config, info, dist)
     if checkpoint:
+        check_content(checkpoint, key)
         restore(checkpoint, state)
     class_probs = _class_probs(dataset, info, config)
 
-    stats, clock = RunningMeans(dist), Clock()
+    stats, clock, skip = RunningMeans(dist), Clock(), train.on_nonfinite == "skip"
     step = make_step(config, state, dist, stats, class_probs)
     last_stage = step.last_stage
 
@@ -143,14 +147,19 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
                     if step.stages(state.nimg).number != stage.number:
                         break
 
+    def newest() -> Path:
+        checkpoint = find_checkpoint(run_dir)
+        set_aside(checkpoint)
+        return checkpoint
+
     def recover(event: str) -> Batches:
-        if train.on_nonfinite != "rollback" or state.retries >= train.max_rollbacks:
-            raise _sick(event, train.on_nonfinite, run_dir)
         if dist.is_main:
             log.warning("%s", event)
-        save.wait()
+        if train.on_nonfinite != "rollback" or state.retries >= train.max_rollbacks:
+            raise _sick(event, train.on_nonfinite, run_dir)
+        save.forget()
         retries = state.retries + 1
-        restore(dist.from_main(lambda: find_checkpoint(run_dir)), state)
+        restore(dist.from_main(newest), state)
         state.retries = retries
         tracker.rewind(state.nimg)
         stats.read()  # forget the sick figures
@@ -166,6 +175,7 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
         "image_shape": list(info.image_shape),
         "num_classes": info.num_classes if config.model.conditional else 0,
         "num_images": info.num_images,
+        "data_key": key,
     }
     kept = config.checkpoint
     save = SaveCheckpoint(
@@ -185,18 +195,19 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
     ]
     if config.metrics.every_kimg:
         evaluator = make_evaluator(config, info, dataset, class_probs, dist)
-        every, on_best = _nimg(config.metrics.every_kimg), save if kept.keep_best and kept.every_kimg else None
-        callbacks.append(Evaluate(every, evaluator, tracker, clock, dist, on_best))
+        every, then = _nimg(config.metrics.every_kimg), save.if_best if kept.keep_best and kept.every_kimg else None
+        callbacks.append(Evaluate(every, evaluator, tracker, clock, dist, then))
     callbacks.append(save)
     if train.profile and dist.is_main:
         callbacks.append(Profile(run_dir / "trace.json"))
+    tell = log.warning if skip and dist.is_main and not state.scalers else None
     trainer = Trainer(
         state,
         step,
         batches(),
         callbacks,
         save,
-        Health(patience=20 if train.on_nonfinite == "skip" or state.scalers else 1),
+        Health(20 if skip or state.scalers else 1, tell),
         recover,
         clock,
         total_nimg=total_nimg,
@@ -270,7 +281,7 @@ def evaluate_checkpoints(
     """
     info = dist.from_main(lambda: describe(config.data))
     check_metrics(config, info)
-    dataset = load_shared(config.data, info, dist, stage_dir())
+    dataset, _ = load_shared(config.data, info, dist, stage_dir())
     evaluator = make_evaluator(config, info, dataset, _class_probs(dataset, info, config), dist)
     measured = [result.get("checkpoint") for result in known if result.get("protocol") == evaluator.protocol]
     for path in checkpoints:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
-from collections import defaultdict
-from collections.abc import Callable
-from copy import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
+from gan_dist import manifest
 from gan_dist.errors import UserError
+from gan_dist.moments import flatten, unflatten
 from gan_dist.state import State
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,8 @@ log = logging.getLogger(__name__)
 NETWORKS = ("G", "D", "G_ema")
 OPTIMIZERS = ("opt_G", "opt_D")
 FILES = (*(f"{name}.safetensors" for name in (*NETWORKS, *OPTIMIZERS)), "state.json", "config.yaml")
-MAX_JSON = 2**20  # bytes; ours have a thousand
+MAX_HEADER = 2**24  # bytes of a safetensors file beside its numbers
+MOMENTS = 4  # tensors that an optimizer keeps of a parameter, at most
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -62,7 +63,7 @@ def take_snapshot(state: State, facts: dict[str, Any]) -> Snapshot:
         facts: what is needed to build the networks without the data.
     """
     tensors = {name: _to_host(getattr(state, name).state_dict()) for name in NETWORKS}
-    tensors |= {name: _to_host(_flatten(getattr(state, name))) for name in OPTIMIZERS}
+    tensors |= {name: _to_host(flatten(getattr(state, name))) for name in OPTIMIZERS}
     scalers = {name: scaler.state_dict() for name, scaler in state.scalers.items()}
     progress = {name: getattr(state, name) for name in ("nimg", "metrics", "metrics_nimg", "retries")}
     arrived: Callable[[], None] = lambda: None  # noqa: E731
@@ -90,16 +91,16 @@ def write_checkpoint(run_dir: Path, snapshot: Snapshot, config: str) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        manifest = {}
+        written = {}
         for name in FILES:
             stem = name.removesuffix(".safetensors")
             if stem in snapshot.tensors:
                 content = save(snapshot.tensors[stem])
             else:
                 content = (config if name == "config.yaml" else json.dumps(snapshot.facts, indent=1) + "\n").encode()
-            manifest[name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            written[name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
             _write(temporary / name, content)
-        _write(temporary / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
+        _write(temporary / "manifest.json", (json.dumps(written, indent=1) + "\n").encode())
         _flush(temporary)
         verify(temporary)
         if final.exists():  # from an earlier course of the run, which was resumed from before
@@ -109,16 +110,38 @@ def write_checkpoint(run_dir: Path, snapshot: Snapshot, config: str) -> Path:
         _flush(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        _put_back(old, final)
         raise
     shutil.rmtree(old, ignore_errors=True)
     return final
 
 
 def clean_up(run_dir: Path) -> None:
-    """Remove what a crash in the middle of writing has left."""
-    for pattern in (".tmp-*", ".old-*"):
-        for path in (run_dir / "checkpoints").glob(pattern):
-            shutil.rmtree(path, ignore_errors=True)
+    """Put right what a crash in the middle of writing has left."""
+    folder = run_dir / "checkpoints"
+    for old in folder.glob(".old-*"):
+        _put_back(old, folder / old.name.removeprefix(".old-"))
+    for path in (*folder.glob(".tmp-*"), *folder.glob(".old-*")):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _put_back(old: Path, final: Path) -> None:
+    """A checkpoint that made room for one that did not come."""
+    if old.exists() and not final.exists():
+        old.rename(final)
+
+
+def set_aside(checkpoint: Path) -> None:
+    """Rename what is newer than the checkpoint that a run goes on from: damaged, or of a course that it has left.
+
+    There, `prune` does not count it among the newest, and no later start goes on from it.
+    """
+    for path in list_checkpoints(checkpoint.parent.parent):
+        if path.name > checkpoint.name:
+            aside = path.with_name(f"aside-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            log.warning("%s is newer than where the run goes on: now %s", path, aside.name)
 
 
 def prune(run_dir: Path, keep: int, every_nimg: int, best: bool) -> None:
@@ -208,10 +231,14 @@ def best_checkpoint(found: list[Path]) -> list[Path]:
             facts = read_facts(path)
         except UserError:
             continue
-        fid = next((value for name, value in facts["metrics"].items() if name.startswith("fid")), None)
-        if isinstance(fid, float) and facts["metrics_nimg"] == facts["nimg"]:
+        if facts["metrics_nimg"] == facts["nimg"] and (fid := fid_of(facts["metrics"])) < math.inf:
             values[path] = fid
     return [min(values, key=lambda path: values[path])] if values else []
+
+
+def fid_of(metrics: dict[str, float]) -> float:
+    """The FID among metrics, with whatever extractor; infinite if there is none."""
+    return next((value for name, value in metrics.items() if name.startswith("fid")), math.inf)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -225,44 +252,7 @@ def verify(checkpoint: Path) -> None:
         UserError: one is missing or not what was written.
     """
     for name in FILES:
-        _read(checkpoint, name)
-
-
-def _read(checkpoint: Path, name: str) -> bytes:
-    """A file's content, which is what the manifest says."""
-    path, manifest = checkpoint / name, _read_json(checkpoint / "manifest.json")
-    entry = manifest.get(name)
-    if not isinstance(entry, dict) or not isinstance(entry.get("size"), int):
-        raise UserError(f"{checkpoint}: damaged: manifest.json does not list {name}")
-    content = _read_plain(path, entry["size"])
-    if hashlib.sha256(content).hexdigest() != entry.get("sha256"):
-        raise UserError(f"{path}: damaged: its content is not what was written")
-    return content
-
-
-def _read_plain(path: Path, size: int | None = None) -> bytes:
-    """The content of a regular file, not one behind a link; of this size, or at most MAX_JSON."""
-    try:
-        if path.is_symlink() or not path.is_file():
-            raise UserError(f"{path}: damaged: {'a link' if path.is_symlink() else 'no such file'}")
-        found = path.stat().st_size
-        if size is not None and found != size:
-            raise UserError(f"{path}: damaged: {found} bytes, not {size}")
-        if size is None and found > MAX_JSON:
-            raise UserError(f"{path}: damaged: {found} bytes are more than {MAX_JSON}")
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(_read_plain(path))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: damaged: not JSON ({type(error).__name__})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: damaged: not what a checkpoint has there")
-    return content
+        manifest.check_file(checkpoint, name)
 
 
 _FACTS: dict[str, type] = {"nimg": int, "metrics": dict, "metrics_nimg": int, "retries": int, "scalers": dict,
@@ -271,8 +261,7 @@ _FACTS: dict[str, type] = {"nimg": int, "metrics": dict, "metrics_nimg": int, "r
 
 def read_facts(checkpoint: Path) -> dict[str, Any]:
     """The content of a checkpoint's `state.json`."""
-    _read(checkpoint, "state.json")
-    facts = _read_json(checkpoint / "state.json")
+    facts = manifest.read_json(checkpoint, "state.json")
     wrong = [name for name, kind in _FACTS.items() if type(facts.get(name)) is not kind]
     shape = facts.get("image_shape")
     if not wrong and not (len(shape) == 3 and all(type(n) is int and 0 < n < 2**16 for n in shape)):  # type: ignore[arg-type,union-attr]
@@ -286,13 +275,13 @@ def read_facts(checkpoint: Path) -> dict[str, Any]:
 
 def config_path(checkpoint: Path) -> Path:
     """The checkpoint's `config.yaml`, which is as it was written."""
-    _read(checkpoint, "config.yaml")
+    manifest.read_file(checkpoint, "config.yaml")
     return checkpoint / "config.yaml"
 
 
 def load_network(checkpoint: Path, name: str, module: nn.Module) -> None:
     """Read the weights of `G`, `D` or `G_ema` into a module; one on the meta device takes the file's memory."""
-    tensors = _read_tensors(checkpoint, name)
+    tensors = _read_tensors(checkpoint, name, list(module.state_dict().values()))
     meta = any(p.is_meta for p in module.parameters())
     try:
         module.load_state_dict(tensors, assign=meta)
@@ -308,7 +297,9 @@ def restore(checkpoint: Path, state: State) -> None:
     for name in NETWORKS:
         load_network(checkpoint, name, getattr(state, name))
     for name in OPTIMIZERS:
-        _unflatten(getattr(state, name), _read_tensors(checkpoint, name), checkpoint / f"{name}.safetensors")
+        optimizer = getattr(state, name)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        unflatten(optimizer, _read_tensors(checkpoint, name, MOMENTS * parameters), checkpoint / f"{name}.safetensors")
     for name, scaler in state.scalers.items():
         if name in facts["scalers"]:
             try:
@@ -319,40 +310,10 @@ def restore(checkpoint: Path, state: State) -> None:
     state.metrics, state.metrics_nimg = facts["metrics"], facts["metrics_nimg"]
 
 
-def _read_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
+def _read_tensors(checkpoint: Path, name: str, like: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file, which is no larger than one of these would be in fp64."""
+    most = MAX_HEADER + 8 * sum(tensor.numel() for tensor in like)
     try:
-        return load(_read(checkpoint, f"{name}.safetensors"))
+        return load(manifest.read_file(checkpoint, f"{name}.safetensors", most))
     except (SafetensorError, ValueError, KeyError) as error:
         raise UserError(f"{checkpoint / name}.safetensors: damaged: {error}") from error
-
-
-def _flatten(optimizer: Optimizer) -> dict[str, Tensor]:
-    """The optimizer's moments as `<number of the parameter>.<name>`. Its settings come from the config."""
-    state = optimizer.state_dict()["state"]
-    return {f"{i}.{k}": torch.as_tensor(v) for i, values in state.items() for k, v in values.items() if v is not None}
-
-
-def _unflatten(optimizer: Optimizer, tensors: dict[str, Tensor], path: Path) -> None:
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        index, _, name = key.partition(".")
-        if not index.isdecimal() or int(index) >= len(parameters):
-            raise UserError(f"{path}: {key!r} does not fit the config")
-        state.setdefault(int(index), {})[name] = tensor
-    for number, moments in state.items():
-        found = {name: tuple(tensor.shape) for name, tensor in moments.items()}
-        expected = _moments_of(optimizer, parameters[number])
-        if found != expected:
-            raise UserError(f"{path}: {found} of parameter {number} do not fit the config, which makes {expected}")
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-
-
-def _moments_of(optimizer: Optimizer, parameter: Tensor) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of what an optimizer keeps of a parameter, seen after a step with a copy of it."""
-    twin = torch.zeros_like(parameter)
-    twin.grad = torch.zeros_like(parameter)
-    probe = copy(optimizer)
-    probe.state, probe.param_groups = defaultdict(dict), [{**optimizer.param_groups[0], "params": [twin]}]
-    type(optimizer).step(probe)
-    return {name.partition(".")[2]: tuple(tensor.shape) for name, tensor in _flatten(probe).items()}

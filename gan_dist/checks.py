@@ -15,6 +15,7 @@ from gan_dist.augment import AUGMENTATIONS
 from gan_dist.checkpoint import config_path, read_facts
 from gan_dist.config import (
     Config,
+    Model,
     Optimizer,
     changes_that_matter,
     choose,
@@ -27,6 +28,8 @@ from gan_dist.errors import ConfigError
 from gan_dist.losses import LOSSES
 from gan_dist.models._layers import MinibatchStd
 from gan_dist.parts import make_discriminator, make_generator, make_optimizer
+
+MAX_ARG = 4096  # of an architecture's arguments: blocks, channels, …
 
 
 def check_parts(config: Config, info: DataInfo, dist: Distributed) -> None:
@@ -43,8 +46,7 @@ def check_parts(config: Config, info: DataInfo, dist: Distributed) -> None:
     except ValueError as error:
         size = "x".join(map(str, info.image_shape[1:]))
         raise ConfigError(f"model.name={model.name} with data.image_size={size}: {model.name} {error}") from None
-    _check_args("model.g_args", model.g_args, models.architecture(model.name).Generator)
-    _check_args("model.d_args", model.d_args, models.architecture(model.name).Discriminator)
+    check_args(model)
     if model.conditional and not info.num_classes:
         hint = " or data.class_folders=true" if config.data.name == "folder" else ""
         raise ConfigError(
@@ -74,12 +76,23 @@ def check_parts(config: Config, info: DataInfo, dist: Distributed) -> None:
         settings: Optimizer = getattr(config.optim, side)
         try:
             make_optimizer(settings, nn.Linear(1, 1))
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"optim.{side}.name={settings.name}: {error}") from None
+        except Exception as error:  # torch checks few of them, and the others make it fail in every way there is
+            raise ConfigError(f"optim.{side}.name={settings.name}: {_words(error)}") from error
+
+
+def _words(error: Exception) -> str:
+    """A message that is meant for the user as it is, others with what they are."""
+    return str(error) if isinstance(error, ValueError) else f"can't be made so ({type(error).__name__}: {error})"[:200]
+
+
+def check_args(model: Model) -> None:
+    """Refuse what an architecture does not have in `model.g_args` and `model.d_args`."""
+    _check_args("model.g_args", model.g_args, models.architecture(model.name).Generator)
+    _check_args("model.d_args", model.d_args, models.architecture(model.name).Discriminator)
 
 
 def _check_args(key: str, given: dict[str, Any], network: type[nn.Module]) -> None:
-    """Arguments of an architecture must be some that it has, with values of their defaults' types."""
+    """Arguments of an architecture must be some that it has, with values of their defaults' types and sane sizes."""
     parameters = inspect.signature(network).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     for name, value in given.items():
@@ -89,6 +102,8 @@ def _check_args(key: str, given: dict[str, Any], network: type[nn.Module]) -> No
         kind = type(defaults[name])
         if type(value) not in ((int, float) if kind is float else (kind,)):
             raise ConfigError(f"{key}: {name}={value} must be {describe_type(kind)}, for example {defaults[name]}")
+        if isinstance(value, int | float) and not 0 <= value <= MAX_ARG:
+            raise ConfigError(f"{key}: {name}={value} must be from 0 to {MAX_ARG}")
 
 
 def check_game(config: Config, info: DataInfo, world_size: int) -> None:
@@ -99,8 +114,8 @@ def check_game(config: Config, info: DataInfo, world_size: int) -> None:
         with torch.device("meta"):
             G = make_generator(model, info.image_shape, num_classes)
             D = make_discriminator(model, info.image_shape, num_classes)
-    except ValueError as error:
-        raise ConfigError(f"model.name={model.name} {error}") from None
+    except Exception as error:  # sizes that are each possible may not fit together
+        raise ConfigError(f"model.name={model.name} {_words(error)}") from error
     num_stages = G.last_stage + 1 if isinstance(G, models.Growing) else 0
     if growth.stable_kimg and not num_stages:
         raise ConfigError(f"growth.stable_kimg={growth.stable_kimg}: {model.name} does not grow; set it to 0")
@@ -162,7 +177,7 @@ def _check_split(key: str, batch_size: int, micro: int, world_size: int, group_s
 
 
 def check_resume(checkpoint: Path, config: Config, info: DataInfo) -> None:
-    """Refuse to go on with a run as another one.
+    """Refuse to go on with a run as another one, before data are read.
 
     Raises:
         ConfigError: what differs, old -> new.
@@ -173,3 +188,9 @@ def check_resume(checkpoint: Path, config: Config, info: DataInfo) -> None:
         changes.append(f"images in the data set: {num_images} -> {info.num_images}")
     if changes:
         raise ConfigError(f"{checkpoint} is of another run: {'; '.join(changes)}; start a new one in another run.dir")
+
+
+def check_content(checkpoint: Path, key: str) -> None:
+    """Likewise once they are: with another content than that of this `gan_dist.data.sources.data_key`."""
+    if read_facts(checkpoint).get("data_key", key) != key:
+        raise ConfigError(f"{checkpoint} is of another run: the data set's content differs; start a new one elsewhere")

@@ -406,6 +406,22 @@ _POSITIVE = {
     "optim.D.lr",
 }
 
+# What sizes something: a run with more would be a slip of the hand, or a stranger's.
+_MOST = {
+    "model.z_dim": 2**20,
+    "model.g_widths": 2**20,
+    "model.d_widths": 2**20,
+    "train.batch_size": 2**20,
+    "train.n_critic": 2**20,
+    "growth.batch_sizes": 2**20,
+    "metrics.batch_size": 2**20,
+    "data.workers": 2**10,
+    "sample.rows": 2**10,
+    "train.seed": 2**63 - 1,
+    "metrics.seed": 2**63 - 1,
+}
+_MOST_KIMG, _MOST_COUNTED, _LONGEST = 1e12, 2**40, 2**10  # of kimg, any whole number, and entries of a list
+
 
 def check(config: Config) -> None:
     """Refuse values that no run can have.
@@ -415,12 +431,17 @@ def check(config: Config) -> None:
     """
     for name, _, kind, _ in walk_settings():
         value = attrgetter(name)(config)
+        if isinstance(value, list) and len(value) > _LONGEST:
+            raise ConfigError(f"{name} has {len(value)} entries; at most {_LONGEST}")
         numbers = value if kind in (list[int], list[float]) else [value] if kind in (int, float) else []
         for number in numbers:
             if not math.isfinite(number) or number < 0:
                 raise ConfigError(f"{name}={number} must not be negative, infinite or nan")
             if number == 0 and name in _POSITIVE:
                 raise ConfigError(f"{name}={number} must be greater than 0")
+            most = _MOST_KIMG if name.endswith("kimg") else _MOST_COUNTED if type(number) is int else math.inf
+            if number > _MOST.get(name, most):
+                raise ConfigError(f"{name}={number} must be at most {_MOST.get(name, most):,}")
     if config.data.image_size:
         parse_image_size(config.data.image_size)
     if config.loss.label_smoothing >= 1:
@@ -443,8 +464,6 @@ def check(config: Config) -> None:
         raise ConfigError("loss.gamma_decay goes along optim.D.schedule: set that to cosine or linear")
     if config.growth.fade_kimg and not config.growth.stable_kimg:
         raise ConfigError("growth.fade_kimg needs growth.stable_kimg, the time that each size is trained for")
-    if config.train.seed >= 2**63 or config.metrics.seed >= 2**63:
-        raise ConfigError("train.seed and metrics.seed must be below 2^63")
     if config.tracking.artifact and not config.checkpoint.every_kimg:
         raise ConfigError("tracking.artifact=true uploads the last checkpoint, but checkpoint.every_kimg=0 writes none")
     if config.run.name != Path(config.run.name).name or config.run.name == "..":

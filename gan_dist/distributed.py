@@ -29,6 +29,8 @@ from gan_dist.signals import StopSignals
 T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=10)  # how long a collective waits for a process that is stopped but not dead
+BEAT = 5.0  # seconds between two signs of life of each process
+SILENCE = 30.0  # seconds without one, after which those who wait for a process give it up
 STOP_LAG = 4  # iterations between asking the others to stop and stopping, so that nobody waits for the answer
 _FAILED = "gan_dist/failed"  # where the first process that fails leaves its message
 _PRECISION = {"fp64": "no", "fp32": "no", "bf16": "bf16", "fp16": "fp16"}
@@ -57,6 +59,7 @@ class Distributed:
     _listener: ClassVar[threading.Thread | None] = None  # one in a process
     _heard: ClassVar[str] = ""  # what another process said when it failed
     _waits: ClassVar[int] = 0  # how often this process has waited for others; all count alike
+    _lost: ClassVar[Sequence[int]] = ()  # those who have given no sign of life
 
     def __init__(
         self, precision: str = "fp32", cpu: bool = False, compress: bool = False, compile: bool = False
@@ -205,7 +208,11 @@ class Distributed:
                 box[0] = make()
             except UserError as error:
                 box[1] = error
-        self._wait_for([0])
+        Distributed._waits += 1
+        ready = f"gan_dist/main/{self._waits}"
+        if self.is_main:
+            self._store.set(ready, "")
+        self._wait_for(ready)
         broadcast_object_list(box)
         if box[1] is not None:
             box[1].everywhere = True
@@ -215,18 +222,38 @@ class Distributed:
     def barrier(self) -> None:
         """Wait for all processes, as long as it takes."""
         if self.world_size > 1:
-            self._wait_for(range(self.world_size))
+            Distributed._waits += 1
+            here = f"gan_dist/here/{self._waits}"
+            if self._store.add(here, 1) == self.world_size:
+                self._store.set(f"{here}/all", "")
+            self._wait_for(f"{here}/all")
 
-    def _wait_for(self, ranks: Sequence[int]) -> None:
-        """Say that this process is here, and wait for those; no collective, and so no time-out, is pending."""
-        Distributed._waits += 1
-        keys = [f"gan_dist/here/{self._waits}/{rank}" for rank in ranks]
-        self._store.set(f"gan_dist/here/{self._waits}/{self.rank}", "")
-        while not self._store.check(keys):
+    def _wait_for(self, key: str) -> None:
+        """Wait until the store has a key, while rank 0 watches all others and these watch it.
+
+        No collective, and so no time-out, is pending.
+        """
+        watched = range(1, self.world_size) if self.rank == 0 else [0]
+        beats, silent = dict.fromkeys(watched, 0), dict.fromkeys(watched, 0)
+        while not self._store.check([key]):
             with suppress(torch.distributed.DistStoreError):  # nothing yet
-                self._store.wait(keys, timedelta(seconds=5))
+                self._store.wait([key], timedelta(seconds=BEAT))
+                return
             if self._heard:
                 raise torch.distributed.DistError(self._heard)
+            for rank in watched:
+                beat = self._store.add(f"gan_dist/beat/{rank}", 0)
+                silent[rank] = silent[rank] + 1 if beat == beats[rank] else 0  # looks, not time: all may be suspended
+                beats[rank] = beat
+            Distributed._lost = [rank for rank in watched if silent[rank] * BEAT >= SILENCE]
+            if self._lost:
+                raise UserError(f"lost {self._places(self._lost)}: no sign of life for {SILENCE:.0f} s")
+
+    def _places(self, ranks: Sequence[int]) -> str:
+        keys = {rank: f"gan_dist/process/{rank}" for rank in ranks}
+        known = {rank for rank, key in keys.items() if self._store.check([key])}
+        places = {rank: self._store.get(keys[rank]).decode() if rank in known else "unknown host" for rank in ranks}
+        return "; ".join(f"rank {rank} ({place})" for rank, place in places.items())
 
     def end(self) -> None:
         """The last thing that is called, after a run that went well: all leave together.
@@ -254,9 +281,7 @@ class Distributed:
                 self._store.compare_set(_FAILED, "", f"rank {self.rank} failed: {what}")  # the first one stays
                 self._missing("heard")
                 return error
-            missing = self._missing("alive")
-            places = [self._store.get(f"gan_dist/process/{rank}").decode() for rank in missing]
-            lost = "; ".join(f"rank {rank} ({place})" for rank, place in zip(missing, places)) or "no process"
+            lost = self._places(self._missing("alive")) or "no process"
         except RuntimeError:
             lost = "rank 0 or its launcher, who kept the store"
         return UserError(f"lost {lost} ({_one_line(error)})")
@@ -272,14 +297,15 @@ class Distributed:
                 listener.start()
 
     def _listen(self, store: Any) -> None:
-        """Wait for the message of a process that fails, or an empty one at the end.
+        """Give signs of life, until the message of a process that fails comes, or an empty one at the end.
 
         A process that waits for a failed one on a GPU would do so until the time-out: it is ended here.
         """
         try:
             while not store.check([_FAILED]):
                 with suppress(torch.distributed.DistStoreError):
-                    store.wait([_FAILED], timedelta(hours=1))
+                    store.add(f"gan_dist/beat/{self.rank}", 1)
+                    store.wait([_FAILED], timedelta(seconds=BEAT))
             message = store.get(_FAILED).decode()
             if not message or message.startswith(f"rank {self.rank} "):
                 return
@@ -293,12 +319,12 @@ class Distributed:
 
     def _missing(self, word: str) -> list[int]:
         """Those who do not give this sign within 5 seconds."""
-        keys = [f"gan_dist/{word}/{rank}" for rank in range(self.world_size)]
+        keys = {rank: f"gan_dist/{word}/{rank}" for rank in range(self.world_size) if rank not in self._lost}
         self._store.set(keys[self.rank], "")
         with suppress(torch.distributed.DistStoreError):
             # Rank 0 may keep the store that the others ask, and goes last.
-            self._store.wait(keys, timedelta(seconds=7 if self.rank == 0 else 5))
-        return [rank for rank, key in enumerate(keys) if not self._store.check([key])]
+            self._store.wait(list(keys.values()), timedelta(seconds=7 if self.rank == 0 else 5))
+        return [rank for rank, key in keys.items() if not self._store.check([key])]
 
 
 def _is_about_a_peer(error: Exception) -> bool:

@@ -20,25 +20,38 @@ class Health:
 
     Args:
         patience: non-finite iterations in a row that are an event: more than one where single steps are skipped.
+        tell: called with what happened at the first of them already.
     """
 
-    def __init__(self, patience: int) -> None:
-        self.patience = patience
+    def __init__(self, patience: int, tell: Callable[[str], None] | None = None) -> None:
+        self.patience, self.tell = patience, tell
         self._under_way: deque[tuple[int, Callable[[], Tensor]]] = deque()
         self._seen: deque[tuple[int, float, float]] = deque(maxlen=MEMORY + patience)
 
     def __call__(self, nimg: int, norm_D: Tensor, norm_G: Tensor) -> str | None:
         """What happened, if it did, with the norms before it."""
         self._under_way.append((nimg, read_later(torch.stack([norm_D, norm_G]).detach())))
-        if len(self._under_way) <= LAG:
-            return None
+        return self._look() if len(self._under_way) > LAG else None
+
+    def rest(self) -> str | None:
+        """Likewise for the last iterations, when no other follows."""
+        while self._under_way:
+            if event := self._look():
+                return event
+        return None
+
+    def _look(self) -> str | None:
         nimg, norms = self._under_way.popleft()
         self._seen.append((nimg, *norms().tolist()))
         sick = [not all(map(_is_finite, norms)) for _, *norms in self._seen]
-        if len(sick) < self.patience or not all(list(sick)[-self.patience :]):
-            return None
-        before = [f"{d:.3g}/{g:.3g}" for _, d, g in islice(self._seen, max(0, len(sick) - self.patience))]
-        first = self._seen[-self.patience][0]
+        if self.tell and sick[-1] and not any(sick[-2:-1]):
+            self.tell(self._event(1))
+        return self._event(self.patience) if len(sick) >= self.patience and all(sick[-self.patience :]) else None
+
+    def _event(self, length: int) -> str:
+        """In words, that the last so many iterations are sick."""
+        before = [f"{d:.3g}/{g:.3g}" for _, d, g in islice(self._seen, len(self._seen) - length)]
+        first = self._seen[-length][0]
         return (
             f"gradients are not finite at {first / 1000:.1f} kimg; norms of D/G in the iterations before: "
             f"{', '.join(before[-4:]) or 'none'}"

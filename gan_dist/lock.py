@@ -1,4 +1,4 @@
-"""One program at a time in a run directory."""
+"""One program at a time in a run directory, and none that writes elsewhere from there."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ def lock_run(run_dir: Path) -> FileLock:
     """Take the run directory until this process ends, however it ends: the operating system lets go of it.
 
     Raises:
-        UserError: another program has it; says which.
+        UserError: another program has it; says which. Or there are links in it.
     """
+    refuse_links(run_dir)
     lock, owner = FileLock(run_dir / ".lock"), run_dir / ".owner"
     try:
         try:
@@ -35,6 +36,18 @@ def lock_run(run_dir: Path) -> FileLock:
     except OSError as error:
         raise UserError(f"run.dir={run_dir}: cannot write there ({error.strerror})") from None
     return lock
+
+
+def refuse_links(run_dir: Path) -> None:
+    """Nothing is written to a directory where a link leads elsewhere: it may be a stranger's.
+
+    Raises:
+        UserError: names the link.
+    """
+    for pattern in ("*", "samples/*", "checkpoints/*", "generated/*"):  # where names can be foreseen
+        for path in run_dir.glob(pattern):
+            if path.is_symlink():
+                raise UserError(f"{path} is a link, which a run never makes, and would write elsewhere: remove it")
 
 
 def _read(owner: Path) -> str:

@@ -18,6 +18,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from PIL import Image
 
+from gan_dist.errors import UserError
+
 log = logging.getLogger(__name__)
 
 
@@ -57,11 +59,18 @@ class LocalTracker:
     """`metrics.jsonl`, one object a line, and `samples/<kimg>-<name>.png` in the run directory."""
 
     def __init__(self, run_dir: Path, nimg: int) -> None:
-        """`nimg`: images seen so far."""
+        """`nimg`: images seen so far.
+
+        Raises:
+            UserError: nothing can be written there.
+        """
         self.metrics = run_dir / "metrics.jsonl"
         self.samples = run_dir / "samples"
-        self.samples.mkdir(exist_ok=True)
-        self.rewind(nimg)
+        try:
+            self.samples.mkdir(exist_ok=True)
+            self.rewind(nimg)
+        except OSError as error:
+            raise UserError(f"run.dir={run_dir}: cannot write there ({error.strerror})") from error
 
     def rewind(self, nimg: int) -> None:
         """Leave out lines beyond `nimg`, written in a course of the run that is not this one."""

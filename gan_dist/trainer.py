@@ -73,16 +73,20 @@ class Trainer:
         if state.nimg == 0:
             self._fire([c for c in self.callbacks if c.every_nimg and c.at_start])
         fired: list[Callback] = []
-        while state.nimg < self.total_nimg and not stop():
-            before = state.nimg
-            norms = self.step(self.batches)
-            beta = ema_beta(state.nimg - before, before, *self.ema)
-            update_ema(state.G_ema, state.G, beta)
-            if event := self.health(state.nimg, *norms):
+        while True:
+            ended = state.nimg >= self.total_nimg or stop()
+            if not ended:
+                before = state.nimg
+                norms = self.step(self.batches)
+                beta = ema_beta(state.nimg - before, before, *self.ema)
+                update_ema(state.G_ema, state.G, beta)
+            if event := self.health.rest() if ended else self.health(state.nimg, *norms):
                 self.batches.close()
                 self.batches = self.recover(event)
                 self.health.reset()
                 continue
+            if ended:
+                break
             fired = [c for c in self.callbacks if c.every_nimg and state.nimg // c.every_nimg > before // c.every_nimg]
             self._fire(fired)
         self.batches.close()

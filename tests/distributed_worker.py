@@ -20,12 +20,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gan_dist.build import WiredRun, build
-from gan_dist.checkpoint import _flatten
 from gan_dist.config import load_config
 from gan_dist.data import POINTS, describe
 from gan_dist.distributed import Distributed
 from gan_dist.losses import LOSSES
 from gan_dist.models import Growing
+from gan_dist.moments import flatten
 from gan_dist.parts import make_state
 from gan_dist.signals import StopSignals
 
@@ -84,7 +84,7 @@ class Jobs:
         for part in ("G", "D", "G_ema"):
             tensors |= {f"{part}.{k}": v for k, v in getattr(state, part).state_dict().items()}
         for part in ("opt_G", "opt_D"):
-            tensors |= {f"{part}.{k}": v for k, v in _flatten(getattr(state, part)).items()}
+            tensors |= {f"{part}.{k}": v for k, v in flatten(getattr(state, part)).items()}
         self.save(dist, name, tensors)
 
     def gradients(self, dist: Distributed, name: str, recipe: str, *overrides: str) -> None:
@@ -114,7 +114,7 @@ class Jobs:
             for _ in range(2):
                 step(run.trainer.batches)
         run.trainer.batches.close()
-        return {"sent": sent, "sizes": sizes, "total": total[0], "n_critic": step.n_critic}
+        return {"sent": sent, "sizes": sizes, "total": total[0], "n_critic": step.n_critic, "said": run.summary[-1]}
 
     def wires(self, dist: Distributed) -> None:
         """For every loss and penalty, micro-batches and n_critic; and for every recipe."""

@@ -63,6 +63,23 @@ MISTAKES = {
     "architecture": (["model.name=dcgam"], ["model.name=dcgam", "nearest: dcgan"]),
     "optimizer": (["optim.G.name=adam"], ["optim.G.name=adam", "nearest: Adam"]),
     "optimizer's argument": (["optim.D.args={mass: 3}"], ["optim.D", "mass"]),
+    "optimizer's arguments that exclude each other": (
+        ["optim.G.args={fused: true, foreach: true}"],
+        ["optim.G", "RuntimeError"],
+    ),
+    "optimizer's argument that is too short": (["optim.D.args={betas: [0.5]}"], ["optim.D", "IndexError"]),
+    "width": (["model.g_widths=[4611686018427387904]"], ["model.g_widths=4611686018427387904", "1,048,576"]),
+    "latent": (["model.z_dim=9223372036854775807"], ["model.z_dim=9223372036854775807"]),
+    "length": (["train.kimg=1e306"], ["train.kimg=1e+306"]),
+    "layers": ([f"model.d_widths={[4] * 2000}"], ["model.d_widths has 2000 entries"]),
+    "blocks": (
+        ["model.name=r3gan", "data.image_size=16", "model.d_args={blocks: 1000000000}"],
+        ["model.d_args: blocks=1000000000", "4096"],
+    ),
+    "groups of nothing": (
+        ["model.name=r3gan", "data.image_size=16", "model.g_args={group_size: 0}"],
+        ["model.name=r3gan", "ZeroDivisionError"],
+    ),
     "negative": (["train.kimg=-1"], ["train.kimg=-1"]),
     "zero": (["train.batch_size=0"], ["train.batch_size=0"]),
     "nan": (["optim.G.lr=nan"], ["optim.G.lr=nan"]),

@@ -117,6 +117,16 @@ def _broken_files(folder: Path) -> dict[str, bytes]:
     return {"empty.png": b"", "text.jpg": b"hello", "cut.png": whole[: len(whole) // 2], "huge.png": _huge_png()}
 
 
+def test_file_that_another_program_would_have_to_read_is_none(tmp_path: Path) -> None:
+    """Pillow would start Ghostscript for PostScript, whatever the name."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", "EPS")
+    with pytest.raises(BrokenImage, match="cannot identify"):
+        read_image(tmp_path / "a.png", (3, 8, 8))
+    (tmp_path / "a.png").rename(tmp_path / "a.eps")
+    with pytest.raises(UserError, match="no images"):
+        list_images(tmp_path, class_folders=False)
+
+
 def test_broken_file_is_named(tmp_path: Path) -> None:
     for name, content in _broken_files(tmp_path).items():
         (tmp_path / name).write_bytes(content)

@@ -87,6 +87,7 @@ def test_each_gradient_of_a_recipe_crosses_once(recipe: str, ran: dict[int, Path
     """Growing networks send what their stage has. Beside gradients only statistics of batch normalization go along."""
     row = _results(ran[2])["wire of recipes"][recipe]
     assert row["sent"] == {"G": 2 * row["sizes"]["G"], "D": 2 * row["n_critic"] * row["sizes"]["D"]}
+    assert f"all-reduces {sum(row['sent'].values()) // 2:,} bytes" in row["said"]
     if not mixes_samples(recipe.split()[0]):
         assert row["total"] == sum(row["sent"].values())
 

@@ -10,6 +10,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,26 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import gan_dist
-from gan_dist.checkpoint import FILES, find_checkpoint, restore, verify
+from gan_dist.checkpoint import (
+    FILES,
+    MOMENTS,
+    _read_tensors,
+    config_path,
+    find_checkpoint,
+    load_network,
+    read_facts,
+    restore,
+    verify,
+)
+from gan_dist.checks import check_parts
 from gan_dist.config import Config, load_config, walk_settings
-from gan_dist.data import DataInfo
+from gan_dist.data import DataInfo, describe
 from gan_dist.data.images import BrokenImage, read_image
 from gan_dist.distributed import Distributed
 from gan_dist.errors import UserError
-from gan_dist.parts import make_state
+from gan_dist.manifest import check_file
+from gan_dist.models import names as names_of_models
+from gan_dist.parts import make_state, optimizer_names
 from gan_dist.state import State
 
 many = settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
@@ -51,9 +65,14 @@ def content(run_dir: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def state() -> State:
+def dist() -> Distributed:
+    return Distributed("fp32", cpu=True)
+
+
+@pytest.fixture(scope="module")
+def state(dist: Distributed) -> State:
     config = load_config(None, ["model.g_widths=[4]", "model.d_widths=[4]", "model.z_dim=3"])
-    return make_state(config, DataInfo((1, 8, 8), 10, 1797), Distributed("fp32", cpu=True))
+    return make_state(config, DataInfo((1, 8, 8), 10, 1797), dist)
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> Path:
@@ -161,6 +180,8 @@ hostile = st.one_of(
 @settings(many, max_examples=1000)
 @given(what=hostile)
 @example(what=("opt_D.safetensors", [(0.3828125, 32)]))  # a moment by another name
+@example(what=("config.yaml", {"model.g_args": {"foo": 1}}))
+@example(what=("config.yaml", {"model.name": "r3gan", "model.g_args": {"blocks": 10**9}, "model.g_widths": []}))
 def test_hostile_checkpoint_with_its_manifest(
     what: Any, content: dict[str, bytes], state: State, tmp_path_factory: Any
 ) -> None:
@@ -198,6 +219,30 @@ def test_hostile_checkpoint_with_its_manifest(
             _assert_one_line(error)
 
 
+def test_size_that_a_file_claims_is_not_believed(content: dict[str, bytes], state: State, tmp_path: Path) -> None:
+    """A sparse file may have any size: it is hashed piece by piece, and read only if it can hold what it should."""
+    checkpoint = _write(tmp_path, content)
+    sizes = {"G.safetensors": 2**26, "opt_G.safetensors": 2**40, "state.json": 2**41, "config.yaml": 2**42}
+    for name, size in sizes.items():
+        os.truncate(checkpoint / name, size)
+    zeros = hashlib.sha256(content["G.safetensors"] + bytes(2**26 - len(content["G.safetensors"]))).hexdigest()
+    entries = json.loads(content["manifest.json"]) | {name: {"size": size} for name, size in sizes.items()}
+    entries["G.safetensors"]["sha256"] = zeros
+    (checkpoint / "manifest.json").write_text(json.dumps(entries))
+    tracemalloc.start()
+    check_file(checkpoint, "G.safetensors")
+    for attempt in (
+        lambda: load_network(checkpoint, "G", state.G),
+        lambda: _read_tensors(checkpoint, "opt_G", MOMENTS * list(state.G.parameters())),
+        lambda: read_facts(checkpoint),
+        lambda: config_path(checkpoint),
+    ):
+        with pytest.raises(UserError, match="bytes are more than"):
+            attempt()
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
 names = st.sampled_from(KEYS) | st.text(max_size=12)
 values = st.one_of(
     st.text(max_size=20), st.integers(), st.floats(), st.booleans(), st.none(), st.lists(st.integers(), max_size=3),
@@ -207,7 +252,24 @@ values = st.one_of(
         "1e400", ".inf", "0x10", "2**99", "???", "on", "~", "- - -", "{a: *b}", "&a [*a]", "\x00", "é" * 50,
     ]),
 )  # fmt: skip
+sizes = st.sampled_from(
+    [-1, 0, 1, 3, 16, 4097, 2**20, 2**62, 10**30, 0.5, 1e306, True, "x", [], [0], [4] * 3, [2**20], [2**62]]
+)
+arguments = ["blocks", "group_size", "attention", "tanh", "batch_norm", "betas", "eps", "fused", "foreach", "lr", "x"]
+odd = st.dictionaries(st.sampled_from(arguments), sizes, max_size=2)
+models_and_optimizers = st.fixed_dictionaries({
+    "data": st.just({"image_size": "16"}),
+    "model": st.fixed_dictionaries(
+        {"name": st.sampled_from(sorted({*names_of_models()} - {"sngan"}))},  # whose norms take half a second
+        optional={"z_dim": sizes, "g_widths": sizes, "d_widths": sizes, "g_args": odd, "d_args": odd},
+    ),
+    "optim": st.fixed_dictionaries({
+        "D": st.fixed_dictionaries({"name": st.sampled_from(optimizer_names()), "args": odd}),
+    }),
+    "train": st.fixed_dictionaries({}, optional={"kimg": sizes, "batch_size": sizes, "micro_batch_size": sizes}),
+})  # fmt: skip
 documents = st.one_of(
+    models_and_optimizers.map(json.dumps),
     st.dictionaries(names, values, max_size=4).map(lambda d: json.dumps(d)),
     st.dictionaries(names, values, max_size=4).map(
         lambda d: "".join(f"{k.partition('.')[0]}: {{{k.partition('.')[2]}: {v}}}\n" for k, v in d.items())
@@ -229,7 +291,7 @@ documents = st.one_of(
 
 @many
 @given(document=documents)
-def test_hostile_config_gets_one_line(document: str | bytes, tmp_path_factory: Any) -> None:
+def test_hostile_config_gets_one_line(document: str | bytes, dist: Distributed, tmp_path_factory: Any) -> None:
     path = _folder(tmp_path_factory) / "config.yaml"
     path.write_bytes(document if isinstance(document, bytes) else document.encode(errors="surrogatepass"))
     try:
@@ -241,6 +303,10 @@ def test_hostile_config_gets_one_line(document: str | bytes, tmp_path_factory: A
         assert not Path(config.run.dir).is_absolute()
         assert ".." not in Path(config.run.dir).parts
         assert "/" not in config.run.name
+        try:
+            check_parts(config, describe(config.data), dist)
+        except UserError as error:
+            _assert_one_line(error)
     assert not Path("executed").exists()
 
 

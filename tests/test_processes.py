@@ -153,6 +153,54 @@ def test_peer_of_a_killed_process_ends_and_names_it(killed: int, tmp_path: Path)
     processes[killed].communicate()
 
 
+def test_process_that_is_killed_before_a_barrier_is_named(tmp_path: Path) -> None:
+    """Nothing is under way between the two that would break: the other one misses its signs of life."""
+    script = """if True:
+        import os, signal
+        from gan_dist import distributed
+        distributed.BEAT, distributed.SILENCE = 0.1, 0.5
+        dist = distributed.Distributed("fp32", cpu=True)
+        dist.barrier()
+        assert dist.from_main(lambda: dist.world_size) == 2
+        if dist.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            dist.barrier()
+        except Exception as error:
+            print(dist.failure(error), flush=True)
+            os._exit(1)
+    """
+    survivor, killed = start_ranks(2, ["-c", script], tmp_path)
+    out, error = survivor.communicate(timeout=30)
+    killed.communicate()
+    assert survivor.returncode == 1, error
+    assert out.startswith(f"lost rank 1 ({socket.gethostname()}, pid {killed.pid}): no sign of life for")
+
+
+def test_node_with_other_images_is_named(tmp_path: Path) -> None:
+    """Two processes that take themselves for two nodes, each with a directory of its own; on one an image is broken."""
+    for node in "01":
+        (tmp_path / node / "images").mkdir(parents=True)
+        for i in range(64):
+            Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / node / f"images/{i:02d}.png")
+    (tmp_path / "1/images/40.png").write_bytes(b"torn")
+    script = """if True:
+        import os, sys
+        from gan_dist import cli, distributed
+        distributed.BEAT = 0.1
+        os.chdir(os.environ["RANK"])
+        sys.exit(cli.main(sys.argv[1:]))
+    """
+    settings = ["data.name=folder", "data.root=images", "data.image_size=8", "model.conditional=false"]
+    command = ["-c", script, "train", *TINY, *settings, "run.dir=run"]
+    processes = start_ranks(2, command, tmp_path, LOCAL_WORLD_SIZE="1", LOCAL_RANK="0", TORCH_CPP_LOG_LEVEL="ERROR")
+    errors = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1]
+    where = f"data.root=images on {socket.gethostname()}: 63 images, which are not the 64 of the main process"
+    assert errors[0] == f"gan-dist: rank 0: error: stopped, because rank 1 failed: {where}\n"
+    assert errors[1] == f"gan-dist: rank 1: error: {where}\n"
+
+
 def test_signal_to_one_process_stops_all_in_the_same_iteration(tmp_path: Path) -> None:
     processes = start_ranks(2, [*TRAIN, "train.kimg=100000", "run.dir=run"], tmp_path)
     _read_until(processes[0], "3.0/100000 kimg")
@@ -197,9 +245,9 @@ def test_run_goes_on_with_another_number_of_processes(train: Train, tmp_path: Pa
 def test_failure_of_one_process_ends_all_with_its_message(tmp_path: Path) -> None:
     """A broken image, which only the process whose share it falls in meets."""
     (tmp_path / "images").mkdir()
-    for i in range(64):
-        Image.new("RGB", (32, 32), (i, i, i)).save(tmp_path / f"images/{i:02d}.png")
-    (tmp_path / "images/40.png").write_bytes(b"torn")
+    for i in range(128):
+        Image.new("RGB", (32, 32), (i, i, i)).save(tmp_path / f"images/{i:03d}.png")
+    (tmp_path / "images/041.png").write_bytes(b"torn")
     settings = ["data.name=folder", "data.root=images", "data.memory_gib=1e-9", "data.broken_files=error",
                 "data.image_size=32", "model.conditional=false", "data.workers=1", "sample.every_kimg=0"]  # fmt: skip
     processes = start_ranks(2, [*TRAIN, *settings, "run.dir=run"], tmp_path)
@@ -207,7 +255,7 @@ def test_failure_of_one_process_ends_all_with_its_message(tmp_path: Path) -> Non
     assert [process.returncode for process in processes] == [1, 1]
     for error in errors:
         assert len(error) == 1, error
-        assert "images/40.png" in error[0]
+        assert "images/041.png" in error[0]
     assert sum("stopped, because rank" in error[0] for error in errors) == 1
 
 
@@ -281,16 +329,22 @@ FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 def test_two_processes_train_dcgan_on_fashion_mnist_in_shared_memory(tmp_path: Path) -> None:
     settings = [str(ROOT / "configs/dcgan_fashion_mnist.yaml"), f"data.root={FASHION_MNIST}", "train.kimg=100",
                 "metrics.every_kimg=0", "tracking.wandb=disabled", "log.every_kimg=0.1", "run.dir=run"]  # fmt: skip
-    processes = start_ranks(2, [str(ROOT / "train.py"), *settings], tmp_path)
-    _read_until(processes[0], "0.4/100 kimg")
-    for process in processes:
-        mapped = [line for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines() if "gan_dist-" in line]
+    command = [sys.executable, "-m", *LAUNCHERS["accelerate"], str(ROOT / "train.py"), *settings]
+    launcher = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    _read_until(launcher, "0.4/100 kimg")
+    children = Path(f"/proc/{launcher.pid}/task").glob("*/children")
+    ranks = [pid for path in children for pid in path.read_text().split()]
+    assert len(ranks) == 2
+    for pid in ranks:
+        mapped = [line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "gan_dist-" in line]
         start, end = (int(part, 16) for part in mapped[0].split()[0].split("-"))
         assert end - start > 60_000 * 28 * 28, "the decoded images"
         assert "(deleted)" in mapped[0], "nothing is left in the temporary directory"
-        process.send_signal(signal.SIGTERM)
-    outputs = [process.communicate(timeout=60) for process in processes]
-    assert [process.returncode for process in processes] == [75, 75], outputs
+    launcher.send_signal(signal.SIGTERM)
+    out, error = launcher.communicate(timeout=60)
+    assert "go on with: accelerate launch --multi_gpu train.py run.dir=run resume=latest" in out, error
     losses = [json.loads(line)["loss_D"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0], "D learns from real images"
 

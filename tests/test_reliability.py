@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 import signal
 import socket
@@ -23,18 +24,22 @@ from safetensors.torch import load_file
 
 from gan_dist.build import WiredRun, build
 from gan_dist.checkpoint import (
+    clean_up,
     find_checkpoint,
     list_checkpoints,
     prune,
     restore,
+    set_aside,
     take_snapshot,
     verify,
     write_checkpoint,
 )
+from gan_dist.cli import main
 from gan_dist.config import load_config
 from gan_dist.data import describe
 from gan_dist.distributed import Distributed
-from gan_dist.errors import UserError
+from gan_dist.errors import ConfigError, UserError
+from gan_dist.lock import lock_run
 from gan_dist.parts import optimizer_names
 from gan_dist.signals import StopSignals
 
@@ -64,6 +69,7 @@ def test_killed_run_ends_like_one_that_never_was(processes: int, tmp_path: Path)
     spec.loader.exec_module(module)
     settings = [*SMALL, "train.kimg=24", "checkpoint.every_kimg=0.25", "train.batch_size=32"]
     result = module.soak(4, 1, processes, settings, tmp_path)
+    assert result["enough kills"]
     assert result["tensors that differ"] == []
     assert result["images"] == 24_000
 
@@ -81,6 +87,59 @@ def test_retention_keeps_the_newest_the_best_and_one_of_every_so_many(tmp_path: 
     names = [path.name for path in sorted((tmp_path / "checkpoints").iterdir())]
     assert [int(name) for name in names] == [2000, 4000, 8000, 9000, 10_000]
     assert int(find_checkpoint(tmp_path, "best").name) == 2000
+
+
+def test_newer_checkpoints_are_set_aside_when_a_run_goes_on(tmp_path: Path, dist: Distributed) -> None:
+    """Damaged ones, and those of a course that the run has left, are not among the newest that are kept."""
+    state = _build(tmp_path, dist).state
+
+    def write(nimg: int) -> None:
+        state.nimg = nimg
+        write_checkpoint(tmp_path, take_snapshot(state, _facts()), "train: {}\n")
+
+    for nimg in (1000, 2000, 3000, 4000):
+        write(nimg)
+    (tmp_path / "checkpoints/000000004000/G.safetensors").write_bytes(b"torn")
+    set_aside(find_checkpoint(tmp_path, "000000002000"))
+    for nimg in (2500, 3000):
+        write(nimg)
+        prune(tmp_path, keep=2, every_nimg=0, best=False)
+    assert [int(path.name) for path in list_checkpoints(tmp_path)] == [2500, 3000]
+    verify(tmp_path / "checkpoints/aside-000000003000")
+    assert (tmp_path / "checkpoints/aside-000000004000").is_dir()
+
+
+def test_checkpoint_that_replaces_another_never_costs_both(
+    tmp_path: Path, dist: Distributed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed, or failing, after the old one was renamed and before the new one is."""
+    state = _build(tmp_path, dist).state
+    whole = write_checkpoint(tmp_path, take_snapshot(state, _facts()), "train: {}\n")
+    whole.rename(whole.with_name(f".old-{whole.name}"))
+    clean_up(tmp_path)
+    verify(whole)
+    rename = Path.rename
+    monkeypatch.setattr(Path, "rename", lambda path, to: 1 / 0 if ".tmp" in path.name else rename(path, to))
+    with pytest.raises(ZeroDivisionError):
+        write_checkpoint(tmp_path, take_snapshot(state, _facts()), "train: {}\n")
+    verify(whole)
+    assert list((tmp_path / "checkpoints").iterdir()) == [whole]
+
+
+def test_best_checkpoint_is_written_though_the_writer_is_busy_or_has_failed(tmp_path: Path, dist: Distributed) -> None:
+    run = _build(tmp_path, dist, "checkpoint.every_kimg=1")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/.tmp-000000000300").touch()  # no directory can be made there
+
+    def evaluated(nimg: int, fid: float) -> None:
+        run.state.nimg = run.state.metrics_nimg = nimg
+        run.state.metrics = {"fid_classifier": fid}
+        run.save.if_best(run.state)
+
+    for nimg, fid in ((100, 9.0), (200, 5.0), (300, 3.0), (400, 4.0), (500, 6.0)):
+        evaluated(nimg, fid)
+    run.save.wait()
+    assert [int(path.name) for path in list_checkpoints(tmp_path)] == [100, 200, 400]
 
 
 def _facts() -> dict[str, Any]:
@@ -134,6 +193,7 @@ def test_auto_skips_broken_checkpoints_with_a_line_each(train: Train, tmp_path: 
     assert "going on from run/checkpoints/000000002016" in result.stdout
     verify(folder / "000000004000")
     assert not (folder / ".tmp-000000005000").exists()
+    assert {path.name for path in folder.glob("aside-*")} == {"aside-000000003008", "aside-000000004000"}
 
 
 CHANGES = {
@@ -242,18 +302,34 @@ def test_signal_before_the_first_iteration_is_heard(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["000000000000"]
 
 
-def test_second_interrupt_ends_at_once_but_a_repetition_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 100.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
+def test_repeated_signal_is_the_same_one() -> None:
     with StopSignals() as signals:
-        os.kill(os.getpid(), signal.SIGINT)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):  # the terminal's, the launcher's, and again
+            os.kill(os.getpid(), number)
         assert signals.received == signal.SIGINT
-        now += 0.5
-        os.kill(os.getpid(), signal.SIGTERM)  # the launcher's, of the same Ctrl-C
-        now += 1
-        os.kill(os.getpid(), signal.SIGTERM)  # the scheduler's, again and again
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_second_interrupt_ends_at_once_inside_a_blocked_call() -> None:
+    """The main thread is where no handler of Python's runs, as inside a collective: it locks a mutex twice."""
+    script = """if True:
+        import ctypes
+        from gan_dist import signals
+        signals.SAME = 0
+        with signals.StopSignals():
+            libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+            libc.pthread_mutex_lock(mutex)
+            print("locked", flush=True)
+            libc.pthread_mutex_lock(mutex)
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "locked\n"
+    while process.poll() is None:
+        process.send_signal(signal.SIGINT)
+    assert process.returncode == 130
+    assert process.communicate()[1] == "gan-dist: interrupted\n"
 
 
 # --- sick training ----------------------------------------------------------------------------------------------------
@@ -290,6 +366,37 @@ def test_rollback_goes_on_with_other_data(tmp_path: Path, dist: Distributed, cap
     assert fresh.state.retries == 1
 
 
+def test_rollback_beyond_a_damaged_checkpoint_comes_by_it_again(tmp_path: Path, dist: Distributed) -> None:
+    run = _build(tmp_path, dist, "checkpoint.every_kimg=0.5", "checkpoint.keep=0", "train.kimg=2")
+    run.trainer.step.schedule_D = lambda nimg: _tear(run, nimg)
+    assert _train_with_nan(run, [1600])
+    folder = tmp_path / "checkpoints"
+    assert [p.name for p in folder.glob("aside-*")] == ["aside-000000001504"]
+    for checkpoint in list_checkpoints(tmp_path):
+        verify(checkpoint)
+    assert [int(p.name) for p in list_checkpoints(tmp_path)] == [512, 1024, 1504, 2016]
+
+
+def _tear(run: WiredRun, nimg: int) -> dict[str, Any]:
+    """Damage the newest checkpoint just before the gradients are spoilt, the first time."""
+    if nimg == 1600 and run.state.retries == 0:
+        run.save.wait()
+        (max((run.save.run_dir / "checkpoints").iterdir()) / "G.safetensors").write_bytes(b"torn")
+    return {}
+
+
+@pytest.mark.parametrize("policy", ["rollback", "stop"])
+def test_last_iterations_are_looked_at_when_training_ends(policy: str, tmp_path: Path, dist: Distributed) -> None:
+    run = _build(tmp_path, dist, "checkpoint.every_kimg=0.5", f"train.on_nonfinite={policy}")
+    if policy == "stop":
+        with pytest.raises(UserError, match=r"gradients are not finite at 4\.0 kimg"):
+            _train_with_nan(run, [3968])
+        return
+    assert _train_with_nan(run, [3968])
+    assert (run.state.nimg, run.state.retries) == (4000, 1)
+    assert find_checkpoint(tmp_path).name == "000000004000"
+
+
 def test_rollback_to_a_smaller_stage_of_growth(tmp_path: Path, dist: Distributed) -> None:
     growing = ["model.name=pggan", "data.image_size=16", "model.g_widths=[8,8,4]", "model.d_widths=[4,8,8]"]
     growing += ["growth.stable_kimg=1", "growth.fade_kimg=1", "checkpoint.every_kimg=0.9", "loss.r1_gamma=0"]
@@ -308,19 +415,25 @@ def test_rollback_is_tried_so_often_and_no_more(tmp_path: Path, dist: Distribute
     assert int(find_checkpoint(tmp_path).name) == 1504, "weights that are not finite are never saved"
 
 
-def test_stop_keeps_the_last_good_checkpoint(tmp_path: Path, dist: Distributed) -> None:
+def test_stop_keeps_the_last_good_checkpoint(
+    tmp_path: Path, dist: Distributed, caplog: pytest.LogCaptureFixture
+) -> None:
     run = _build(tmp_path, dist, "checkpoint.every_kimg=0.5", "train.on_nonfinite=stop")
     with pytest.raises(UserError, match=r"train\.on_nonfinite=rollback"):
         _train_with_nan(run, [1600])
+    assert "gradients are not finite at 1.6 kimg; norms of D/G" in caplog.text
     run.save.wait()
     assert int(find_checkpoint(tmp_path).name) == 1504
 
 
-def test_skip_goes_on(tmp_path: Path, dist: Distributed) -> None:
+def test_skip_goes_on_and_tells(tmp_path: Path, dist: Distributed, caplog: pytest.LogCaptureFixture) -> None:
     run = _build(tmp_path, dist, "train.on_nonfinite=skip")
     assert _train_with_nan(run, [1600, 1632, 2016])
     assert all(parameter.isfinite().all() for parameter in run.state.D.parameters())
     assert run.state.retries == 0
+    told = [line for line in caplog.messages if "gradients are not finite" in line]
+    assert [line.split(" kimg")[0] for line in told] == [f"gradients are not finite at {n}" for n in ("1.6", "2.0")]
+    assert all(line.split(": ")[1].count("/") == 4 for line in told), "the norms of four iterations before"
 
 
 def test_hopeless_run_ends_with_one_line(train: Train) -> None:
@@ -397,6 +510,65 @@ def test_run_directory_that_cannot_be_written_gets_one_line(train: Train, tmp_pa
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1
     assert "run.dir=run: cannot write there" in result.stderr
+
+
+@pytest.fixture
+def _own_log() -> Iterator[None]:
+    """Runs inside this process leave the log as it was."""
+    log = logging.getLogger("gan_dist")
+    before = log.handlers, log.level, logging.raiseExceptions
+    yield
+    (log.handlers, level, logging.raiseExceptions) = before
+    log.setLevel(level)
+
+
+@pytest.mark.parametrize("name", ["log.txt", "samples", "metrics.jsonl"])
+@pytest.mark.usefixtures("_own_log")
+def test_file_that_cannot_be_written_at_the_start_gets_one_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    (Path("run") / name).touch() if name == "samples" else (Path("run") / name).mkdir()
+    assert main(["train", *SMALL, "run.dir=run"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1, error
+    assert "run/" + name in error or "run.dir=run: cannot write there" in error
+
+
+LINKS = ("metrics.tmp", "checkpoints", ".owner", ".lock", "log.txt", "samples", "samples/grid-000000.000.png")
+
+
+@pytest.mark.parametrize("name", LINKS)
+@pytest.mark.usefixtures("_own_log")
+def test_run_directory_with_a_link_is_refused_before_anything_is_written(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("real").mkdir()
+    Path("run").symlink_to("real")  # the directory itself may be one
+    lock_run(Path("run")).release()
+    victim, link = Path("victim").absolute(), Path("run") / name
+    victim.touch() if "." in name else victim.mkdir()
+    link.parent.mkdir(exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(victim)
+    for command in (["train", *SMALL, "run.dir=run"], ["evaluate", "run"]):
+        assert main(command) == 1
+        assert f"{link} is a link" in capsys.readouterr().err
+    assert not (victim.read_bytes() if victim.is_file() else list(victim.iterdir()))
+    assert not Path("run/config.yaml").exists()
+
+
+def test_other_images_of_the_same_number_are_another_run(images: Path, tmp_path: Path, dist: Distributed) -> None:
+    settings = [*FOLDER, f"data.root={images}"]
+    run = _build(tmp_path / "run", dist, *settings)
+    assert run.save.now(run.state)
+    checkpoint = find_checkpoint(tmp_path / "run")
+    _build(tmp_path / "run", dist, *settings, "data.memory_gib=1", checkpoint=checkpoint)
+    Image.new("RGB", (8, 8)).save(images / "07.png")
+    with pytest.raises(ConfigError, match="the data set's content differs"):
+        _build(tmp_path / "run", dist, *settings, checkpoint=checkpoint)
 
 
 def test_exactly_what_was_learned_is_in_the_weights(train: Train, tmp_path: Path) -> None:

@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import wandb
 import yaml
 from conftest import Train
 from wandb.proto.wandb_internal_pb2 import Record
+
+from gan_dist.tracking import WandbTracker
 
 SETTINGS = ["run.dir=run", "tracking.wandb=auto", "metrics.every_kimg=4", "metrics.num_images=100"]
 
@@ -93,6 +96,20 @@ def test_resumed_run_goes_on_in_the_same_wandb_run(train: Train, tmp_path: Path)
     assert [row["kimg"] for row in _history(tmp_path / "run") if "loss_D" in row] == pytest.approx(
         [1.024, 2.016, 3.008, 4.0, 5.024, 6.016]
     )
+
+
+def test_stopped_run_is_marked_as_preempting(tmp_path: Path) -> None:
+    for outcome in ("stopped", "finished"):
+        folder = tmp_path / outcome
+        folder.mkdir()
+        tracker = WandbTracker(folder, "offline", "gan_dist", "", "run", {})
+        tracker.scalars(32, {"loss_D": 1.0})
+        tracker.finish(outcome)
+        wandb.teardown()  # as at the end of a program
+        (file,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
+        kinds = {record.WhichOneof("record_type") for record in _records(file)}
+        assert "history" in kinds
+        assert ("preempting" in kinds) == (outcome == "stopped")
 
 
 def test_disabled_leaves_no_trace(train: Train, tmp_path: Path) -> None:

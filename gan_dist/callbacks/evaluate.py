@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
 
 from gan_dist.distributed import Distributed
@@ -28,20 +27,18 @@ class Evaluate:
         tracker: Tracker,
         clock: Clock,
         dist: Distributed,
-        on_best: Callable[[State], None] | None,
+        then: Callable[[State], None] | None,
     ) -> None:
-        """`on_best` is called when the FID is lower than before in this program."""
+        """`then` is called after each evaluation but that at the very start."""
         self.every_nimg, self.evaluator = every_nimg, evaluator
         self.tracker, self.clock, self.dist = tracker, clock, dist
-        self.on_best, self._lowest = on_best, math.inf
+        self.then = then
 
     def __call__(self, state: State) -> None:
         with self.clock.paused():
             state.metrics, state.metrics_nimg = self.evaluator(state.G_ema), state.nimg
-        fid = next((value for name, value in state.metrics.items() if name.startswith("fid")), math.inf)
-        if self.on_best and state.nimg and fid < self._lowest:
-            self._lowest = fid
-            self.on_best(state)
+        if self.then and state.nimg:
+            self.then(state)
         if self.dist.is_main:
             self.tracker.scalars(state.nimg, {**state.metrics, "protocol": self.evaluator.protocol})
             values = "  ".join(f"{name} {value:.4g}" for name, value in state.metrics.items())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gan_dist.checkpoint import NETWORKS, Snapshot, prune, take_snapshot, write_checkpoint
+from gan_dist.checkpoint import NETWORKS, Snapshot, fid_of, prune, take_snapshot, write_checkpoint
 from gan_dist.distributed import Distributed
 from gan_dist.state import State
 
@@ -49,6 +50,7 @@ class SaveCheckpoint:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[bool] | None = None
         self._newest = -1
+        self._lowest = math.inf  # FID of the checkpoints that this program has written
 
     def __call__(self, state: State) -> None:
         if not self.dist.is_main or state.nimg == self._newest:
@@ -58,6 +60,19 @@ class SaveCheckpoint:
             return
         self._newest = state.nimg
         self._pending = self._writer.submit(self._write, take_snapshot(state, self.facts))
+
+    def if_best(self, state: State) -> None:
+        """Save a run whose FID, just measured, is lower than that of any checkpoint, after the one being written."""
+        if not self.dist.is_main:
+            return
+        self.wait()
+        if fid_of(state.metrics) < self._lowest:
+            self(state)
+
+    def forget(self) -> None:
+        """The run goes back, to come to the same numbers of images again, with other weights."""
+        self.wait()
+        self._newest, self._lowest = -1, math.inf
 
     def now(self, state: State) -> bool:
         """Have this moment on disk before returning; False if that failed."""
@@ -78,6 +93,8 @@ class SaveCheckpoint:
             if not all(t.isfinite().all() for name in NETWORKS for t in snapshot.tensors[name].values()):
                 raise ValueError("weights are not finite")
             write_checkpoint(self.run_dir, snapshot, self.config)
+            if snapshot.facts["metrics_nimg"] == snapshot.facts["nimg"]:
+                self._lowest = min(self._lowest, fid_of(snapshot.facts["metrics"]))
             prune(self.run_dir, self.retention.keep, self.retention.every_nimg, self.retention.best)
         except Exception as error:  # whatever the disk did: training goes on
             log.error("no checkpoint at %.1f kimg: %s", kimg, error)

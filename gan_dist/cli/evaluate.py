@@ -32,7 +32,9 @@ def evaluate(arguments: list[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
 
     from gan_dist.checkpoint import find_checkpoint, list_checkpoints
+    from gan_dist.lock import refuse_links
 
+    refuse_links(options.run)
     every = options.checkpoint == "all"
     checkpoint = find_checkpoint(options.run, "latest" if every else options.checkpoint)
     config = load_config(checkpoint / "config.yaml", options.settings)

@@ -34,7 +34,10 @@ def sample(arguments: list[str]) -> int:
     classes = _classes(options.classes, num_classes)
     out: Path = options.out or options.run / "generated"
     from gan_dist.generate import generate, write_grid, write_images
+    from gan_dist.lock import refuse_links
 
+    if not options.out:
+        refuse_links(options.run)
     out.mkdir(parents=True, exist_ok=True)
     images = generate(G, options.n, options.seed, classes)
     if options.grid:

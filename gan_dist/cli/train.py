@@ -57,19 +57,19 @@ def _train(config: Config, signals: StopSignals, started: float) -> int:
     dist = Distributed(settings.precision, cpu, compress, settings.compile)
     try:
         finished, run_dir, nimg = _run(config, dist, signals)
+        if dist.is_main:
+            launcher = "python" if dist.world_size == 1 else "accelerate launch --multi_gpu"
+            _report(run_dir, nimg, time.perf_counter() - started, finished, launcher)
+        dist.end()
     except Exception as error:
         raise dist.failure(_in_words(error)) from error
-    if dist.is_main:
-        launcher = "python" if dist.world_size == 1 else "accelerate launch --multi_gpu"
-        _report(run_dir, nimg, time.perf_counter() - started, finished, launcher)
-    dist.end()
     return FINISHED if finished else STOPPED
 
 
 def _run(config: Config, dist: Distributed, signals: StopSignals) -> tuple[bool, Path, int]:
     """Everything between starting the processes and the last words: (finished, run directory, images seen)."""
     from gan_dist.build import build
-    from gan_dist.checkpoint import clean_up, find_checkpoint
+    from gan_dist.checkpoint import clean_up, find_checkpoint, set_aside
     from gan_dist.checks import check_parts, check_resume
     from gan_dist.lock import lock_run
 
@@ -96,6 +96,8 @@ def _run(config: Config, dist: Distributed, signals: StopSignals) -> tuple[bool,
     if dist.is_main:
         # Only now does the directory hold a run: what failed before can be mended and started again in the same place.
         _write_config(for_file(config), run_dir / "config.yaml")
+        if checkpoint:
+            set_aside(checkpoint)
     for line in run.summary:
         log.info(line)
     if checkpoint:
@@ -124,6 +126,10 @@ def _in_words(error: Exception) -> Exception:
         return UserError(
             f"train.compile=true: torch.compile failed ({line}); it needs a C++ compiler, else set it to false"
         )
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
+        return UserError(f"the memory is full ({line}); make the networks, batches or data.memory_gib smaller")
+    if isinstance(error, OSError) and error.filename:  # a connection has none
+        return UserError(f"{error.filename}: {error.strerror}")
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
         return UserError(f"a data worker was killed ({line}); if memory was short, lower data.workers; then resume")
     return error

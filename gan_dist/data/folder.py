@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from gan_dist.data.images import FORMATS, BrokenImage, read_image
 from gan_dist.errors import ConfigError, UserError
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ def list_images(root: Path, class_folders: bool) -> tuple[list[tuple[Path, int]]
     """
     if not root.is_dir():
         raise UserError(f"data.root={root}: no such directory")
-    extensions = {extension for extension in Image.registered_extensions() if extension != ".pdf"}
+    extensions = {extension for extension, name in Image.registered_extensions().items() if name in FORMATS}
     classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir()) if class_folders else []
     if class_folders and not classes:
         raise ConfigError(f"data.class_folders=true: {root} has no subfolders; false takes it as one unlabelled set")
@@ -59,8 +60,6 @@ class ImageFiles(torch.utils.data.Dataset[tuple[Tensor, int]]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        from gan_dist.data.images import BrokenImage, read_image
-
         for offset in range(len(self.files)):
             path, label = self.files[(index + offset) % len(self.files)]
             try:

@@ -9,6 +9,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+# Pillow looks at the content, whatever the name says: nothing that another program would be started for, as for EPS.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP")
 MAX_PIXELS = 89_478_485  # Pillow's own limit for what may be a bomb: a file that claims more is not decoded
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
@@ -18,7 +20,7 @@ class BrokenImage(Exception):
 
 
 def read_image(path: Path, image_shape: tuple[int, int, int]) -> Tensor:
-    """Decode a file of any size, mode and format that Pillow reads: uint8 (C, H, W).
+    """Decode a file of any size and mode, in one of FORMATS: uint8 (C, H, W).
 
     The picture is turned as its EXIF orientation says, transparency is laid on white unless four channels are asked
     for, 16-bit samples are scaled to 8, and the largest centred part of the wanted aspect ratio is resized to (H, W).
@@ -27,7 +29,7 @@ def read_image(path: Path, image_shape: tuple[int, int, int]) -> Tensor:
         BrokenImage: not an image, a damaged or truncated one, or one of more than MAX_PIXELS pixels.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise BrokenImage(f"{path}: {width}x{height} pixels are more than {MAX_PIXELS:,}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import shutil
+import socket
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,40 +15,53 @@ from safetensors.torch import load_file, save_file
 from gan_dist.config import Data
 from gan_dist.data import DataInfo
 from gan_dist.data.folder import ImageFiles
-from gan_dist.data.sources import Images, ImageTensor, load_dataset
+from gan_dist.data.sources import Images, ImageTensor, data_key, load_dataset
 from gan_dist.distributed import Distributed
 from gan_dist.errors import UserError
 
 log = logging.getLogger(__name__)
 
 
-def load_shared(config: Data, info: DataInfo, dist: Distributed, stage: Path | None) -> Images:
-    """`load_dataset` for all processes.
+def load_shared(config: Data, info: DataInfo, dist: Distributed, stage: Path | None) -> tuple[Images, str]:
+    """`load_dataset` for all processes, and the `data_key` of what they have.
 
     The main process goes first, and with it any download. On each node one process then decodes the images into a file
     that all of its processes map, so that the node holds them once; the name is removed as soon as all have it. Images
     that stay in files are copied below `stage`, if it is given: a directory on a disk of the node's own.
 
     Raises:
-        UserError: as `load_dataset`; or there is no room in the node's temporary directory or in `stage`.
+        UserError: as `load_dataset`; or a node has other images than the main process; or there is no room in the
+            node's temporary directory or in `stage`.
     """
     loaded: list[Images] = []
 
-    def load_on_main() -> tuple[bool, str]:
-        loaded.append(load_dataset(config, info))
-        return isinstance(loaded[0], ImageTensor), secrets.token_hex(8)
+    def load_on_main() -> tuple[bool, int, str, str]:
+        dataset = load_dataset(config, info)
+        loaded.append(dataset)
+        in_memory = isinstance(dataset, ImageTensor)
+        return in_memory, len(dataset), data_key(dataset, info.num_classes), secrets.token_hex(8)
 
-    in_memory, token = dist.from_main(load_on_main)
+    def compare(dataset: Images) -> None:
+        if (len(dataset), data_key(dataset, info.num_classes)) != (count, key):
+            where = f"data.root={config.root} on {socket.gethostname()}"
+            raise UserError(f"{where}: {len(dataset)} images, which are not the {count} of the main process")
+
+    in_memory, count, key, token = dist.from_main(load_on_main)
     if dist.world_size == 1 and in_memory:
-        return loaded[0]
+        return loaded[0], key
     if not in_memory:
         files = loaded[0] if loaded else load_dataset(config, info)
         assert isinstance(files, ImageFiles)
-        return _staged(files, stage, dist) if stage else files
+        if stage:
+            files = _staged(files, stage, dist)
+        if dist.is_local_main and not dist.is_main:
+            compare(files)
+        return files, key
     path = Path(tempfile.gettempdir()) / f"gan_dist-{token}-{dist.first_local_rank}.safetensors"
     if dist.is_local_main:
         dataset = loaded.pop() if loaded else load_dataset(config, info)
         assert isinstance(dataset, ImageTensor)
+        compare(dataset)
         try:
             save_file({"images": dataset.images, "labels": dataset.labels}, path)
         except Exception as error:  # safetensors has an error of its own for a full disk
@@ -58,7 +72,7 @@ def load_shared(config: Data, info: DataInfo, dist: Distributed, stage: Path | N
     dist.barrier()
     if dist.is_local_main:
         path.unlink()
-    return ImageTensor(tensors["images"], tensors["labels"])
+    return ImageTensor(tensors["images"], tensors["labels"]), key
 
 
 def _staged(files: ImageFiles, stage: Path, dist: Distributed) -> ImageFiles:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import logging
 import os
 import struct
@@ -79,6 +80,16 @@ def load_dataset(config: Data, info: DataInfo) -> Images:
     if config.stacked:
         images, labels = stack(_fit(images, (1, *info.image_shape[1:])), labels, round(info.num_classes ** (1 / 3)))
     return ImageTensor(_fit(images, info.image_shape), labels)
+
+
+def data_key(dataset: Images, num_classes: int) -> str:
+    """A short name for the content of a data set: a hash of its size and of 64 of its images, evenly spaced."""
+    digest = hashlib.sha256(f"{len(dataset)} {num_classes}".encode())
+    images, labels = dataset.__getitems__([i * len(dataset) // 64 for i in range(64)])
+    if not images.is_floating_point():  # points are computed, and their last bit is the processor's
+        digest.update(images.cpu().numpy().tobytes())
+    digest.update(labels.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def shrink(dataset: Images, factor: int) -> Images:

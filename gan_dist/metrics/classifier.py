@@ -5,7 +5,6 @@ Good for comparing runs on one data set. Its figures have nothing to do with tho
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import secrets
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gan_dist.data.loader import Preprocess, make_loader
-from gan_dist.data.sources import Images
+from gan_dist.data.sources import Images, data_key
 from gan_dist.distributed import Distributed
 from gan_dist.rng import Purpose, torch_seed
 
@@ -51,15 +50,6 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         features = self.body(x)
         return features, self.head(features)
-
-
-def data_key(dataset: Images, num_classes: int) -> str:
-    """A short name for the content of a data set: a hash of its size and of 64 of its images, evenly spaced."""
-    digest = hashlib.sha256(f"{len(dataset)} {num_classes}".encode())
-    images, labels = dataset.__getitems__([i * len(dataset) // 64 for i in range(64)])
-    digest.update(images.cpu().numpy().tobytes())
-    digest.update(labels.cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def trained_classifier(dataset: Images, num_classes: int, seed: int, cache: Path, dist: Distributed) -> Classifier:

@@ -1,0 +1,46 @@
+"""What an optimizer keeps of its parameters, as tensors by name."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from copy import copy
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gan_dist.errors import UserError
+
+
+def flatten(optimizer: Optimizer) -> dict[str, Tensor]:
+    """The optimizer's moments as `<number of the parameter>.<name>`. Its settings come from the config."""
+    state = optimizer.state_dict()["state"]
+    return {f"{i}.{k}": torch.as_tensor(v) for i, values in state.items() for k, v in values.items() if v is not None}
+
+
+def unflatten(optimizer: Optimizer, tensors: dict[str, Tensor], path: Path) -> None:
+    """Give an optimizer its moments back; `path` is where they were, for messages."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, _, name = key.partition(".")
+        if not index.isdecimal() or int(index) >= len(parameters):
+            raise UserError(f"{path}: {key!r} does not fit the config")
+        state.setdefault(int(index), {})[name] = tensor
+    for number, moments in state.items():
+        found = {name: tuple(tensor.shape) for name, tensor in moments.items()}
+        expected = _moments_of(optimizer, parameters[number])
+        if found != expected:
+            raise UserError(f"{path}: {found} of parameter {number} do not fit the config, which makes {expected}")
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def _moments_of(optimizer: Optimizer, parameter: Tensor) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of what an optimizer keeps of a parameter, seen after a step with a copy of it."""
+    twin = torch.zeros_like(parameter)
+    twin.grad = torch.zeros_like(parameter)
+    probe = copy(optimizer)
+    probe.state, probe.param_groups = defaultdict(dict), [{**optimizer.param_groups[0], "params": [twin]}]
+    type(optimizer).step(probe)
+    return {name.partition(".")[2]: tuple(tensor.shape) for name, tensor in flatten(probe).items()}
