@@ -4,6 +4,8 @@
 MAX_CRASHES=3 # give up after so many starts from one checkpoint that did not reach the next
 
 source slurm/environment.sh
+JOB=$SLURM_JOB_ID # of an array, this is the whole array's too in the element that started last
+[[ -z ${SLURM_ARRAY_TASK_ID:-} ]] || JOB=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 trap : TERM # SLURM sends it to this shell too; the ranks act on it, and what follows them is decided here
 
 say() { echo "slurm: $*"; }
@@ -76,7 +78,7 @@ give_up() {
 end() {
   local status=$1 run_dir=$2 state left
   shift 2
-  read -r state left < <(squeue --noheader --jobs="$SLURM_JOB_ID" --format="%T %L")
+  read -r state left < <(squeue --noheader --jobs="$JOB" --format="%T %L")
   if [[ $state == RUNNING && $status != [02] && $status != 75 ]]; then
     ((starts < MAX_CRASHES)) || give_up "$run_dir" "exit status $status"
     say "failed with exit status $status"
@@ -95,7 +97,7 @@ end() {
 # again SCRIPT ARGUMENTS…: this job once more; where that is switched off, another one like it.
 again() {
   say "this job goes on later"
-  scontrol requeue "$SLURM_JOB_ID" && exit 0
+  scontrol requeue "$JOB" && exit 0
   local pair value options=()
   for pair in account:ACCOUNT partition:PARTITION qos:QOS nodes:NUM_NODES reservation:RESERVATION; do
     value=SLURM_JOB_${pair#*:}
@@ -106,9 +108,9 @@ again() {
     value=SLURM_${pair#*:}
     [[ ${!value:-} ]] && options+=("--${pair%:*}=${!value}")
   done
-  options+=(--dependency="afterany:$SLURM_JOB_ID" --job-name="$SLURM_JOB_NAME" --open-mode=append
-    --time="$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%l)"
-    --output="$(scontrol show job "$SLURM_JOB_ID" | grep -o 'StdOut=.*' | cut -d= -f2)")
+  options+=(--dependency="afterany:$JOB" --job-name="$SLURM_JOB_NAME" --open-mode=append
+    --time="$(squeue --noheader --jobs="$JOB" --format=%l)"
+    --output="$(scontrol show job "$JOB" | grep -o 'StdOut=.*' | cut -d= -f2)")
   local conf=${SLURM_CONF:-}
   unset "${!SLURM_@}" # else the other job takes them for its own
   [[ -z $conf ]] || export SLURM_CONF=$conf
