@@ -62,6 +62,8 @@ meet() {
 # begin RUN_DIR: count a start; give up if too many did not get beyond the checkpoint that this one goes on from.
 begin() {
   mkdir -p "$1"
+  rm -f "$1/.status"
+  export GAN_DIST_STATUS_FILE=$1/.status # where the main process leaves its exit status
   checkpoint=$(find "$1/checkpoints" -maxdepth 1 -name '[0-9]*' -printf '%f\n' 2>/dev/null | sort | tail -n 1)
   echo "${checkpoint:-the beginning}, job $SLURM_JOB_ID" >>"$1/.starts"
   starts=$(grep -c "^${checkpoint:-the beginning}," "$1/.starts")
@@ -76,8 +78,10 @@ give_up() {
 
 # end STATUS RUN_DIR SCRIPT ARGUMENTS…: what becomes of the job. SCRIPT ARGUMENTS… is what goes on where it may not itself.
 end() {
-  local status=$1 run_dir=$2 state left
+  local status=$1 run_dir=$2 state left own
   shift 2
+  # What the run itself says about its end counts for more: `accelerate launch` makes 1 of every other status.
+  read -r own 2>/dev/null <"$run_dir/.status" && [[ $own != 1 ]] && status=$own
   read -r state left < <(squeue --noheader --jobs="$JOB" --format="%T %L")
   if [[ $state == RUNNING && $status != [02] && $status != 75 ]]; then
     ((starts < MAX_CRASHES)) || give_up "$run_dir" "exit status $status"
