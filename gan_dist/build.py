@@ -325,8 +325,11 @@ def fetch(config: Config, dist: Distributed) -> Iterator[str]:
     if good != info.num_images and config.data.name != "folder":
         raise UserError(f"data.name={config.data.name}: {good} good images where {info.num_images} should be")
     shape = "x".join(map(str, info.image_shape))
-    where = "inside scikit-learn" if config.data.name == "digits" else f"in {Path(config.data.root).resolve()}"
-    yield f"data     {config.data.name}: {good} of {info.num_images} images can be read, {shape}, {where}"
+    if config.data.name in POINTS:
+        yield f"data     {config.data.name}: {info.num_images} points, made by the program"
+    else:
+        where = "inside scikit-learn" if config.data.name == "digits" else f"in {Path(config.data.root).resolve()}"
+        yield f"data     {config.data.name}: {good} of {info.num_images} images can be read, {shape}, {where}"
     if config.metrics.every_kimg and not (config.data.name in POINTS or config.data.stacked):
         extractor = make_extractor(config.metrics, info, dataset, cache_dir(), dist)
         yield f"metrics  {extractor.name} in {cache_dir().resolve()}"
