@@ -16,7 +16,7 @@ SKIPPED, WARM, TRACED = 20, 3, 5  # iterations
 
 
 class Profile:
-    """Traces a few iterations after the first ones, in the main process, into a file for chrome://tracing or Perfetto."""
+    """Traces a few iterations after the first ones, in the main process, into a file for Perfetto."""
 
     every_nimg = 1  # every iteration
     at_start = False
