@@ -214,12 +214,12 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
         bar,
         progress,
         SampleGrid(_nimg(config.sample.every_kimg), _draw_samples(config, class_probs, dist), tracker, clock),
+        save,  # before what may outlast the time between a signal and the end
     ]
     if config.metrics.every_kimg:
         evaluator = make_evaluator(config, info, dataset, class_probs, dist)
-        every, on_best = _nimg(config.metrics.every_kimg), save if kept.keep_best and kept.every_kimg else None
+        every, on_best = _nimg(config.metrics.every_kimg), save.again if kept.keep_best and kept.every_kimg else None
         callbacks.append(Evaluate(every, evaluator, tracker, clock, dist, on_best))
-    callbacks.append(save)
     if train.profile and dist.is_main:
         callbacks.append(Profile(run_dir / "trace.json"))
     trainer = Trainer(

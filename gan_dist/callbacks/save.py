@@ -59,6 +59,12 @@ class SaveCheckpoint:
         self._newest = state.nimg
         self._pending = self._writer.submit(self._write, take_snapshot(state, self.facts))
 
+    def again(self, state: State) -> None:
+        """Write this moment even if it is on disk: it has been measured since."""
+        self.wait()
+        self._newest = -1
+        self(state)
+
     def now(self, state: State) -> bool:
         """Have this moment on disk before returning; False if that failed."""
         if not self.dist.is_main or (self.wait() and state.nimg == self._newest):
