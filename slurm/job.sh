@@ -98,7 +98,8 @@ end() {
   exit "$status" # finished, settings that can't be, cancelled, or requeued by SLURM itself
 }
 
-# again SCRIPT ARGUMENTS…: this job once more; where that is switched off, another one like it.
+# again SCRIPT ARGUMENTS…: this job once more; where that is switched off, another one like it, as far as a job can see its
+# own options. sbatch takes others from SBATCH_SIGNAL, SBATCH_CONSTRAINT and so on.
 again() {
   say "this job goes on later"
   scontrol requeue "$JOB" && exit 0
