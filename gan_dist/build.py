@@ -192,12 +192,12 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
         bar,
         progress,
         SampleGrid(_nimg(config.sample.every_kimg), _draw_samples(config, class_probs, dist), tracker, clock),
+        save,  # before what may outlast the time between a signal and the end
     ]
     if config.metrics.every_kimg:
         evaluator = make_evaluator(config, info, dataset, class_probs, dist)
         every, then = _nimg(config.metrics.every_kimg), save.if_best if kept.keep_best and kept.every_kimg else None
         callbacks.append(Evaluate(every, evaluator, tracker, clock, dist, then))
-    callbacks.append(save)
     if train.profile and dist.is_main:
         callbacks.append(Profile(run_dir / "trace.json"))
     tell = log.warning if skip and dist.is_main and not state.scalers else None
@@ -304,8 +304,11 @@ def fetch(config: Config, dist: Distributed) -> Iterator[str]:
     if good != info.num_images and config.data.name != "folder":
         raise UserError(f"data.name={config.data.name}: {good} good images where {info.num_images} should be")
     shape = "x".join(map(str, info.image_shape))
-    where = "inside scikit-learn" if config.data.name == "digits" else f"in {Path(config.data.root).resolve()}"
-    yield f"data     {config.data.name}: {good} of {info.num_images} images can be read, {shape}, {where}"
+    if config.data.name in POINTS:
+        yield f"data     {config.data.name}: {info.num_images} points, made by the program"
+    else:
+        where = "inside scikit-learn" if config.data.name == "digits" else f"in {Path(config.data.root).resolve()}"
+        yield f"data     {config.data.name}: {good} of {info.num_images} images can be read, {shape}, {where}"
     if config.metrics.every_kimg and not (config.data.name in POINTS or config.data.stacked):
         extractor = make_extractor(config.metrics, info, dataset, cache_dir(), dist)
         yield f"metrics  {extractor.name} in {cache_dir().resolve()}"

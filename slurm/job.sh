@@ -4,6 +4,8 @@
 MAX_CRASHES=3 # give up after so many starts from one checkpoint that did not reach the next
 
 source slurm/environment.sh
+JOB=$SLURM_JOB_ID # of an array, this is the whole array's too in the element that started last
+[[ -z ${SLURM_ARRAY_TASK_ID:-} ]] || JOB=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 trap : TERM # SLURM sends it to this shell too; the ranks act on it, and what follows them is decided here
 
 say() { echo "slurm: $*"; }
@@ -60,6 +62,8 @@ meet() {
 # begin RUN_DIR: count a start; give up if too many did not get beyond the checkpoint that this one goes on from.
 begin() {
   mkdir -p "$1"
+  rm -f "$1/.status"
+  export GAN_DIST_STATUS_FILE=$1/.status # where the main process leaves its exit status
   checkpoint=$(find "$1/checkpoints" -maxdepth 1 -name '[0-9]*' -printf '%f\n' 2>/dev/null | sort | tail -n 1)
   echo "${checkpoint:-the beginning}, job $SLURM_JOB_ID" >>"$1/.starts"
   starts=$(grep -c "^${checkpoint:-the beginning}," "$1/.starts")
@@ -74,9 +78,11 @@ give_up() {
 
 # end STATUS RUN_DIR SCRIPT ARGUMENTS…: what becomes of the job. SCRIPT ARGUMENTS… is what goes on where it may not itself.
 end() {
-  local status=$1 run_dir=$2 state left
+  local status=$1 run_dir=$2 state left own
   shift 2
-  read -r state left < <(squeue --noheader --jobs="$SLURM_JOB_ID" --format="%T %L")
+  # What the run itself says about its end counts for more: `accelerate launch` makes 1 of every other status.
+  read -r own 2>/dev/null <"$run_dir/.status" && [[ $own != 1 ]] && status=$own
+  read -r state left < <(squeue --noheader --jobs="$JOB" --format="%T %L")
   if [[ $state == RUNNING && $status != [02] && $status != 75 ]]; then
     ((starts < MAX_CRASHES)) || give_up "$run_dir" "exit status $status"
     say "failed with exit status $status"
@@ -92,10 +98,11 @@ end() {
   exit "$status" # finished, settings that can't be, cancelled, or requeued by SLURM itself
 }
 
-# again SCRIPT ARGUMENTS…: this job once more; where that is switched off, another one like it.
+# again SCRIPT ARGUMENTS…: this job once more; where that is switched off, another one like it, as far as a job can see its
+# own options. sbatch takes others from SBATCH_SIGNAL, SBATCH_CONSTRAINT and so on.
 again() {
   say "this job goes on later"
-  scontrol requeue "$SLURM_JOB_ID" && exit 0
+  scontrol requeue "$JOB" && exit 0
   local pair value options=()
   for pair in account:ACCOUNT partition:PARTITION qos:QOS nodes:NUM_NODES reservation:RESERVATION; do
     value=SLURM_JOB_${pair#*:}
@@ -106,9 +113,9 @@ again() {
     value=SLURM_${pair#*:}
     [[ ${!value:-} ]] && options+=("--${pair%:*}=${!value}")
   done
-  options+=(--dependency="afterany:$SLURM_JOB_ID" --job-name="$SLURM_JOB_NAME" --open-mode=append
-    --time="$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%l)"
-    --output="$(scontrol show job "$SLURM_JOB_ID" | grep -o 'StdOut=.*' | cut -d= -f2)")
+  options+=(--dependency="afterany:$JOB" --job-name="$SLURM_JOB_NAME" --open-mode=append
+    --time="$(squeue --noheader --jobs="$JOB" --format=%l)"
+    --output="$(scontrol show job "$JOB" | grep -o 'StdOut=.*' | cut -d= -f2)")
   local conf=${SLURM_CONF:-}
   unset "${!SLURM_@}" # else the other job takes them for its own
   [[ -z $conf ]] || export SLURM_CONF=$conf

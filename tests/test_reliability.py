@@ -21,6 +21,7 @@ import torch
 from conftest import ROOT, TINY, Train
 from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
 
 from gan_dist.build import WiredRun, build
 from gan_dist.checkpoint import (
@@ -87,6 +88,27 @@ def test_retention_keeps_the_newest_the_best_and_one_of_every_so_many(tmp_path: 
     names = [path.name for path in sorted((tmp_path / "checkpoints").iterdir())]
     assert [int(name) for name in names] == [2000, 4000, 8000, 9000, 10_000]
     assert int(find_checkpoint(tmp_path, "best").name) == 2000
+
+
+def test_due_checkpoint_is_there_before_an_evaluation_and_best_after_it(
+    tmp_path: Path, dist: Distributed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal during an evaluation is acted on when that ends, which may be too late."""
+    there = []
+
+    class Watching:
+        protocol: dict[str, Any] = {}  # noqa: RUF012
+
+        def __call__(self, G: nn.Module) -> dict[str, float]:
+            run.save.wait()
+            there.append([int(path.name) for path in list_checkpoints(tmp_path)])
+            return {"fid_classifier": float(len(there))}
+
+    monkeypatch.setattr("gan_dist.build.make_evaluator", lambda *_: Watching())
+    run = _build(tmp_path, dist, "metrics.every_kimg=2")
+    assert run.trainer.run(StopSignals())
+    assert there == [[], [2016], [2016, 4000]]
+    assert int(find_checkpoint(tmp_path, "best").name) == 2016
 
 
 def test_newer_checkpoints_are_set_aside_when_a_run_goes_on(tmp_path: Path, dist: Distributed) -> None:

@@ -326,7 +326,7 @@ def _prefetch(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
 
 
-def test_prefetch_says_what_is_there(tmp_path: Path) -> None:
+def test_prefetch_says_what_is_there_and_is_enough(train: Train, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "images/good.png")
     (tmp_path / "images/torn.png").write_bytes(b"\x89PNG")
@@ -342,6 +342,12 @@ def test_prefetch_says_what_is_there(tmp_path: Path) -> None:
         assert ("torn.png" in result.stdout) == bool(arguments)
         assert result.stdout.endswith("nothing more is needed from the network\n")
     assert list(Path(os.environ["GAN_DIST_CACHE"]).glob("classifier-*"))
+    names = [f"{protocol}_proxy" for protocol in ("http", "https", "all")]
+    unreachable = dict.fromkeys([*names, *map(str.upper, names)], "http://127.0.0.1:9")
+    measured = ["run.dir=run", "metrics.every_kimg=4", "metrics.num_images=100", "tracking.wandb=auto"]
+    result = train(*measured, env={**unreachable, "no_proxy": "", "NO_PROXY": "", "WANDB_MODE": "offline"})
+    assert result.returncode == 0, result.stderr
+    assert "fid_classifier" in result.stdout
 
 
 def test_prefetch_of_what_cannot_be_had_gets_one_line(tmp_path: Path) -> None:

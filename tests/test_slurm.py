@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -112,6 +112,19 @@ def chained(slurm: Slurm) -> Job:
     )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def unwarned(slurm: Slurm) -> Job:
+    """A job whose time limit passes without a warning, likewise. It sleeps until then and leaves the CPUs to others."""
+    job = slurm.submit("--time=1 --signal=USR1@0", "train.kimg=40", "checkpoint.every_kimg=1000")
+
+    def put_to_sleep() -> None:
+        job.wait_for("1.0/40 kimg")
+        os.kill(job.ranks()[0], signal.SIGSTOP)  # before its SIGTERM, SLURM sends SIGCONT
+
+    threading.Thread(target=put_to_sleep, daemon=True).start()
+    return job
+
+
 def _last(run_dir: Path) -> Path:
     return max((run_dir / "checkpoints").iterdir())
 
@@ -196,11 +209,12 @@ def test_dead_node_requeues_the_job(slurm: Slurm, two_nodes: Job) -> None:
 
 
 def test_settings_that_cannot_be_are_not_tried_again(slurm: Slurm) -> None:
-    job = slurm.submit("--nodes=2", "loss.name=wrong")
-    assert job.wait() == "FAILED"
-    assert job.fact("ExitCode") == "2:0"
-    assert job.fact("Restarts") == "0"
-    assert job.log.count("loss.name=wrong: choose one of") == 1
+    scripts = ("train", "accelerate")  # together, which takes half the time
+    for job in [slurm.submit("--nodes=2", "loss.name=wrong", script=script) for script in scripts]:
+        assert job.wait() == "FAILED"
+        assert job.fact("ExitCode") == "2:0", job.log
+        assert job.fact("Restarts") == "0"
+        assert job.log.count("loss.name=wrong: choose one of") == 1
 
 
 def test_job_that_always_fails_gives_up(slurm: Slurm, tmp_path: Path) -> None:
@@ -211,12 +225,14 @@ def test_job_that_always_fails_gives_up(slurm: Slurm, tmp_path: Path) -> None:
 
 
 def test_array_makes_a_run_each_and_requeues_one_alone(slurm: Slurm) -> None:
+    """The last one to start has the whole array's number: it too goes back to the queue alone."""
     array = slurm.submit("--array=1-3", *LONG, script="sweep")
     jobs = [Job(f"{array.id}_{i}", array.run_dir / str(i), array.log_file, array.env) for i in (1, 2, 3)]
     wait_until(lambda: (jobs[1].run_dir / "checkpoints/000000004000").exists(), 120)
     slurm("scontrol", "requeue", jobs[1].id)
+    slurm("scancel", "--signal=USR1", jobs[2].id)
     assert [job.wait() for job in jobs] == ["COMPLETED"] * 3, array.log
-    assert [job.fact("Restarts") for job in jobs] == ["0", "1", "0"]
+    assert [job.fact("Restarts") for job in jobs] == ["0", "1", "1"]
     seeds = [json.loads((job.run_dir / "checkpoints/000000060000/state.json").read_text()) for job in jobs]
     assert len(seeds) == 3
     configs = [(job.run_dir / "config.yaml").read_text() for job in jobs]
@@ -224,7 +240,7 @@ def test_array_makes_a_run_each_and_requeues_one_alone(slurm: Slurm) -> None:
 
 
 def test_array_takes_settings_from_a_file(slurm: Slurm, tmp_path: Path) -> None:
-    (tmp_path / "settings").write_text("loss.name=minimax\nloss.r1_gamma=0.5 train.seed=7\n")
+    (tmp_path / "settings").write_text("loss.name=minimax\nloss.r1_gamma=0.5 train.seed=7")  # no newline at the end
     array = slurm.submit("--array=2-3", f"settings={tmp_path / 'settings'}", script="sweep")
     second, third = (Job(f"{array.id}_{i}", array.run_dir / str(i), array.log_file, array.env) for i in (2, 3))
     assert second.wait() == "COMPLETED", array.log
@@ -239,9 +255,12 @@ def test_two_jobs_on_one_node(slurm: Slurm) -> None:
     assert [job.wait() for job in jobs] == ["COMPLETED"] * 2
     ports = [re.findall(r"they meet at 127.0.0.1:(\d+)", job.log)[0] for job in jobs]
     assert ports[0] != ports[1]
+    starts, ends = ([job.fact(name) for job in jobs] for name in ("StartTime", "EndTime"))
+    assert max(starts) < min(ends)  # they ran at the same time
 
 
-def test_another_job_follows_where_requeueing_is_off(slurm: Slurm) -> None:
+def test_another_job_follows_where_requeueing_is_off(slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(slurm.env, "SBATCH_CONSTRAINT", "pretended")
     job = slurm.submit("--no-requeue --nodes=2 --time=7", *LONG, "tracking.wandb=offline")
     job.wait_for("20.0/60 kimg")
     slurm("scancel", "--signal=USR1", job.id)
@@ -249,7 +268,7 @@ def test_another_job_follows_where_requeueing_is_off(slurm: Slurm) -> None:
     assert job.wait() == "COMPLETED"
     follower = Job(re.findall(r"Submitted batch job (\d+)", job.log)[0], job.run_dir, job.log_file, job.env)
     assert follower.wait() == "COMPLETED", job.log
-    assert (follower.fact("NumNodes"), follower.fact("TimeLimit")) == ("2", "00:07:00")
+    assert [follower.fact(name) for name in ("NumNodes", "TimeLimit", "Features")] == ["2", "00:07:00", "pretended"]
     assert _last(job.run_dir).name == "000000060000"
     wandb_runs = [path.name.rpartition("-")[2] for path in (job.run_dir / "wandb").glob("offline-run-*")]
     assert wandb_runs == [(job.run_dir / "wandb_id.txt").read_text().strip()] * 2
@@ -274,6 +293,7 @@ def test_accelerate_launch_on_each_node(slurm: Slurm, two_nodes: Job) -> None:
     slurm("scancel", "--signal=TERM", job.id)
     assert job.wait() == "COMPLETED", job.log
     assert job.fact("Restarts") == "1"
+    assert "failed" not in job.log
     assert "2 process(es) on 2 node(s)" in job.log
     assert _weights(job.run_dir) == _weights(two_nodes.run_dir)
 
@@ -285,10 +305,8 @@ def test_time_limit_shorter_than_training(chained: Job) -> None:
     assert _last(chained.run_dir).name == "000000256000"
 
 
-@pytest.mark.skipif(not shutil.which("shellcheck"), reason="needs shellcheck: apt-get install shellcheck")
-def test_shell_scripts_pass_shellcheck() -> None:
-    scripts = [path for folder in ("slurm", "launch") for path in (ROOT / folder).iterdir()]
-    scripts = [path for path in scripts if path.suffix in (".sh", ".sbatch")]
-    assert len(scripts) >= 5
-    result = subprocess.run(["shellcheck", "-x", *map(str, scripts)], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout
+def test_time_limit_that_passes_without_a_warning(unwarned: Job) -> None:
+    assert unwarned.wait() == "COMPLETED", unwarned.log
+    assert unwarned.fact("Restarts") == "1"
+    assert "the time limit has passed" in unwarned.log
+    assert "going on from" in unwarned.log

@@ -67,6 +67,7 @@ class SaveCheckpoint:
             return
         self.wait()
         if fid_of(state.metrics) < self._lowest:
+            self._newest = -1  # what was written of this moment before it was measured does not have the result
             self(state)
 
     def forget(self) -> None:

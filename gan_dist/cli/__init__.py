@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import sys
 import traceback
+from contextlib import suppress
+from pathlib import Path
 
 from gan_dist.errors import UserError
 
@@ -35,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         if command == "train":
             from gan_dist.cli.train import train
 
-            return train(rest)
+            return _note(train(rest))
         if command == "sample":
             from gan_dist.cli.sample import sample
 
@@ -83,10 +85,20 @@ def _report(error: UserError) -> int:
 
 def _leave(status: int) -> int:
     """The exit status; one of several processes ends here and now, as nothing at exit may wait for the others."""
+    _note(status)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         for worker in multiprocessing.active_children():  # they would keep sockets open
             worker.kill()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+    return status
+
+
+def _note(status: int) -> int:
+    """Leave the main process's exit status where a job script asks for it: launchers make 1 of all but 0."""
+    path = os.environ.get("GAN_DIST_STATUS_FILE")
+    if path and os.environ.get("RANK", "0") == "0":
+        with suppress(OSError):
+            Path(path).write_text(f"{status}\n")
     return status
