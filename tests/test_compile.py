@@ -48,9 +48,8 @@ def test_compiled_networks_train_as_others_do_and_resume_exactly(tmp_path: Path)
 
     stopped = _start(tmp_path / "stopped", compiled=True)
     _go_on(stopped, 3)
-    facts = {"image_shape": [1, 16, 16], "num_classes": 10, "num_images": 1797}
     checkpoint = write_checkpoint(
-        tmp_path / "stopped", take_snapshot(stopped.state, facts), as_yaml(load_recipe("digits"))
+        tmp_path / "stopped", take_snapshot(stopped.state, stopped.save.facts), as_yaml(load_recipe("digits"))
     )
     resumed = _go_on(_start(tmp_path / "stopped", compiled=True, checkpoint=checkpoint), 3)
     assert all(torch.equal(resumed[name], tensor) for name, tensor in compiled.items())

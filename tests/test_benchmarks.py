@@ -1,0 +1,53 @@
+"""The benchmarks work, on a tiny size; nothing is timed here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+SMALL = ["model.g_widths=[16]", "model.d_widths=[16]", "train.batch_size=32"]
+
+
+def _run(*arguments: str, cwd: Path = ROOT) -> str:
+    result = subprocess.run(
+        [sys.executable, "-m", "benchmarks", *arguments], cwd=cwd, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_list_has_a_line_on_each() -> None:
+    lines = _run().splitlines()
+    names = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {
+        "__init__",
+        "__main__",
+        "arena",
+        "contestants",
+    }
+    assert {line.split()[0] for line in lines if line.startswith("  ")} == names
+
+
+@pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason="needs Fashion-MNIST: apt install dataset-fashion-mnist")
+def test_contestants_compute_the_same_and_are_timed_in_turn(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    table = _run(
+        "speed", f"data.root={FASHION_MNIST}", *SMALL, "--images", "64", "--rounds", "2", "--json", str(report)
+    )
+    found = json.loads(report.read_text())
+    assert list(found["speeds"]) == ["textbook", "accelerate", "package", "bound"]
+    assert all(len(values) == 2 for values in found["speeds"].values())
+    assert {"date", "machine", "python", "torch"} <= found.keys()
+    assert "over bound" in table
+
+
+def test_table_of_targets_takes_up_what_a_report_has(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    report.write_text(json.dumps({"rows": {"start": {"values": [4.0, 2.0, 2.5]}}}))
+    table = _run("targets", "--rows", "start", "--json", str(report))
+    assert "| start of `python train.py` | seconds beyond the imports | ≤ 3.0 | 2.50 (2.00–4.00) | ✓ |" in table
