@@ -21,11 +21,11 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from gan_dist.checks import check_game
-from gan_dist.config import Config
 from gan_dist.data import DataInfo
 from gan_dist.distributed import Distributed
 from gan_dist.errors import ConfigError
 from gan_dist.parts import make_state, make_step
+from gan_dist.schema import Config
 from gan_dist.stats import RunningMeans
 
 BUCKET = 25 * 2**20  # bytes of gradients that DistributedDataParallel sends at once

@@ -68,7 +68,7 @@ class Alternation:
         seed: key of the latents and labels.
         schedule_G, schedule_D: images seen -> settings of the optimizer.
         penalties: of D.
-        label_smoothing, d_half: see `gan_dist.config.Loss`.
+        label_smoothing, d_half: see `gan_dist.schema.Loss`.
         skip_nonfinite: take no step with a gradient that is not finite.
     """
 

@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from gan_dist.config import Config, Growth, load_config
+from gan_dist.config import load_config
 from gan_dist.data import POINTS, describe
 from gan_dist.models._layers import MinibatchStd
 from gan_dist.parts import make_discriminator, make_generator
+from gan_dist.schema import Config, Growth
 
 ROOT = Path(__file__).parent.parent
 

@@ -21,9 +21,9 @@ from PIL import Image
 
 from gan_dist.build import build
 from gan_dist.checkpoint import FILES, find_checkpoint
-from gan_dist.config import Config
 from gan_dist.data import POINTS, describe
 from gan_dist.distributed import STOP_LAG, Distributed
+from gan_dist.schema import Config
 from gan_dist.signals import StopSignals
 
 # Every recipe in fp32; every architecture in the other precisions, and with data workers, too.

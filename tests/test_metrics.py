@@ -14,7 +14,6 @@ from scipy import linalg
 from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from gan_dist.config import Data, Metrics, Model
 from gan_dist.data import describe
 from gan_dist.data.sources import ImageTensor, load_dataset
 from gan_dist.distributed import Distributed
@@ -23,6 +22,7 @@ from gan_dist.metrics.classifier import trained_classifier
 from gan_dist.metrics.evaluate import Evaluator, scores
 from gan_dist.metrics.extractors import ClassifierExtractor, InceptionExtractor, inception_weights
 from gan_dist.parts import make_generator
+from gan_dist.schema import Data, Metrics, Model
 
 CPU = torch.device("cpu")
 

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Retention:
-    """Which checkpoints stay: see `gan_dist.config.Checkpoint`."""
+    """Which checkpoints stay: see `gan_dist.schema.Checkpoint`."""
 
     keep: int
     every_nimg: int

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from gan_dist.config import Config, as_yaml, for_file, load_config, settings_help
+from gan_dist.config import as_yaml, for_file, load_config
 from gan_dist.data import describe
 from gan_dist.errors import ConfigError, UserError
+from gan_dist.schema import Config, settings_help
 from gan_dist.signals import StopSignals
 
 if TYPE_CHECKING:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from gan_dist.config import Data
 from gan_dist.data import DataInfo
 from gan_dist.data.folder import ImageFiles
 from gan_dist.data.sources import Images, ImageTensor, data_key, load_dataset
 from gan_dist.distributed import Distributed
 from gan_dist.errors import UserError
+from gan_dist.schema import Data
 
 log = logging.getLogger(__name__)
 

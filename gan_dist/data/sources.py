@@ -17,7 +17,6 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from gan_dist.config import Data
 from gan_dist.data import POINTS, DataInfo
 from gan_dist.data.folder import ImageFiles
 from gan_dist.data.images import BrokenImage, read_image, to_tensor
@@ -25,6 +24,7 @@ from gan_dist.data.points import make_points
 from gan_dist.data.stacked import stack
 from gan_dist.errors import UserError
 from gan_dist.rng import to_device
+from gan_dist.schema import Data
 
 log = logging.getLogger(__name__)
 
