@@ -36,8 +36,11 @@ def _results(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "results.json").read_text())
 
 
-def _distance(a: dict[str, Tensor], b: dict[str, Tensor], smallest: float = 1e-30) -> float:
-    """The largest difference in any tensor, relative to its largest entry or to `smallest`."""
+def _distance(a: dict[str, Tensor], b: dict[str, Tensor], smallest: float = 1e-12) -> float:
+    """The largest difference in any tensor, relative to its largest entry or to `smallest`.
+
+    What is smaller than that is zero but for rounding, as the gradient of D's last bias in a relativistic loss.
+    """
     assert a.keys() == b.keys()
     return max(((a[k].double() - b[k].double()).abs().max() / b[k].abs().max().clamp(min=smallest)).item() for k in a)
 
