@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import sys
@@ -24,6 +25,8 @@ gan-dist: train generative adversarial networks on one GPU, on many, and on SLUR
 `gan-dist COMMAND --help` has the details; `gan-dist train --help` lists every setting.
 """
 
+COMMANDS = ("train", "sample", "evaluate", "recipes", "prefetch", "plan")  # a file and a function each
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns its exit status: 0 done, 1 failed, 2 bad settings, 75 stopped and resumable."""
@@ -34,32 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
         if command in ("-h", "--help"):
             print(USAGE, end="")
             return 0
-        if command == "train":
-            from gan_dist.cli.train import train
-
-            return _note(train(rest))
-        if command == "sample":
-            from gan_dist.cli.sample import sample
-
-            return sample(rest)
-        if command == "evaluate":
-            from gan_dist.cli.evaluate import evaluate
-
-            return evaluate(rest)
-        if command == "recipes":
-            from gan_dist.cli.recipes import recipes
-
-            return recipes(rest)
-        if command == "prefetch":
-            from gan_dist.cli.prefetch import prefetch
-
-            return prefetch(rest)
-        if command == "plan":
-            from gan_dist.cli.plan import plan
-
-            return plan(rest)
-        commands = "train, sample, evaluate, recipes, prefetch or plan"
-        print(f"gan-dist: unknown command {command!r}; choose {commands}", file=sys.stderr)
+        if command in COMMANDS:
+            run = getattr(importlib.import_module(f"gan_dist.cli.{command}"), command)
+            return _note(run(rest)) if command == "train" else run(rest)
+        print(f"gan-dist: unknown command {command!r}; choose one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     except UserError as error:
         return _report(error)
