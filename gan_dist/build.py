@@ -28,8 +28,8 @@ from gan_dist.config import as_dict, as_yaml, choose, for_file, load_config
 from gan_dist.data import POINTS, DataInfo, describe
 from gan_dist.data.loader import draw, make_loader
 from gan_dist.data.points import modes
-from gan_dist.data.shared import load_shared
-from gan_dist.data.sources import Images, ImageTensor, count_readable, load_dataset, shrink
+from gan_dist.data.shared import load_shared, shrink
+from gan_dist.data.sources import Images, ImageTensor, count_readable, load_dataset
 from gan_dist.distributed import Distributed
 from gan_dist.errors import ConfigError, UserError
 from gan_dist.health import Health
@@ -133,7 +133,7 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
         step.reseed(seed)
         while True:
             stage = step.enter_stage()
-            images = shrink(dataset, 2 ** (last_stage - stage.number))
+            images = shrink(dataset, 2 ** (last_stage - stage.number), config.data.memory_gib, dist)
             loader = make_loader(images, stage.batch_size, seed, state.nimg, config.data.workers)
             with closing(draw(dist.prepare_loader(loader))) as drawn:
                 for batch in drawn:

@@ -24,7 +24,9 @@ from gan_dist.data import describe
 from gan_dist.data.folder import ImageFiles, list_images
 from gan_dist.data.images import BrokenImage, read_image
 from gan_dist.data.loader import GlobalBatches, KeyedStream, Preprocess, make_loader, to_uint8
+from gan_dist.data.shared import shrink
 from gan_dist.data.sources import ImageTensor, load_dataset
+from gan_dist.distributed import Distributed
 from gan_dist.errors import UserError
 from gan_dist.rng import Purpose, permuted
 from gan_dist.schema import Data
@@ -334,3 +336,20 @@ def test_flips_depend_on_the_number_of_the_image_alone() -> None:
     kept = (whole == plain).flatten(1).all(1)
     assert (flipped | kept).all()
     assert 420 < flipped.sum() < 580  # 5 standard deviations
+
+
+def test_smaller_images_of_a_stage_are_made_once_if_they_fit(tmp_path: Path) -> None:
+    """A set that is too large for memory, but not its halves."""
+    for i in range(4):
+        Image.new("RGB", (16, 16), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    files, _ = list_images(tmp_path, False)
+    dataset, dist = ImageFiles(files, (3, 16, 16), skip_broken=True), Distributed(cpu=True)
+    gib = 4 * 3 * 8 * 8 / 2**30
+    halves = shrink(dataset, 2, gib, dist)
+    assert isinstance(halves, ImageTensor)
+    assert halves.images[:, 0, 0, 0].tolist() == [0, 60, 120, 180]
+    assert halves.images.shape == (4, 3, 8, 8)
+    assert isinstance(shrink(dataset, 2, gib / 2, dist), ImageFiles)
+    quarters = shrink(halves, 2, 1.0, dist)
+    assert isinstance(quarters, ImageTensor)
+    assert quarters.images.shape == (4, 3, 4, 4)

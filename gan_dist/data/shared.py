@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import shutil
 import socket
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
 
 from gan_dist.data import DataInfo
 from gan_dist.data.folder import ImageFiles
-from gan_dist.data.sources import Images, ImageTensor, data_key, load_dataset
+from gan_dist.data.sources import Images, ImageTensor, data_key, decode_all, load_dataset
 from gan_dist.distributed import Distributed
 from gan_dist.errors import UserError
 from gan_dist.schema import Data
@@ -25,9 +29,9 @@ log = logging.getLogger(__name__)
 def load_shared(config: Data, info: DataInfo, dist: Distributed, stage: Path | None) -> tuple[Images, str]:
     """`load_dataset` for all processes, and the `data_key` of what they have.
 
-    The main process goes first, and with it any download. On each node one process then decodes the images into a file
-    that all of its processes map, so that the node holds them once; the name is removed as soon as all have it. Images
-    that stay in files are copied below `stage`, if it is given: a directory on a disk of the node's own.
+    The main process goes first, and with it any download. On each node one process then decodes the images, so that the
+    node holds them once. Images that stay in files are copied below `stage`, if it is given: a directory on a disk of
+    the node's own.
 
     Raises:
         UserError: as `load_dataset`; or a node has other images than the main process; or there is no room in the
@@ -35,20 +39,18 @@ def load_shared(config: Data, info: DataInfo, dist: Distributed, stage: Path | N
     """
     loaded: list[Images] = []
 
-    def load_on_main() -> tuple[bool, int, str, str]:
+    def load_on_main() -> tuple[bool, int, str]:
         dataset = load_dataset(config, info)
         loaded.append(dataset)
         in_memory = isinstance(dataset, ImageTensor)
-        return in_memory, len(dataset), data_key(dataset, info.num_classes), secrets.token_hex(8)
+        return in_memory, len(dataset), data_key(dataset, info.num_classes)
 
     def compare(dataset: Images) -> None:
         if (len(dataset), data_key(dataset, info.num_classes)) != (count, key):
             where = f"data.root={config.root} on {socket.gethostname()}"
             raise UserError(f"{where}: {len(dataset)} images, which are not the {count} of the main process")
 
-    in_memory, count, key, token = dist.from_main(load_on_main)
-    if dist.world_size == 1 and in_memory:
-        return loaded[0], key
+    in_memory, count, key = dist.from_main(load_on_main)
     if not in_memory:
         files = loaded[0] if loaded else load_dataset(config, info)
         assert isinstance(files, ImageFiles)
@@ -57,11 +59,40 @@ def load_shared(config: Data, info: DataInfo, dist: Distributed, stage: Path | N
         if dist.is_local_main and not dist.is_main:
             compare(files)
         return files, key
-    path = Path(tempfile.gettempdir()) / f"gan_dist-{token}-{dist.first_local_rank}.safetensors"
-    if dist.is_local_main:
+
+    def decoded() -> ImageTensor:
         dataset = loaded.pop() if loaded else load_dataset(config, info)
         assert isinstance(dataset, ImageTensor)
-        compare(dataset)
+        if not dist.is_main:
+            compare(dataset)
+        return dataset
+
+    return _mapped(decoded, dist), key
+
+
+def shrink(dataset: Images, factor: int, memory_gib: float, dist: Distributed) -> Images:
+    """The data set with images smaller by a power of two: made once, not once a step, if they fit into memory."""
+    if factor == 1:
+        return dataset
+    if isinstance(dataset, ImageTensor):  # each pixel is the mean of a square
+        parts = [F.avg_pool2d(part.float(), factor).round_().byte() for part in dataset.images.split(1024)]
+        return ImageTensor(torch.cat(parts), dataset.labels)
+    assert isinstance(dataset, ImageFiles)
+    channels, height, width = dataset.image_shape
+    files = ImageFiles(dataset.files, (channels, height // factor, width // factor), dataset.skip_broken)
+    if len(files) * math.prod(files.image_shape) > memory_gib * 2**30:
+        return files
+    return _mapped(lambda: decode_all(files), dist).on(dist.device)
+
+
+def _mapped(make: Callable[[], ImageTensor], dist: Distributed) -> ImageTensor:
+    """What one process of each node makes, in a file that all of them map, and whose name is removed then."""
+    if dist.world_size == 1:
+        return make()
+    token = dist.from_main(lambda: secrets.token_hex(8))
+    path = Path(tempfile.gettempdir()) / f"gan_dist-{token}-{dist.first_local_rank}.safetensors"
+    if dist.is_local_main:
+        dataset = make()
         try:
             save_file({"images": dataset.images, "labels": dataset.labels}, path)
         except Exception as error:  # safetensors has an error of its own for a full disk
@@ -72,7 +103,9 @@ def load_shared(config: Data, info: DataInfo, dist: Distributed, stage: Path | N
     dist.barrier()
     if dist.is_local_main:
         path.unlink()
-    return ImageTensor(tensors["images"], tensors["labels"]), key
+    if len(tensors["labels"]) != dist.from_main(lambda: len(tensors["labels"])):
+        raise UserError(f"{socket.gethostname()} could read other images than the main process")
+    return ImageTensor(tensors["images"], tensors["labels"])
 
 
 def _staged(files: ImageFiles, stage: Path, dist: Distributed) -> ImageFiles:

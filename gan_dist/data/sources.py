@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from gan_dist.data import POINTS, DataInfo
 from gan_dist.data.folder import ImageFiles
@@ -90,17 +89,6 @@ def data_key(dataset: Images, num_classes: int) -> str:
         digest.update(images.cpu().numpy().tobytes())
     digest.update(labels.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def shrink(dataset: Images, factor: int) -> Images:
-    """The data set with images smaller by a power of two: of those in memory each pixel is the mean of a square."""
-    if factor == 1:
-        return dataset
-    if isinstance(dataset, ImageTensor):
-        parts = [F.avg_pool2d(part.float(), factor).round_().byte() for part in dataset.images.split(1024)]
-        return ImageTensor(torch.cat(parts), dataset.labels)
-    channels, height, width = dataset.image_shape
-    return ImageFiles(dataset.files, (channels, height // factor, width // factor), dataset.skip_broken)
 
 
 def decode_all(files: ImageFiles) -> ImageTensor:
