@@ -15,7 +15,7 @@ import resource
 import socket
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from importlib.metadata import version
@@ -29,7 +29,8 @@ from typing import Any
 class Entry:
     """A contestant: `module:class`, called with `arguments` in each of its processes.
 
-    The class has `losses(n)`, the losses of D and G in its first n iterations from the common start, and `run(images)`.
+    The class has `losses(n)`, the losses of D and G in its first n iterations from the common start, and
+    `train(turns)`, which trains on as many images as each turn says: in the main thread, as programs do.
     """
 
     name: str
@@ -85,20 +86,23 @@ def _serve(factory: str, arguments: dict[str, Any], env: dict[str, str], cores: 
 
     torch.set_num_threads(len(cores))
     module, _, name = factory.partition(":")
-    contestant = None
+    try:
+        contestant = getattr(importlib.import_module(module), name)(**arguments)
+        contestant.train(_turns(contestant, pipe))
+    except Exception as error:
+        pipe.send((0.0, RuntimeError(f"{type(error).__name__}: {error}")))
+
+
+def _turns(contestant: Any, pipe: Connection) -> Iterator[int]:
+    """The images of each turn, which lasts until the next is asked for; what else is asked is answered on the way."""
     while (order := pipe.recv()) is not None:
-        method, given = order
-        start = time.perf_counter()
-        try:
-            if contestant is None:
-                contestant = getattr(importlib.import_module(module), name)(**arguments)
-            start = time.perf_counter()
-            result = getattr(contestant, method)(*given)
-        except Exception as error:
-            result = RuntimeError(f"{type(error).__name__}: {error}")
+        method, arguments = order
+        start, result = time.perf_counter(), None
+        if method == "run":
+            yield arguments[0]
+        else:
+            result = getattr(contestant, method)(*arguments)
         pipe.send((time.perf_counter() - start, result))
-    if contestant is not None and hasattr(contestant, "close"):
-        contestant.close()
 
 
 def peak_mib() -> float:

@@ -6,10 +6,8 @@ All start from the weights of the config's seed; `losses` feeds them the images 
 from __future__ import annotations
 
 import gzip
-import queue
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,7 +79,18 @@ def unpacked(root: str) -> Path:
     return there.parent.parent
 
 
-class Textbook:
+class Simple:
+    """A contestant with a `run(images)`."""
+
+    def train(self, turns: Iterator[int]) -> None:
+        for images in turns:
+            self.run(images)
+
+    def run(self, images: int) -> None:
+        raise NotImplementedError
+
+
+class Textbook(Simple):
     """The loop of introductory tutorials: images decoded one by one, a sigmoid and BCELoss, `.item()` in each step."""
 
     def __init__(self, config: str, settings: list[str]) -> None:
@@ -134,7 +143,7 @@ class Textbook:
             seen += len(real)
 
 
-class PlainAccelerate:
+class PlainAccelerate(Simple):
     """Two models, two optimizers and a loader through `prepare`, and nothing else; the images are in memory."""
 
     def __init__(self, config: str, settings: list[str]) -> None:
@@ -188,10 +197,7 @@ class PlainAccelerate:
 
 
 class Package:
-    """gan_dist as a user runs it: the whole Trainer with averaging, logging, grids and checkpoints.
-
-    It trains in a thread of its own, which stands still between two turns.
-    """
+    """gan_dist as a user runs it: the whole Trainer with averaging, logging, grids and checkpoints."""
 
     def __init__(self, config: str, settings: list[str]) -> None:
         self.before = peak_mib()
@@ -201,10 +207,6 @@ class Package:
         self.folder = tempfile.mkdtemp()
         self.wired = build(self.config, info, Path(self.folder), None, self.dist)
         self.trainer = self.wired.trainer
-        self.turns: queue.Queue[int] = queue.Queue()
-        self.done: queue.Queue[None] = queue.Queue()
-        self.until = 0
-        self.thread: threading.Thread | None = None
 
     def losses(self, n: int) -> list[tuple[float, float]]:
         found = []
@@ -216,26 +218,19 @@ class Package:
 
     every_nimg, at_start, at_end = 1, False, False  # this object is the last of the trainer's callbacks
 
+    def train(self, turns: Iterator[int]) -> None:
+        self.turns, self.until = turns, self.trainer.state.nimg + next(turns)
+        self.trainer.callbacks = [*self.trainer.callbacks, self]
+        try:
+            self.trainer.run(StopSignals())
+        except StopIteration:
+            self.trainer.batches.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
     def __call__(self, state: Any) -> None:
         if state.nimg >= self.until:
             self.wired.save.wait()  # a checkpoint that is still being written belongs to this turn
-            self.done.put(None)
-            self.until = state.nimg + self.turns.get()
-
-    def run(self, images: int) -> None:
-        if self.thread is None:
-            self.trainer.callbacks = [*self.trainer.callbacks, self]
-            self.until = self.trainer.state.nimg + images
-            self.thread = threading.Thread(target=self.trainer.run, args=(StopSignals(),), daemon=True)
-            self.thread.start()
-        else:
-            self.turns.put(images)
-        while True:
-            try:
-                return self.done.get(timeout=1)
-            except queue.Empty:
-                if not self.thread.is_alive():
-                    raise RuntimeError("training ended: see above") from None
+            self.until = state.nimg + next(self.turns)
 
     def memory(self) -> dict[str, float]:
         """MiB: what training has added at its peak, and what of it are the data set and the average of G."""
@@ -243,11 +238,8 @@ class Package:
         average = sum(p.numel() * p.element_size() for p in state.G_ema.parameters()) / 2**20
         return {"peak": peak_mib() - self.before, "average": average}
 
-    def close(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
 
-
-class Bound:
+class Bound(Simple):
     """The same forward and backward passes and optimizer steps on one resident batch, with nothing around."""
 
     def __init__(self, config: str, settings: list[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from gan_dist.data.sources import Images, ImageTensor
 from gan_dist.rng import Purpose, coins, permuted, to_device
+
+BLOCK = 512  # places of an epoch's order that are looked up at once
 
 
 class GlobalBatches(Sampler[range]):
@@ -45,18 +47,28 @@ class KeyedStream(Dataset):
     def __init__(self, dataset: Images, seed: int) -> None:
         self.dataset = dataset
         self.seed = seed
+        self._block: tuple[int, int, np.ndarray] = (0, 0, np.empty(0, dtype=np.int64))  # epoch, first place, images
 
-    def indices(self, numbers: Sequence[int]) -> list[int]:
-        """Which images of the data set have these numbers in the run."""
-        n = len(self.dataset)
-        epochs, places = np.divmod(np.asarray(numbers), n)
-        found = np.empty_like(places)
-        for epoch in range(epochs[0], epochs[-1] + 1):
-            now = epochs == epoch
-            found[now] = permuted(self.seed, Purpose.ORDER, epoch, places[now], n)
-        return found.tolist()
+    def indices(self, numbers: range) -> list[int]:
+        """Which images of the data set have these numbers in the run.
 
-    def __getitems__(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        The order is looked up a block at a time, which costs little more than a few places of it.
+        """
+        found, n, number = [], len(self.dataset), numbers.start
+        while number < numbers.stop:
+            epoch, place = divmod(number, n)
+            known, first, images = self._block
+            if epoch != known or not first <= place < first + len(images):
+                first = place - place % BLOCK
+                places = np.arange(first, min(first + BLOCK, n))
+                images = permuted(self.seed, Purpose.ORDER, epoch, places, n)
+                self._block = (epoch, first, images)
+            part = images[place - first : place - first + numbers.stop - number]
+            found += part.tolist()
+            number += len(part)
+        return found
+
+    def __getitems__(self, numbers: range) -> tuple[Tensor, Tensor]:
         """A whole batch, as DataLoader's fetcher asks for it: uint8 (N, C, H, W), int64 (N,)."""
         return self.dataset.__getitems__(self.indices(numbers))
 
