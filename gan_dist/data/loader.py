@@ -22,7 +22,7 @@ BLOCK = 512  # places of an epoch's order that are looked up at once
 class GlobalBatches(Sampler[range]):
     """The numbers of the images of each global batch, from image number `start` of the run on, without end.
 
-    A range costs nothing to cut: each process takes its slice, and only that is looked up.
+    A range costs nothing to cut: each process takes its slice, and only the blocks it lies in are looked up.
     """
 
     drop_last = True  # asked for by Accelerate's sharding; every batch here is full
