@@ -108,7 +108,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 def chained(slurm: Slurm) -> Job:
     """A job that is to run out of time again and again: submitted first and looked at last, as it takes the longest."""
     return slurm.submit(
-        "--time=1 --signal=USR1@40", "train.kimg=256", "checkpoint.every_kimg=1000", "log.every_kimg=50"
+        "--time=1 --signal=USR1@40", "train.kimg=640", "checkpoint.every_kimg=1000", "log.every_kimg=50"
     )
 
 
@@ -300,9 +300,9 @@ def test_accelerate_launch_on_each_node(slurm: Slurm, two_nodes: Job) -> None:
 
 def test_time_limit_shorter_than_training(chained: Job) -> None:
     """It finishes by requeues alone."""
-    assert chained.wait(300) == "COMPLETED", chained.log
+    assert chained.wait(400) == "COMPLETED", chained.log
     assert int(chained.fact("Restarts")) >= 1
-    assert _last(chained.run_dir).name == "000000256000"
+    assert _last(chained.run_dir).name == "000000640000"
 
 
 def test_time_limit_that_passes_without_a_warning(unwarned: Job) -> None:
