@@ -602,3 +602,18 @@ def test_exactly_what_was_learned_is_in_the_weights(train: Train, tmp_path: Path
     facts = json.loads((tmp_path / "run/checkpoints/000000004000/state.json").read_text())
     assert facts["nimg"] == 4000
     assert load_file(tmp_path / "run/checkpoints/000000004000/G.safetensors")
+
+
+def test_writer_of_checkpoints_starts_no_threads_of_its_own(tmp_path: Path, dist: Distributed) -> None:
+    """Those of training would no longer have a core each, and OpenMP would let them sleep between operations."""
+    torch.set_num_threads(2)
+    try:
+        run = _build(tmp_path, dist, "checkpoint.every_kimg=1", "model.g_widths=[4096]")
+        run.trainer.step(run.trainer.batches)
+        large = torch.ones(1_000_000)
+        large.isfinite().all()  # the threads of training are there now
+        before = len(list(Path("/proc/self/task").iterdir()))
+        assert run.save.now(run.state)
+        assert len(list(Path("/proc/self/task").iterdir())) <= before + 1, "the writer itself"
+    finally:
+        torch.set_num_threads(1)
