@@ -51,7 +51,7 @@ class Contestant:
         n, each = entry.processes, len(cores) // entry.processes
         self._pipes, self._processes = [], []
         for rank in range(n):
-            env = {"OMP_NUM_THREADS": str(each)}
+            env = {"OMP_NUM_THREADS": str(each), "TORCH_CPP_LOG_LEVEL": "ERROR"}
             if n > 1:
                 env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n),
                         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
