@@ -11,7 +11,6 @@ import json
 import multiprocessing
 import os
 import platform
-import resource
 import socket
 import statistics
 import time
@@ -91,6 +90,7 @@ def _serve(factory: str, arguments: dict[str, Any], env: dict[str, str], cores: 
         contestant.train(_turns(contestant, pipe))
     except Exception as error:
         pipe.send((0.0, RuntimeError(f"{type(error).__name__}: {error}")))
+    os._exit(0)  # one of several processes must not wait for the others at exit
 
 
 def _turns(contestant: Any, pipe: Connection) -> Iterator[int]:
@@ -107,7 +107,8 @@ def _turns(contestant: Any, pipe: Connection) -> Iterator[int]:
 
 def peak_mib() -> float:
     """The largest size of this process so far, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def check_agreement(contestants: Sequence[Contestant], tolerance: float = 2e-3) -> dict[str, list[list[float]]]:
