@@ -216,7 +216,9 @@ def count_iteration(config: Config, info: DataInfo, share: int) -> Iteration:
 
 
 def _countable(optimizer: Any) -> Any:
-    return replace(optimizer, args={**optimizer.args, "foreach": True, "fused": False})
+    """With no fused kernel, which does not run on shapes alone."""
+    arguments = {name: value for name, value in optimizer.args.items() if name != "fused"}
+    return replace(optimizer, args={**arguments, "foreach": True})
 
 
 def _nbytes(module: nn.Module) -> int:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import RECIPES, load_recipe
 
 from gan_dist.cli import main
 from gan_dist.config import load_config
@@ -29,6 +30,15 @@ def test_operations_of_an_mlp_by_hand(n_critic: int) -> None:
     assert found.persistent == 4 * sizes["G"] + 3 * sizes["D"] + 1797 * 64
     assert found.steps == {"G": 1, "D": n_critic}
     assert found.norms == 0
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_can_be_counted(recipe: str) -> None:
+    config = load_recipe(recipe, "train.batch_size=8")
+    found = count_iteration(config, describe(config.data), share=8)
+    assert found.gradients["G"] > 0
+    assert found.gradients["D"] > 0
+    assert {operation.backward_of for operation in found.operations if operation.flops} == {"", "D", "G"}
 
 
 def test_batch_normalizations_are_counted_forward_and_backward() -> None:

@@ -69,7 +69,10 @@ def _in_full_precision(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor]
     """The same function, whatever precision it is called in."""
 
     def full(weight: Tensor) -> Tensor:
-        with torch.autocast(weight.device.type, enabled=False):
+        device = weight.device.type
+        if not torch.amp.is_autocast_available(device):  # the meta device
+            return forward(weight)
+        with torch.autocast(device, enabled=False):
             return forward(weight)
 
     return full
