@@ -364,3 +364,11 @@ def test_prefetch_of_what_cannot_be_had_gets_one_line(tmp_path: Path) -> None:
         assert result.returncode == status
         assert text in result.stderr
         assert result.stderr.count("\n") == 1
+
+
+def test_profile_is_a_trace_of_some_iterations(train: Train, tmp_path: Path) -> None:
+    result = train("run.dir=run", "train.kimg=1.2", "train.profile=true")
+    assert result.returncode == 0, result.stderr
+    assert "traced 5 iterations into run/trace.json" in result.stdout
+    names = [event.get("name", "") for event in json.loads((tmp_path / "run/trace.json").read_text())["traceEvents"]]
+    assert sum(name.startswith("Optimizer.step") for name in names) == 2 * 5, "D's step and G's"
