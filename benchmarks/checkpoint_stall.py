@@ -20,7 +20,7 @@ from pathlib import Path
 
 from gan_dist.build import build
 from gan_dist.checkpoint import take_snapshot, write_checkpoint
-from gan_dist.config import load_config
+from gan_dist.cli.train import read_config
 from gan_dist.data import describe
 from gan_dist.distributed import Distributed
 
@@ -39,8 +39,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--json", type=Path)
     options = parser.parse_intermixed_args()
-    path = next((Path(text) for text in options.settings if "=" not in text), None)
-    config = load_config(path, [*(text for text in options.settings if "=" in text), *QUIET])
+    config = read_config([*options.settings, *QUIET])
     dist = Distributed("fp32", cpu=config.train.device == "cpu")
     figures: dict[str, list[float]] = {
         "iteration": [], "copy": [], "iteration while it is written": [], "iterations until it is on disk": [],

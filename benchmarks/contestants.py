@@ -80,11 +80,27 @@ def unpacked(root: str) -> Path:
 
 
 class Simple:
-    """A contestant with a `run(images)`."""
+    """A contestant with `step(real, z_D, z_G)`, which returns the losses of D and G, and `run(images)`."""
+
+    config: Config
+    info: DataInfo
+    device: torch.device
 
     def train(self, turns: Iterator[int]) -> None:
         for images in turns:
             self.run(images)
+
+    def losses(self, n: int) -> list[tuple[float, float]]:
+        dataset = load_dataset(self.config.data, self.info)
+        draws = first_draws(self.config, dataset, n, self.share(), self.device)
+        return [tuple(float(loss) for loss in self.step(*draw)) for draw in draws]  # type: ignore[misc]
+
+    def share(self) -> range:
+        """Of each global batch, what this process computes."""
+        return range(self.config.train.batch_size)
+
+    def step(self, real: Tensor, z_D: Tensor, z_G: Tensor) -> tuple[Any, Any]:
+        raise NotImplementedError
 
     def run(self, images: int) -> None:
         raise NotImplementedError
@@ -129,11 +145,6 @@ class Textbook(Simple):
         self.opt_G.step()
         return loss_D.item(), loss_G.item()
 
-    def losses(self, n: int) -> list[tuple[float, float]]:
-        batch = range(self.config.train.batch_size)
-        dataset = load_dataset(self.config.data, self.info)
-        return [self.step(*draw) for draw in first_draws(self.config, dataset, n, batch, self.device)]
-
     def run(self, images: int) -> None:
         seen = 0
         while seen < images:
@@ -155,8 +166,8 @@ class PlainAccelerate(Simple):
         G, D = networks(self.config, self.info, torch.device("cpu"))
         opt_G = torch.optim.Adam(G.parameters(), lr=2e-4, betas=(0.5, 0.999))
         opt_D = torch.optim.Adam(D.parameters(), lr=2e-4, betas=(0.5, 0.999))
-        self.dataset = load_dataset(self.config.data, self.info)
-        everything, _ = self.dataset.__getitems__(list(range(len(self.dataset))))
+        images = load_dataset(self.config.data, self.info)
+        everything, _ = images.__getitems__(list(range(len(images))))
         dataset = torch.utils.data.TensorDataset(everything.float() / 127.5 - 1)
         self.n = self.config.train.batch_size // self.accelerator.num_processes
         loader = DataLoader(dataset, batch_size=self.n, shuffle=True, drop_last=True)
@@ -181,13 +192,11 @@ class PlainAccelerate(Simple):
         self.opt_G.zero_grad()
         self.accelerator.backward(loss_G)
         self.opt_G.step()
-        return loss_D, loss_G
+        return loss_D.detach(), loss_G.detach()
 
-    def losses(self, n: int) -> list[tuple[float, float]]:
+    def share(self) -> range:
         rank = self.accelerator.process_index
-        share = range(rank * self.n, (rank + 1) * self.n)
-        draws = first_draws(self.config, self.dataset, n, share, self.device)
-        return [tuple(loss.item() for loss in self.step(*draw)) for draw in draws]  # type: ignore[misc]
+        return range(rank * self.n, (rank + 1) * self.n)
 
     def run(self, images: int) -> None:
         for _ in range(images // self.config.train.batch_size):
@@ -287,11 +296,6 @@ class Bound(Simple):
         self.opt_G.step()
         return loss_D.detach(), loss_G.detach()
 
-    def losses(self, n: int) -> list[tuple[float, float]]:
-        batch, dataset = range(self.config.train.batch_size), load_dataset(self.config.data, self.info)
-        draws = first_draws(self.config, dataset, n, batch, self.device)
-        return [tuple(loss.item() for loss in self.step(*draw)) for draw in draws]  # type: ignore[misc]
-
     def run(self, images: int) -> None:
         for _ in range(images // self.config.train.batch_size):
             loss, _ = self.step(*self.resident)
@@ -318,3 +322,8 @@ def matmul_rate(device: torch.device, size: int = 2048, dtype: torch.dtype = tor
         (a @ b)[0, 0].item()
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
+
+
+def sizes(*networks: nn.Module) -> list[int]:
+    """How many parameters each has."""
+    return [sum(parameter.numel() for parameter in network.parameters()) for network in networks]

@@ -22,7 +22,7 @@ import torch
 
 from benchmarks import arena
 from benchmarks.arena import Contestant, Entry
-from benchmarks.contestants import Package, Simple
+from benchmarks.contestants import Package, Simple, sizes
 
 ROOT = Path(__file__).parent.parent
 COLOUR = ["data.image_size=32", "data.channels=3", "log.every_kimg=1000", "sample.every_kimg=0",
@@ -31,9 +31,8 @@ WIDTH, BLOCKS, GROUP, STAGES = 96, 2, 16, 4  # of R3GAN's networks
 
 
 class Ours(Package):
-    def parameters(self) -> tuple[int, int]:
-        state = self.trainer.state
-        return tuple(sum(p.numel() for p in net.parameters()) for net in (state.G, state.D))  # type: ignore[return-value]
+    def parameters(self) -> list[int]:
+        return sizes(self.trainer.state.G, self.trainer.state.D)
 
 
 class Mimicry(Simple):
@@ -56,8 +55,8 @@ class Mimicry(Simple):
         self.opt_G, self.opt_D = (torch.optim.Adam(m.parameters(), 2e-4, (0.0, 0.9)) for m in (self.G, self.D))
         self.batch = (torch.rand(batch_size, 3, 32, 32) * 2 - 1, torch.zeros(batch_size))
 
-    def parameters(self) -> tuple[int, int]:
-        return tuple(sum(p.numel() for p in net.parameters()) for net in (self.G, self.D))  # type: ignore[return-value]
+    def parameters(self) -> list[int]:
+        return sizes(self.G, self.D)
 
     def run(self, images: int) -> None:
         for step in range(images // len(self.batch[0])):
@@ -82,8 +81,8 @@ class OfficialR3GAN(Simple):
         self.opt_G, self.opt_D = (torch.optim.Adam(m.parameters(), 2e-4, (0.0, 0.9)) for m in (self.G, self.D))
         self.real = torch.rand(batch_size, 3, 32, 32) * 2 - 1
 
-    def parameters(self) -> tuple[int, int]:
-        return tuple(sum(p.numel() for p in net.parameters()) for net in (self.G, self.D))  # type: ignore[return-value]
+    def parameters(self) -> list[int]:
+        return sizes(self.G, self.D)
 
     def run(self, images: int) -> None:
         n = len(self.real)
@@ -135,12 +134,12 @@ def main() -> None:
     report = {}
     for name, entries, images in pairs(options):
         contestants = [Contestant(entry, sorted(os.sched_getaffinity(0))) for entry in entries]
-        sizes = {c.name: c.ask("parameters")[1][0] for c in contestants}
+        parameters = {c.name: c.ask("parameters")[1][0] for c in contestants}
         speeds = arena.take_turns(contestants, images, options.rounds)
         for contestant in contestants:
             contestant.close()
-        print(f"{name}: parameters of G and D {sizes}\n{arena.table(speeds, ['peer'])}\n", flush=True)
-        report[name] = {"parameters": sizes, "speeds": speeds}
+        print(f"{name}: parameters of G and D {parameters}\n{arena.table(speeds, ['peer'])}\n", flush=True)
+        report[name] = {"parameters": parameters, "speeds": speeds}
     arena.write(options.json, report)
 
 

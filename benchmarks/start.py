@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from benchmarks import arena
-from gan_dist.config import load_config
+from gan_dist.cli.train import read_config
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,9 +48,7 @@ def first_iteration(arguments: list[str]) -> float:
 
 
 def measure(settings: list[str], rounds: int) -> dict[str, list[float]]:
-    files, overrides = [t for t in settings if "=" not in t], [t for t in settings if "=" in t]
-    config = load_config(Path(files[0]) if files else None, overrides)
-    arguments = [*settings, f"log.every_kimg={config.train.batch_size / 1000}"]
+    arguments = [*settings, f"log.every_kimg={read_config(settings).train.batch_size / 1000}"]
     figures: dict[str, list[float]] = {"imports": [], "as configured": [], "no evaluation at the start": []}
     first_iteration(arguments)
     for _ in range(rounds):

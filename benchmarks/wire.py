@@ -25,7 +25,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits as cross_entrop
 from torch.nn.parallel import DistributedDataParallel
 
 from gan_dist.build import build
-from gan_dist.config import load_config
+from gan_dist.cli.train import read_config
 from gan_dist.data import describe
 from gan_dist.distributed import Distributed
 from gan_dist.parts import make_state
@@ -45,8 +45,7 @@ def counter(sent: dict[str, int], name: str) -> Callable[..., Any]:
 
 
 def ours(arguments: list[str], dist: Distributed) -> dict[str, int]:
-    path = Path(arguments[0]) if arguments and "=" not in arguments[0] else None
-    config = load_config(path, [*(a for a in arguments if "=" in a), *QUIET])
+    config = read_config([*arguments, *QUIET])
     sent = {"G": 0, "D": 0}
     with tempfile.TemporaryDirectory() as folder:
         trainer = build(config, describe(config.data), Path(folder), None, dist).trainer
@@ -58,8 +57,7 @@ def ours(arguments: list[str], dist: Distributed) -> dict[str, int]:
 
 
 def plain(arguments: list[str], dist: Distributed) -> dict[str, int]:
-    path = Path(arguments[0]) if arguments and "=" not in arguments[0] else None
-    config = load_config(path, [*(a for a in arguments if "=" in a), "train.sync_batch_norm=false"])
+    config = read_config([*arguments, "train.sync_batch_norm=false"])
     info = describe(config.data)
     state = make_state(config, info, dist)
     G: nn.Module = DistributedDataParallel(state.G, broadcast_buffers=False)
