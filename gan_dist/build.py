@@ -133,7 +133,7 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
         step.reseed(seed)
         while True:
             stage = step.enter_stage()
-            images = shrink(dataset, 2 ** (last_stage - stage.number), config.data.memory_gib, dist)
+            images = shrink(dataset, 2 ** (last_stage - stage.number), config.data, info, dist)
             loader = make_loader(images, stage.batch_size, seed, state.nimg, config.data.workers)
             with closing(draw(dist.prepare_loader(loader))) as drawn:
                 for batch in drawn:

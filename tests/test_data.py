@@ -20,7 +20,7 @@ from PIL import Image
 
 from gan_dist import rng
 from gan_dist.config import load_config
-from gan_dist.data import describe
+from gan_dist.data import DataInfo, describe
 from gan_dist.data.folder import ImageFiles, list_images
 from gan_dist.data.images import BrokenImage, read_image
 from gan_dist.data.loader import BLOCK, GlobalBatches, KeyedStream, Preprocess, make_loader, to_uint8
@@ -344,12 +344,12 @@ def test_smaller_images_of_a_stage_are_made_once_if_they_fit(tmp_path: Path) -> 
         Image.new("RGB", (16, 16), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
     files, _ = list_images(tmp_path, False)
     dataset, dist = ImageFiles(files, (3, 16, 16), skip_broken=True), Distributed(cpu=True)
-    gib = 4 * 3 * 8 * 8 / 2**30
-    halves = shrink(dataset, 2, gib, dist)
+    info, gib = DataInfo((3, 16, 16), 0, 4), 4 * 3 * 8 * 8 / 2**30
+    halves = shrink(dataset, 2, Data(memory_gib=gib), info, dist)
     assert isinstance(halves, ImageTensor)
     assert halves.images[:, 0, 0, 0].tolist() == [0, 60, 120, 180]
     assert halves.images.shape == (4, 3, 8, 8)
-    assert isinstance(shrink(dataset, 2, gib / 2, dist), ImageFiles)
-    quarters = shrink(halves, 2, 1.0, dist)
+    assert isinstance(shrink(dataset, 2, Data(memory_gib=gib / 2), info, dist), ImageFiles)
+    quarters = shrink(halves, 2, Data(), info, dist)
     assert isinstance(quarters, ImageTensor)
     assert quarters.images.shape == (4, 3, 4, 4)

@@ -39,39 +39,27 @@ def load_shared(config: Data, info: DataInfo, dist: Distributed, stage: Path | N
     """
     loaded: list[Images] = []
 
-    def load_on_main() -> tuple[bool, int, str]:
-        dataset = load_dataset(config, info)
-        loaded.append(dataset)
-        in_memory = isinstance(dataset, ImageTensor)
-        return in_memory, len(dataset), data_key(dataset, info.num_classes)
+    def load_on_main() -> bool:
+        loaded.append(load_dataset(config, info))
+        return isinstance(loaded[0], ImageTensor)
 
-    def compare(dataset: Images) -> None:
-        if (len(dataset), data_key(dataset, info.num_classes)) != (count, key):
-            where = f"data.root={config.root} on {socket.gethostname()}"
-            raise UserError(f"{where}: {len(dataset)} images, which are not the {count} of the main process")
+    in_memory = dist.from_main(load_on_main)
 
-    in_memory, count, key = dist.from_main(load_on_main)
-    if not in_memory:
-        files = loaded[0] if loaded else load_dataset(config, info)
-        assert isinstance(files, ImageFiles)
-        if stage:
-            files = _staged(files, stage, dist)
-        if dist.is_local_main and not dist.is_main:
-            compare(files)
-        return files, key
+    def load() -> Images:
+        return loaded.pop() if loaded else load_dataset(config, info)
 
-    def decoded() -> ImageTensor:
-        dataset = loaded.pop() if loaded else load_dataset(config, info)
-        assert isinstance(dataset, ImageTensor)
-        if not dist.is_main:
-            compare(dataset)
-        return dataset
-
-    return _mapped(decoded, dist), key
+    dataset = _mapped(load, dist) if in_memory else load()
+    if stage and isinstance(dataset, ImageFiles):
+        dataset = _staged(dataset, stage, dist)
+    return dataset, _agreed(dataset, config, info, dist)
 
 
-def shrink(dataset: Images, factor: int, memory_gib: float, dist: Distributed) -> Images:
-    """The data set with images smaller by a power of two: made once, not once a step, if they fit into memory."""
+def shrink(dataset: Images, factor: int, config: Data, info: DataInfo, dist: Distributed) -> Images:
+    """The data set with images smaller by a power of two: made once, not once a step, if they fit into memory.
+
+    Raises:
+        UserError: as `load_shared`.
+    """
     if factor == 1:
         return dataset
     if isinstance(dataset, ImageTensor):  # each pixel is the mean of a square
@@ -80,19 +68,33 @@ def shrink(dataset: Images, factor: int, memory_gib: float, dist: Distributed) -
     assert isinstance(dataset, ImageFiles)
     channels, height, width = dataset.image_shape
     files = ImageFiles(dataset.files, (channels, height // factor, width // factor), dataset.skip_broken)
-    if len(files) * math.prod(files.image_shape) > memory_gib * 2**30:
+    if len(files) * math.prod(files.image_shape) > config.memory_gib * 2**30:
         return files
-    return _mapped(lambda: decode_all(files), dist).on(dist.device)
+    smaller = _mapped(lambda: decode_all(files), dist)
+    _agreed(smaller, config, info, dist)
+    return smaller.on(dist.device)
 
 
-def _mapped(make: Callable[[], ImageTensor], dist: Distributed) -> ImageTensor:
+def _agreed(dataset: Images, config: Data, info: DataInfo, dist: Distributed) -> str:
+    """The `data_key` of the main process's images; a node that has others is named."""
+    count, key = dist.from_main(lambda: (len(dataset), data_key(dataset, info.num_classes)))
+    if dist.is_local_main and not dist.is_main and (len(dataset), data_key(dataset, info.num_classes)) != (count, key):
+        where = f"data.root={config.root} on {socket.gethostname()}"
+        raise UserError(f"{where}: {len(dataset)} images, which are not the {count} of the main process")
+    return key
+
+
+def _mapped(make: Callable[[], Images], dist: Distributed) -> ImageTensor:
     """What one process of each node makes, in a file that all of them map, and whose name is removed then."""
     if dist.world_size == 1:
-        return make()
+        dataset = make()
+        assert isinstance(dataset, ImageTensor)
+        return dataset
     token = dist.from_main(lambda: secrets.token_hex(8))
     path = Path(tempfile.gettempdir()) / f"gan_dist-{token}-{dist.first_local_rank}.safetensors"
     if dist.is_local_main:
         dataset = make()
+        assert isinstance(dataset, ImageTensor)
         try:
             save_file({"images": dataset.images, "labels": dataset.labels}, path)
         except Exception as error:  # safetensors has an error of its own for a full disk
@@ -103,8 +105,6 @@ def _mapped(make: Callable[[], ImageTensor], dist: Distributed) -> ImageTensor:
     dist.barrier()
     if dist.is_local_main:
         path.unlink()
-    if len(tensors["labels"]) != dist.from_main(lambda: len(tensors["labels"])):
-        raise UserError(f"{socket.gethostname()} could read other images than the main process")
     return ImageTensor(tensors["images"], tensors["labels"])
 
 
