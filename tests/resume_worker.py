@@ -23,15 +23,18 @@ from gan_dist.build import build
 from gan_dist.checkpoint import FILES, find_checkpoint
 from gan_dist.data import POINTS, describe
 from gan_dist.distributed import STOP_LAG, Distributed
+from gan_dist.losses import LOSSES
 from gan_dist.schema import Config
 from gan_dist.signals import StopSignals
 
-# Every recipe in fp32; every architecture in the other precisions, and with data workers, too.
-COMBINATIONS = [("fp32", recipe, 0) for recipe in RECIPES] + [
-    (precision, recipe, workers)
-    for precision in ("fp64", "fp32", "bf16") for recipe in OF_EACH_ARCHITECTURE.values() for workers in (0, 2)
-    if (precision, workers) != ("fp32", 0)
-]  # fmt: skip
+# Every recipe in fp32, with its own loss; and in every precision, without and with data workers, every architecture,
+# each of these six times with another loss.
+SETTINGS = [(precision, workers) for precision in ("fp64", "fp32", "bf16") for workers in (0, 2)]
+COMBINATIONS = [("fp32", recipe, 0, "") for recipe in RECIPES] + [
+    (precision, recipe, workers, list(LOSSES)[(i + j) % len(LOSSES)])
+    for j, (precision, workers) in enumerate(SETTINGS)
+    for i, recipe in enumerate(OF_EACH_ARCHITECTURE.values())
+]
 BATCH_SIZE, ITERATIONS, STOPS, BETWEEN = 8, 21, 3, 5
 COMMON = [
     f"train.batch_size={BATCH_SIZE}", "log.every_kimg=0.016",
@@ -84,7 +87,7 @@ def main() -> None:
     world_size = int(os.environ["WORLD_SIZE"])
     results: dict[str, list[str]] = {}
     previous = ""
-    for precision, recipe, workers in COMBINATIONS:
+    for precision, recipe, workers, loss in COMBINATIONS:
         if precision != previous:
             AcceleratorState._reset_state()
             dist = Distributed(precision, cpu=True)
@@ -105,6 +108,8 @@ def main() -> None:
                 "data.class_folders=true",
                 "data.hflip=true",
             ]
+        if loss:
+            settings += [f"loss.name={loss}", "loss.clip_weights=0.5"]
         config = load_recipe(recipe, *settings)
         whole, parts = folder / "whole", folder / "parts"
         train(whole, config, dist, stop=False)
@@ -112,7 +117,7 @@ def main() -> None:
             train(parts, config, dist, stop=part < STOPS)
         if dist.is_main:
             last = max((whole / "checkpoints").iterdir()).relative_to(whole)
-            name = f"{recipe} {precision} {world_size} processes {workers} workers"
+            name = f"{recipe} {loss} {precision} {world_size} processes {workers} workers"
             results[name] = [f for f in FILES if (whole / last / f).read_bytes() != (parts / last / f).read_bytes()]
             shutil.rmtree(whole)
             shutil.rmtree(parts)
