@@ -45,29 +45,29 @@ def settings(recipe: str, kimg: float, seed: int) -> list[str]:
     return [*common, *growth, "checkpoint.every_kimg=20", "checkpoint.keep=1", "tracking.wandb=disabled"]
 
 
-def spent(run_dir: Path) -> float:
-    """Seconds of training by the run's own figures, however often it was interrupted."""
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    trained = [line for line in lines if "images_per_sec" in line]
-    kimg = [0.0, *(line["kimg"] for line in trained)]
-    return sum(1000 * (b - a) / line["images_per_sec"] for a, b, line in zip(kimg, kimg[1:], trained))
+def run(command: list[str]) -> float:
+    """Run it on one thread; the seconds of processor time that it took, which other work beside it hardly changes."""
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if code := os.waitstatus_to_exitcode(status):
+        raise subprocess.CalledProcessError(code, command)
+    return usage.ru_utime + usage.ru_stime
 
 
 def train(recipe: str, kimg: float, seed: int, runs: Path, overrides: list[str]) -> dict[str, Any]:
-    """One run, in a process of its own; its last figures, and the seconds that training took."""
+    """One run, in a process of its own; its last figures, and its minutes (of the last part, if it was interrupted)."""
     folder = runs / f"{recipe}-{seed}"
     result = folder / "quality.json"
     if result.exists():
         return json.loads(result.read_text())
-    subprocess.run(
+    seconds = run(
         [sys.executable, str(ROOT / "train.py"), str(ROOT / f"configs/{recipe}.yaml"),
-         *settings(recipe, kimg, seed), *overrides, f"run.dir={folder}", "resume=auto"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, check=True,
+         *settings(recipe, kimg, seed), *overrides, f"run.dir={folder}", "resume=auto"]
     )  # fmt: skip
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     last = [line for line in lines if "protocol" in line][-1]
     found = {"recipe": recipe, "seed": seed, **{k: v for k, v in last.items() if isinstance(v, float)}}
-    found["minutes"] = spent(folder) / 60
+    found["minutes"] = seconds / 60
     result.write_text(json.dumps(found))
     return found
 
