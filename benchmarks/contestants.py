@@ -9,7 +9,7 @@ import gzip
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision import datasets, transforms
 
 from benchmarks.arena import peak_mib
-from gan_dist import rng
+from gan_dist import fast, rng
 from gan_dist.build import build
 from gan_dist.config import load_config
 from gan_dist.data import DataInfo, describe
@@ -255,7 +256,7 @@ class Bound(Simple):
         self.before = peak_mib()
         self.config, self.info = configured(config, settings)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.G, self.D = networks(self.config, self.info, self.device)
+        self.G, self.D = map(fast.convert, networks(self.config, self.info, self.device))
         self.opt_G = make_optimizer(self.config.optim.G, self.G)
         self.opt_D = make_optimizer(self.config.optim.D, self.D)
         self.loss = LOSSES[self.config.loss.name]
@@ -306,20 +307,24 @@ class Bound(Simple):
 
     def floor(self) -> float:
         """Images/s if every counted floating-point operation ran at the rate of this machine's matrix product."""
-        from torch.utils.flop_counter import FlopCounterMode
 
-        with FlopCounterMode(display=False) as counter:
+        def product(a: Sequence[int], b: Sequence[int], *_: Any, **__: Any) -> int:
+            return 2 * a[0] * a[1] * b[0]
+
+        with FlopCounterMode(display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: product}) as counter:
             self.step(*self.resident)
         return self.config.train.batch_size / (counter.get_total_flops() / matmul_rate(self.device))
 
 
-def matmul_rate(device: torch.device, size: int = 2048, dtype: torch.dtype = torch.float32) -> float:
-    """Floating-point operations per second of a product of two square matrices: the best of some."""
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+@torch.no_grad()
+def matmul_rate(device: torch.device, size: int = 2048) -> float:
+    """Floating-point operations per second of a product of two square matrices in fp32: the best of some."""
+    product = fast.convert(nn.Linear(size, size, bias=False, device=device))
+    a = torch.randn(size, size, device=device)
     best = float("inf")
     for _ in range(8):
         start = time.perf_counter()
-        (a @ b)[0, 0].item()
+        product(a)[0, 0].item()
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
 

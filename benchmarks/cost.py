@@ -3,7 +3,8 @@
     python -m benchmarks cost [--images 1024] [--rounds 3] [--json FILE] [key.sub=value …]
 
 DCGAN on Fashion-MNIST (`data.root=…` among the settings), resized as needed; the data set's size with folders of small
-pictures. Each row is one run of the whole Trainer in processes of its own, the rows of a table in turn.
+pictures. Each row is one run of the whole Trainer in processes of its own, the rows of a table in turn. With one and two
+processes goes what `gan-dist plan` expects of them, from the rates of one core.
 """
 
 from __future__ import annotations
@@ -16,13 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from benchmarks import arena
 from benchmarks.arena import Contestant, Entry
+from benchmarks.contestants import configured
+from gan_dist import plan
 
 ROOT = Path(__file__).parent.parent
 CONFIG = str(ROOT / "configs/dcgan_fashion_mnist.yaml")
+PROCESSES = ["train.batch_size=128"]
 QUIET = ["log.every_kimg=1000", "sample.every_kimg=0", "checkpoint.every_kimg=0"]
 
 
@@ -38,7 +43,7 @@ def rows(name: str, settings: list[str], folder: Path) -> list[Entry]:
     if name == "image":
         return [entry(f"{n}x{n}", f"data.image_size={n}", "train.batch_size=32") for n in (16, 32, 64)]
     if name == "processes":
-        return [entry(f"{n}", "train.batch_size=128", processes=n) for n in (1, 2)]
+        return [entry(f"{n}", *PROCESSES, processes=n) for n in (1, 2)]
     made = []
     for n in (500, 2000, 8000):
         root = folder / str(n)
@@ -70,6 +75,14 @@ def measure(name: str, settings: list[str], images: int, rounds: int) -> dict[st
     return found
 
 
+def planned(settings: list[str], labels: list[str]) -> dict[str, float]:
+    """Images/s that `gan-dist plan` expects of so many processes with a core each."""
+    config, info = configured(CONFIG, [*settings, *PROCESSES])
+    torch.set_num_threads(1)
+    rates = plan.measured_rates()
+    return {n: 1000 / plan.plan(config, info, int(n), rates).seconds_per_kimg(config.train.batch_size) for n in labels}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="*", help="key.sub=value")
@@ -85,6 +98,11 @@ def main() -> None:
         for label, row in report[name].items():
             speed = statistics.median(row["images_per_sec"])
             print(f"| {label} | {arena.spread(row['images_per_sec'], 0)} | {1000 / speed:.3f} | {row['MiB']:.0f} |")
+        if name == "processes":
+            for label, expected in planned(options.settings, list(report[name])).items():
+                report[name][label]["planned"] = expected
+                speed = statistics.median(report[name][label]["images_per_sec"])
+                print(f"plan for {label}: {expected:.0f} images/s, {expected / speed:.2f} times what was measured")
     arena.write(options.json, {"settings": options.settings, "tables": report})
 
 

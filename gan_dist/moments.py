@@ -29,10 +29,14 @@ def unflatten(optimizer: Optimizer, tensors: dict[str, Tensor], path: Path) -> N
             raise UserError(f"{path}: {key!r} does not fit the config")
         state.setdefault(int(index), {})[name] = tensor
     for number, moments in state.items():
+        parameter = parameters[number]
         found = {name: tuple(tensor.shape) for name, tensor in moments.items()}
-        expected = _moments_of(optimizer, parameters[number])
+        expected = _moments_of(optimizer, parameter)
         if found != expected:
             raise UserError(f"{path}: {found} of parameter {number} do not fit the config, which makes {expected}")
+        for name, moment in moments.items():
+            if moment.shape == parameter.shape and moment.ndim:  # fused kernels read both in the order of memory
+                moments[name] = torch.empty_like(parameter).copy_(moment)
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 

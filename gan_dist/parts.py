@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gan_dist import models
+from gan_dist import fast, models
 from gan_dist.augment import Augment
 from gan_dist.config import choose
 from gan_dist.data import DataInfo
@@ -62,7 +62,7 @@ def make_state(config: Config, info: DataInfo, dist: Distributed) -> State:
         G = make_generator(model, info.image_shape, num_classes)
     with torch_seed(seed, Purpose.INIT_D):
         D = make_discriminator(model, info.image_shape, num_classes)
-    G, D = (module.to(dist.device, dist.dtype) for module in (G, D))
+    G, D = (fast.convert(module.to(dist.device, dist.dtype)) for module in (G, D))
     G_ema = copy.deepcopy(G).eval().requires_grad_(False)
     if config.train.sync_batch_norm:
         G, D = dist.sync_batch_norm(G), dist.sync_batch_norm(D)

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from gan_dist import fast
 from gan_dist.checks import check_game
 from gan_dist.data import DataInfo
 from gan_dist.distributed import Distributed
@@ -78,13 +79,13 @@ def measured_rates() -> Rates:
 
     n, c = 1024, 64
     a, large, small = torch.randn(n, n, device=device), torch.randn(2**24, device=device), torch.ones(1, device=device)
-    x, w = torch.randn(64, c, 16, 16, device=device), torch.randn(c, c, 3, 3, device=device)
-    half = a.bfloat16()
-    convolution = seconds(lambda: torch.nn.functional.conv2d(x, w, padding=1))
+    x, half = torch.randn(64, c, 16, 16, device=device), a.bfloat16()
+    product = fast.convert(nn.Linear(n, n, bias=False, device=device).requires_grad_(False))
+    conv = fast.convert(nn.Conv2d(c, c, 3, padding=1, bias=False, device=device).requires_grad_(False))
     memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else math.inf
     return Rates(
-        2 * n**3 / seconds(lambda: a @ a),
-        2 * x.numel() * c * 9 / convolution,
+        2 * n**3 / seconds(lambda: product(a)),
+        2 * x.numel() * c * 9 / seconds(lambda: conv(x)),
         2 * n**3 / seconds(lambda: half @ half),
         2 * large.nbytes / seconds(lambda: large.clone()),
         memory,

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+BLOCK = 512  # samples that are drawn, or looked up, at once
+
 
 class Purpose(IntEnum):
     """What a draw is for; draws of two purposes are independent. Values are part of every run: never renumber."""
@@ -61,6 +63,29 @@ def latents(seed: int, purpose: Purpose, first: int, count: int, z_dim: int, lik
     u = torch.from_numpy(uniform(seed, purpose, first, count, z_dim))
     z = 2**0.5 * torch.erfinv(2 * u - 1 + 2.0**-53)  # the last term keeps the argument off -1: no infinity
     return z if like is None else to_device(z.to(like.dtype), like.device)
+
+
+class Latents:
+    """Latents of a run, sample after sample, on the device of a tensor `like`.
+
+    They are drawn a block at a time, which costs little more than a few of them.
+    """
+
+    def __init__(self, z_dim: int, like: Tensor) -> None:
+        self.z_dim, self.like = z_dim, like
+        self._blocks: dict[Purpose, tuple[tuple[int, int], Tensor]] = {}
+
+    def __call__(self, seed: int, purpose: Purpose, first: int, count: int) -> Tensor:
+        """Those numbered first … first + count - 1: (count, z_dim)."""
+        parts = []
+        while count:
+            number, start = divmod(first, BLOCK)
+            if self._blocks.get(purpose, (None,))[0] != (seed, number):
+                block = latents(seed, purpose, number * BLOCK, BLOCK, self.z_dim, self.like)
+                self._blocks[purpose] = ((seed, number), block)
+            parts.append(self._blocks[purpose][1][start : start + count])
+            first, count = first + len(parts[-1]), count - len(parts[-1])
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def labels(seed: int, purpose: Purpose, first: int, count: int, class_probs: Tensor) -> Tensor:

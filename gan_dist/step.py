@@ -106,7 +106,7 @@ class Alternation:
         self.skip_nonfinite = skip_nonfinite
         self.separable = not any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in state.D.modules())
         self.micro_batch_size = micro_batch_size
-        self.z_dim: int = state.G.z_dim  # type: ignore[assignment]
+        self.latents = rng.Latents(state.G.z_dim, like=next(state.G.parameters()))  # type: ignore[arg-type]
         self.G: nn.Module
         self.D: nn.Module
         self.stage: int | None = None  # that these, the wrapped networks, are in
@@ -177,7 +177,7 @@ class Alternation:
         for first, part in micro_batches:
             x_real, y_real = self._real_images(images[part], first), self._real_labels(labels[part])
             y = y_real if self.same_labels else self._labels(Purpose.D_LABEL, first, len(x_real))
-            z = self._latents(Purpose.D_LATENT, first, len(x_real))
+            z = self.latents(self.seed, Purpose.D_LATENT, first, len(x_real))
             with torch.no_grad():
                 x_fake = self.augment(state.G(z, y), Purpose.AUGMENT_D_FAKE, first)
             x_real.requires_grad_(penalise and r1)
@@ -217,7 +217,7 @@ class Alternation:
         for first, part in micro_batches:
             count = part.stop - part.start
             y = self._real_labels(labels[part]) if self.same_labels else self._labels(Purpose.G_LABEL, first, count)
-            z = self._latents(Purpose.G_LATENT, first, count)
+            z = self.latents(self.seed, Purpose.G_LATENT, first, count)
             with self.dist.micro_batch(self.G, last=part is micro_batches[-1][1]):
                 fake = state.D(self.augment(self.G(z, y), Purpose.AUGMENT_G_FAKE, first), y)
                 if self.loss.paired:
@@ -287,10 +287,6 @@ class Alternation:
         size = self.micro_batch_size or len(share)
         for start in range(0, len(share), size):
             yield self.state.nimg + share[start], slice(start, min(start + size, len(share)))
-
-    def _latents(self, purpose: Purpose, first: int, count: int) -> Tensor:
-        """Fresh latents (count, z_dim) on the device."""
-        return rng.latents(self.seed, purpose, first, count, self.z_dim, like=next(self.state.G.parameters()))
 
     def _labels(self, purpose: Purpose, first: int, count: int) -> Tensor | None:
         """Fresh labels (count,) on the device, if G takes them."""

@@ -37,6 +37,14 @@ def test_latents_are_standard_normal() -> None:
     assert torch.isfinite(z).all()
 
 
+@pytest.mark.parametrize("count", [7, 64, 700])
+def test_latents_of_a_run_are_the_drawn_ones_whatever_the_slices(count: int) -> None:
+    run = rng.Latents(5, like=torch.zeros(1, dtype=torch.float64))
+    for seed, first in [(3, 0), (3, count), (3, 511), (3, 0), (4, 0), (3, 5 * count)]:
+        for purpose in (Purpose.D_LATENT, Purpose.G_LATENT):
+            assert torch.equal(run(seed, purpose, first, count), rng.latents(seed, purpose, first, count, 5))
+
+
 def test_labels_have_the_given_probabilities() -> None:
     probs = torch.tensor([0.1, 0.0, 0.6, 0.3])
     counts = torch.bincount(rng.labels(3, Purpose.D_LABEL, 0, 10_000, probs), minlength=4).numpy()

@@ -14,9 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from gan_dist.data.sources import Images, ImageTensor
-from gan_dist.rng import Purpose, coins, permuted, to_device
-
-BLOCK = 512  # places of an epoch's order that are looked up at once
+from gan_dist.rng import BLOCK, Purpose, coins, permuted, to_device
 
 
 class GlobalBatches(Sampler[range]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -59,23 +58,21 @@ def spectral_norm(module: nn.Module) -> nn.Module:
     Forward passes leave the estimate as it is: `gan_dist.regularizers.iterate_spectral_norms` improves it, once a step.
     """
     parametrizations.spectral_norm(module)
-    norm: Any = module.parametrizations.weight[0]  # type: ignore[union-attr,index]
-    norm.forward = _in_full_precision(norm.forward)
-    module.parametrizations.weight.eval()  # type: ignore[union-attr]
+    norms: Any = module.parametrizations["weight"]  # type: ignore[index]
+    norms[0].__class__ = _SpectralNorm
+    norms.eval()
     return module
 
 
-def _in_full_precision(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The same function, whatever precision it is called in."""
+class _SpectralNorm(parametrizations._SpectralNorm):
+    """In full precision, whatever precision the network runs in."""
 
-    def full(weight: Tensor) -> Tensor:
+    def forward(self, weight: Tensor) -> Tensor:
         device = weight.device.type
         if not torch.amp.is_autocast_available(device):  # the meta device
-            return forward(weight)
+            return super().forward(weight)
         with torch.autocast(device, enabled=False):
-            return forward(weight)
-
-    return full
+            return super().forward(weight)
 
 
 class MinibatchStd(nn.Module):

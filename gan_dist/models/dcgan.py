@@ -54,7 +54,7 @@ class Generator(nn.Module):
         widths = widths or [64 * 2**i for i in reversed(range(len(larger)))]
         layers: list[nn.Module] = [nn.ConvTranspose2d(z_dim + num_classes, widths[0], first, bias=False)]
         for inputs, outputs in zip(widths, [*widths[1:], None]):
-            layers += [nn.BatchNorm2d(inputs), nn.ReLU()]
+            layers += [nn.BatchNorm2d(inputs), nn.ReLU(inplace=True)]
             if outputs:
                 layers += [nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=False)]
         layers += [nn.ConvTranspose2d(widths[-1], channels, 4, stride=2, padding=1), nn.Tanh()]
@@ -87,12 +87,12 @@ class Discriminator(nn.Module):
         widths = widths or [64 * 2**i for i in range(len(larger))]
         layers: list[nn.Module] = [
             nn.Conv2d(channels + num_classes, widths[0], 4, stride=2, padding=1),
-            nn.LeakyReLU(0.2),
+            nn.LeakyReLU(0.2, inplace=True),
         ]
         for inputs, outputs in pairwise(widths):
             layers += [nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=not batch_norm)]
             layers += [nn.BatchNorm2d(outputs)] if batch_norm else []
-            layers += [nn.LeakyReLU(0.2)]
+            layers += [nn.LeakyReLU(0.2, inplace=True)]
         layers += [nn.Conv2d(widths[-1], 1, first)]
         self.layers = nn.Sequential(*layers).apply(_initialise)
 

@@ -23,7 +23,7 @@ def _layers(sizes: Sequence[int]) -> nn.Sequential:
     """Linear layers between the given sizes, with LeakyReLU between them but not after the last."""
     modules: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
-        modules += [nn.Linear(inputs, outputs), nn.LeakyReLU(0.2)]
+        modules += [nn.Linear(inputs, outputs), nn.LeakyReLU(0.2, inplace=True)]
     return nn.Sequential(*modules[:-1])
 
 

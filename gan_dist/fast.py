@@ -1,0 +1,78 @@
+"""Networks on a CPU by its fastest kernels; what they compute, and the names of their weights, do not change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+LARGE = 2**16  # weights of a linear layer from which the other kernel wins back what calling it costs
+
+
+def convert(module: nn.Module) -> nn.Module:
+    """Let an fp32 network on the CPU run its linear layers and its convolutions by oneDNN's fastest kernels.
+
+    Other networks stay as they are, also those with grouped convolutions, which are slower in the other layout.
+    """
+    if not AVAILABLE or any(p.device.type != "cpu" or p.dtype != torch.float32 for p in module.parameters()):
+        return module
+    if not any(isinstance(child, nn.Conv2d) and child.groups > 1 for child in module.modules()):
+        module.to(memory_format=torch.channels_last)
+    for child in module.modules():
+        if type(child) is nn.Linear and child.weight.numel() >= LARGE:
+            child.__class__ = Linear
+        if type(child) is nn.ConvTranspose2d and _plain(child):
+            child.__class__ = FirstLayer
+    return module
+
+
+def _plain(layer: nn.ConvTranspose2d) -> bool:
+    """It makes of one pixel a map of its kernel's size."""
+    return layer.bias is None and layer.groups == 1 and not any(layer.padding) and layer.dilation == (1, 1)
+
+
+class Linear(nn.Linear):
+    """x (N, in_features) -> (N, out_features); made by `convert`.
+
+    torch multiplies fp32 matrices by MKL, which, on other makers' processors than its own, does without AVX-512.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Product.apply(x, self.weight, self.bias) if _eager() else F.linear(x, self.weight, self.bias)
+
+
+class FirstLayer(nn.ConvTranspose2d):
+    """Of an image of one pixel, a transposed convolution is a product: (N, C, 1, 1) -> (N, C', *kernel_size)."""
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if x.shape[2:] != (1, 1) or not _eager():
+            return super().forward(x, output_size)
+        weight = self.weight.permute(2, 3, 1, 0)  # (height, width, C', C): channels_last
+        y = _Product.apply(x.flatten(1), weight.flatten(0, 2), None)
+        return y.unflatten(1, weight.shape[:3]).permute(0, 3, 1, 2)
+
+
+def _eager() -> bool:
+    """In fp32, and not compiled."""
+    return not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+
+
+class _Product(torch.autograd.Function):
+    """a (N, K), b (M, K), bias (M,) or None -> a b^T + bias (N, M); can be differentiated any number of times."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(a, b)
+        return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        a, b = ctx.saved_tensors
+        return (
+            _Product.apply(gradient, b.t(), None) if ctx.needs_input_grad[0] else None,
+            _Product.apply(gradient.t(), a.t(), None) if ctx.needs_input_grad[1] else None,
+            gradient.sum(0) if ctx.needs_input_grad[2] else None,
+        )
