@@ -3,8 +3,8 @@
     python -m benchmarks cost [--images 1024] [--rounds 3] [--json FILE] [key.sub=value …]
 
 DCGAN on Fashion-MNIST (`data.root=…` among the settings), resized as needed; the data set's size with folders of small
-pictures. Each row is one run of the whole Trainer in processes of its own, the rows of a table in turn. With one and two
-processes goes what `gan-dist plan` expects of them, from the rates of one core.
+pictures. Each row is one run of the whole Trainer in processes of its own, the rows of a table in turn. With one and
+two processes goes what `gan-dist plan` expects of them, from the rates of one core.
 """
 
 from __future__ import annotations
