@@ -93,25 +93,34 @@ def data_key(dataset: Images, num_classes: int) -> str:
 
 def decode_all(files: ImageFiles) -> ImageTensor:
     """Decode every file once; unreadable ones are left out and counted, or an error, as `files.skip_broken` says."""
+    images = torch.empty(len(files.files), *files.image_shape, dtype=torch.uint8)
+
+    def read(i: int) -> bool:
+        image = _read_file(files, files.files[i][0])
+        if image is not None:
+            images[i] = image
+        return image is not None
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        decoded = [item for item in pool.map(lambda item: _read_file(files, *item), files.files) if item is not None]
-    if not decoded:
-        raise UserError(f"none of the {len(files)} images can be read")
-    if len(decoded) < len(files):
-        log.warning("%d of %d images could not be read and were skipped", len(files) - len(decoded), len(files))
-    images, labels = zip(*decoded)
-    return ImageTensor(torch.stack(images), torch.tensor(labels))
+        good = list(pool.map(read, range(len(images))))
+    if not any(good):
+        raise UserError(f"none of the {len(good)} images can be read")
+    labels = torch.tensor([label for _, label in files.files])
+    if not all(good):
+        log.warning("%d of %d images could not be read and were skipped", good.count(False), len(good))
+        images, labels = images[good], labels[good]
+    return ImageTensor(images, labels)
 
 
 def count_readable(files: ImageFiles) -> int:
     """Decode every file once and keep none; unreadable ones are logged, or an error, as `files.skip_broken` says."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return sum(pool.map(lambda item: _read_file(files, *item) is not None, files.files))
+        return sum(pool.map(lambda item: _read_file(files, item[0]) is not None, files.files))
 
 
-def _read_file(files: ImageFiles, path: Path, label: int) -> tuple[Tensor, int] | None:
+def _read_file(files: ImageFiles, path: Path) -> Tensor | None:
     try:
-        return read_image(path, files.image_shape), label
+        return read_image(path, files.image_shape)
     except BrokenImage as error:
         if not files.skip_broken:
             raise UserError(f"{error}; remove it, or set data.broken_files=skip") from error
@@ -123,8 +132,10 @@ def _fit(images: Tensor, image_shape: tuple[int, int, int]) -> Tensor:
     """Crop and resize a decoded set (N, C, H, W) to the wanted shape, if it has another."""
     if tuple(images.shape[1:]) == image_shape:
         return images
-    pictures = (Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy()) for image in images)
-    return torch.stack([to_tensor(picture, image_shape) for picture in pictures])
+    fitted = torch.empty(len(images), *image_shape, dtype=torch.uint8)
+    for i, image in enumerate(images):
+        fitted[i] = to_tensor(Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy()), image_shape)
+    return fitted
 
 
 def _digits() -> tuple[Tensor, Any]:
