@@ -255,7 +255,7 @@ class Bound(Simple):
     def __init__(self, config: str, settings: list[str]) -> None:
         self.before = peak_mib()
         self.config, self.info = configured(config, settings)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = Distributed("fp32", not torch.cuda.is_available()).device  # memory is kept as the package does
         self.G, self.D = map(fast.convert, networks(self.config, self.info, self.device))
         self.opt_G = make_optimizer(self.config.optim.G, self.G)
         self.opt_D = make_optimizer(self.config.optim.D, self.D)

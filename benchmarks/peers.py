@@ -5,7 +5,7 @@
 DIR is a clone of https://github.com/kwotsin/mimicry or https://github.com/brownvc/R3GAN. Their steps run on one batch
 that stays in memory, with nothing around; ours is the whole Trainer on Fashion-MNIST, resized to 32 pixels in colour,
 with averaging. Networks have the same shape, which the numbers of their parameters show; R3GAN's are an eighth as wide
-as in the paper, as no CPU trains those.
+as in the paper, as no CPU trains those. The official R3GAN's operations import `pkg_resources`: setuptools below 81.
 """
 
 from __future__ import annotations

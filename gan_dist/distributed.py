@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import re
@@ -34,6 +35,7 @@ TIMEOUT = timedelta(minutes=10)  # how long a collective waits for a process tha
 BEAT = 5.0  # seconds between two signs of life of each process
 SILENCE = 30.0  # seconds without one, after which those who wait for a process give it up
 STOP_LAG = 4  # iterations between asking the others to stop and stopping, so that nobody waits for the answer
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
 _FAILED = "gan_dist/failed"  # where the first process that fails leaves its message
 _PRECISION = {"fp64": "no", "fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
@@ -352,11 +354,11 @@ def _check_world(world_size: int) -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc serve blocks up to 32 MiB from its heap: mapped anew, activations cost a page fault per 4 KiB.
-
-    It raises this threshold by itself when a block of that size is freed, so far only where the data set was decoded.
-    """
-    torch.empty(31 * 2**20, dtype=torch.uint8)
+    """Let glibc keep what is freed: mapped anew, activations cost a page fault per 4 KiB, and large ones always are."""
+    with suppress(AttributeError, TypeError, OSError):  # another C library
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def _all_sum(tensor: Tensor) -> Tensor:

@@ -164,7 +164,7 @@ class Alternation:
         """
         state = self.state
         self.D.requires_grad_(True)
-        self.opt_D.zero_grad()
+        state.opt_D.zero_grad()
         _set(state.opt_D, self.schedule_D(state.nimg))
         self._fade(self.stages(state.nimg))
         iterate_spectral_norms(state.D)
@@ -210,7 +210,7 @@ class Alternation:
         """
         state = self.state
         self.D.requires_grad_(False)
-        self.opt_G.zero_grad()
+        state.opt_G.zero_grad()
         _set(state.opt_G, self.schedule_G(state.nimg))
 
         micro_batches = list(self._micro_batches())
