@@ -4,9 +4,9 @@
     python -m benchmarks evaluation --beside-torch-fidelity [--images 5000] [--rounds 3] [--json FILE]
 
 The first compares the bare forward passes of the extractor on resident images with the whole evaluation of a
-generator: FID, KID, Inception Score, precision and recall. Inception has random weights unless
-metrics.inception_weights names a file: its arithmetic is the same. The second gives both libraries the same two sets
-of images and the classifier's features.
+generator against as many real images: FID, KID, Inception Score, precision and recall. Inception has random weights
+unless metrics.inception_weights names a file: its arithmetic is the same. The second gives both libraries the same two
+sets of images and the classifier's features.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from benchmarks import arena
 from gan_dist.build import cache_dir, make_evaluator
 from gan_dist.config import load_config
 from gan_dist.data import DataInfo, describe
-from gan_dist.data.sources import Images, load_dataset
+from gan_dist.data.sources import ImageTensor, load_dataset
 from gan_dist.distributed import Distributed
 from gan_dist.metrics.evaluate import Evaluator, scores
 from gan_dist.metrics.extractors import Extractor, make_extractor
@@ -59,17 +59,18 @@ def random_inception(folder: str) -> str:
     return str(path)
 
 
-def overhead(config: Config, info: DataInfo, dataset: Images, rounds: int) -> dict[str, list[float]]:
+def overhead(config: Config, info: DataInfo, dataset: ImageTensor, rounds: int) -> dict[str, list[float]]:
     """Seconds of the extractor's bare passes, and of whole evaluations, in turn."""
     dist = Distributed("fp32", cpu=not torch.cuda.is_available())
     G = make_state(config, info, dist).G_ema
     extractor = make_extractor(config.metrics, info, dataset, cache_dir(), dist)
-    evaluator = make_evaluator(config, info, dataset, None, dist)
+    n = config.metrics.num_images
+    evaluator = make_evaluator(config, info, ImageTensor(dataset.images[:n], dataset.labels[:n]), None, dist)
     batch = dataset.__getitems__(list(range(config.metrics.batch_size)))[0].to(dist.device)
 
     @torch.no_grad()
     def bare() -> None:
-        for _ in range(config.metrics.num_images // config.metrics.batch_size):
+        for _ in range(n // config.metrics.batch_size):
             extractor(batch)
 
     found: dict[str, list[float]] = {"bare": [], "whole": []}
@@ -135,7 +136,9 @@ def fidelity(extractor: Extractor, real: Tensor, fake: Tensor) -> dict[str, floa
     }
 
 
-def beside(config: Config, info: DataInfo, dataset: Images, rounds: int) -> tuple[dict[str, list[float]], list[Any]]:
+def beside(
+    config: Config, info: DataInfo, dataset: ImageTensor, rounds: int
+) -> tuple[dict[str, list[float]], list[Any]]:
     """Seconds for the figures of two sets of images, of both libraries in turn; and the figures."""
     dist = Distributed("fp32", cpu=not torch.cuda.is_available())
     extractor = make_extractor(config.metrics, info, dataset, cache_dir(), dist)
@@ -181,6 +184,7 @@ def main() -> None:
         config = load_config(paths[0], [*own, *(text for text in options.settings if "=" in text)])
         info = describe(config.data)
         dataset = load_dataset(config.data, info)
+        assert isinstance(dataset, ImageTensor)
         if options.beside_torch_fidelity:
             seconds, figures = beside(config, info, dataset, options.rounds)
             ratios = [b / a for a, b in zip(*seconds.values())]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import platform
+import resource
 from collections.abc import Sequence
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gan_dist import fast
+from gan_dist.distributed import Distributed
 from gan_dist.models import architecture
 
 
@@ -80,3 +83,17 @@ def test_other_precisions_stay_as_they_are() -> None:
     fast.convert(network)
     assert type(network[1]) is nn.Linear
     assert network[0].weight.is_contiguous()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+def test_large_blocks_are_kept_when_freed() -> None:
+    Distributed("fp32", cpu=True)
+    pages = 2**26 // 4096  # of the tensor below, each of which costs a page fault when it is mapped
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**24)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    faults()
+    assert faults() < pages / 10
