@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import os
 import re
@@ -25,7 +24,7 @@ from accelerate.utils import DDPCommunicationHookType, broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from gan_dist import sync_batch_norm
+from gan_dist import fast, sync_batch_norm
 from gan_dist.errors import ConfigError, UserError
 from gan_dist.signals import StopSignals
 
@@ -35,7 +34,6 @@ TIMEOUT = timedelta(minutes=10)  # how long a collective waits for a process tha
 BEAT = 5.0  # seconds between two signs of life of each process
 SILENCE = 30.0  # seconds without one, after which those who wait for a process give it up
 STOP_LAG = 4  # iterations between asking the others to stop and stopping, so that nobody waits for the answer
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
 _FAILED = "gan_dist/failed"  # where the first process that fails leaves its message
 _PRECISION = {"fp64": "no", "fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
@@ -107,7 +105,7 @@ class Distributed:
         _check_world(self.world_size)
         self._introduce()
         if self.device.type == "cpu":
-            _keep_freed_memory()
+            fast.keep_freed_memory()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -351,14 +349,6 @@ def _check_world(world_size: int) -> None:
             f"{asked}, but this one is in a world of {world_size}: start with torchrun, or with "
             "accelerate launch --multi_gpu, which serves processes on CPUs too"
         )
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep what is freed: mapped anew, activations cost a page fault per 4 KiB, and large ones always are."""
-    with suppress(AttributeError, TypeError, OSError):  # another C library
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def _all_sum(tensor: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
-"""Networks on a CPU by its fastest kernels; what they compute, and the names of their weights, do not change."""
+"""What makes a CPU fast: kernels for networks, whose results and names of weights stay what they are, and memory."""
 
 from __future__ import annotations
 
+import ctypes
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
 LARGE = 2**16  # weights of a linear layer from which the other kernel wins back what calling it costs
 
 
@@ -76,3 +79,11 @@ class _Product(torch.autograd.Function):
             _Product.apply(gradient.t(), a.t(), None) if ctx.needs_input_grad[1] else None,
             gradient.sum(0) if ctx.needs_input_grad[2] else None,
         )
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed: mapped anew, activations cost a page fault per 4 KiB, and large ones always are."""
+    with suppress(AttributeError, TypeError, OSError):  # another C library
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)

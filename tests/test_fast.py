@@ -1,4 +1,4 @@
-"""Networks on a CPU by oneDNN: the same functions, names and gradients, laid out otherwise."""
+"""Networks on a CPU by oneDNN: the same functions, names and gradients, laid out otherwise; and memory that is kept."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from gan_dist import fast
-from gan_dist.distributed import Distributed
 from gan_dist.models import architecture
 
 
@@ -87,7 +86,7 @@ def test_other_precisions_stay_as_they_are() -> None:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
 def test_large_blocks_are_kept_when_freed() -> None:
-    Distributed("fp32", cpu=True)
+    fast.keep_freed_memory()
     pages = 2**26 // 4096  # of the tensor below, each of which costs a page fault when it is mapped
 
     def faults() -> int:
