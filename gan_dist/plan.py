@@ -79,7 +79,7 @@ def measured_rates() -> Rates:
 
     n, c = 1024, 64
     a, small = torch.randn(n, n, device=device), torch.ones(1, device=device)
-    large, copy = torch.zeros(2**24, device=device), torch.ones(2**24, device=device)
+    large, copy = (torch.ones(2**24, device=device) for _ in range(2))  # not zeros, whose pages may not be there yet
     x, half = torch.randn(64, c, 16, 16, device=device), a.bfloat16()
     product = fast.convert(nn.Linear(n, n, bias=False, device=device).requires_grad_(False))
     conv = fast.convert(nn.Conv2d(c, c, 3, padding=1, bias=False, device=device).requires_grad_(False))

@@ -202,7 +202,7 @@ def test_no_draw_is_used_twice(dist: Distributed) -> None:
         seen.append(z.clone())
         return forward(z, y)
 
-    state.G.forward = record  # type: ignore[assignment]
+    state.G.forward = record  # type: ignore[method-assign]
     step = _step(config, state, dist)
     batches = iter(_batches())
     for _ in range(3):
@@ -298,7 +298,7 @@ def test_gamma_follows_its_schedule(dist: Distributed) -> None:
             step = _step(config, state, dist)
             step.seed = 0
             step.latents = lambda *_: torch.ones(12, 6, dtype=torch.float64)  # type: ignore[assignment]
-            step._labels = lambda *_: torch.zeros(12, dtype=torch.int64)  # type: ignore[assignment]
+            step._labels = lambda *_: torch.zeros(12, dtype=torch.int64)  # type: ignore[method-assign]
             step.d_step(images, labels)
             found.append(torch.cat([p.grad.flatten() for p in state.D.parameters()]))
         added.append(found[1] - found[0])
