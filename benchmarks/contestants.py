@@ -45,6 +45,10 @@ def configured(path: str, settings: list[str]) -> tuple[Config, DataInfo]:
     return config, describe(config.data)
 
 
+def on_cpu(config: Config) -> bool:
+    return config.train.device == "cpu" or not torch.cuda.is_available()
+
+
 def networks(config: Config, info: DataInfo, device: torch.device) -> tuple[nn.Module, nn.Module]:
     """G and D as a run with this config starts with."""
     with torch_seed(config.train.seed, Purpose.INIT_G):
@@ -112,7 +116,7 @@ class Textbook(Simple):
 
     def __init__(self, config: str, settings: list[str]) -> None:
         self.config, self.info = configured(config, settings)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device("cpu" if on_cpu(self.config) else "cuda")
         self.G, D = networks(self.config, self.info, self.device)
         self.D = nn.Sequential(D, nn.Sigmoid())
         self.opt_G = torch.optim.Adam(self.G.parameters(), lr=2e-4, betas=(0.5, 0.999))
@@ -162,7 +166,7 @@ class PlainAccelerate(Simple):
         self.config, self.info = configured(config, settings)
         # The one thing that a batch normalization needs for two forward passes before a backward pass.
         handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
-        self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=handlers)
+        self.accelerator = Accelerator(cpu=on_cpu(self.config), kwargs_handlers=handlers)
         self.device = self.accelerator.device
         G, D = networks(self.config, self.info, torch.device("cpu"))
         opt_G = torch.optim.Adam(G.parameters(), lr=2e-4, betas=(0.5, 0.999))
@@ -213,7 +217,7 @@ class Package:
         self.before = peak_mib()
         self.config, info = configured(config, settings)
         train = self.config.train
-        self.dist = Distributed("fp32", not torch.cuda.is_available(), train.compress_gradients, train.compile)
+        self.dist = Distributed(train.precision, on_cpu(self.config), train.compress_gradients, train.compile)
         self.folder = tempfile.mkdtemp()
         self.wired = build(self.config, info, Path(self.folder), None, self.dist)
         self.trainer = self.wired.trainer
@@ -239,7 +243,9 @@ class Package:
 
     def __call__(self, state: Any) -> None:
         if state.nimg >= self.until:
-            self.wired.save.wait()  # a checkpoint that is still being written belongs to this turn
+            self.wired.save.wait()  # a checkpoint that is still being written belongs to this turn,
+            if self.dist.device.type == "cuda":
+                torch.cuda.synchronize()  # and so does what the GPU has not yet done
             self.until = state.nimg + next(self.turns)
 
     def memory(self) -> dict[str, float]:
@@ -255,7 +261,7 @@ class Bound(Simple):
     def __init__(self, config: str, settings: list[str]) -> None:
         self.before = peak_mib()
         self.config, self.info = configured(config, settings)
-        self.device = Distributed("fp32", not torch.cuda.is_available()).device  # memory is kept as the package does
+        self.device = Distributed("fp32", on_cpu(self.config)).device  # memory is kept as the package does
         self.G, self.D = map(fast.convert, networks(self.config, self.info, self.device))
         self.opt_G = make_optimizer(self.config.optim.G, self.G)
         self.opt_D = make_optimizer(self.config.optim.D, self.D)

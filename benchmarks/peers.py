@@ -4,8 +4,9 @@
 
 DIR is a clone of https://github.com/kwotsin/mimicry or https://github.com/brownvc/R3GAN. Their steps run on one batch
 that stays in memory, with nothing around; ours is the whole Trainer on Fashion-MNIST, resized to 32 pixels in colour,
-with averaging. Networks have the same shape, which the numbers of their parameters show; R3GAN's are an eighth as wide
-as in the paper, as no CPU trains those. The official R3GAN's operations import `pkg_resources`: setuptools below 81.
+with averaging. Networks have the same shape, which the numbers of their parameters show. On a GPU R3GAN is the paper's
+for CIFAR-10, in bf16 (the official networks keep their first stage in fp32); on a CPU it is an eighth as wide, in
+fp32. Its official operations import `pkg_resources` (setuptools below 81); for a GPU nvcc compiles them at the start.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import argparse
 import os
 import sys
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ from benchmarks.contestants import Package, Simple, sizes
 ROOT = Path(__file__).parent.parent
 COLOUR = ["data.image_size=32", "data.channels=3", "log.every_kimg=1000", "sample.every_kimg=0",
           "checkpoint.every_kimg=0", "model.conditional=false"]  # fmt: skip
-WIDTH, BLOCKS, GROUP, STAGES = 96, 2, 16, 4  # of R3GAN's networks
+BLOCKS, GROUP, STAGES = 2, 16, 4  # of R3GAN's networks: blocks of a stage, channels of a group
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Ours(Package):
@@ -51,35 +52,38 @@ class Mimicry(Simple):
         )
         from torch_mimicry.training.metric_log import MetricLog  # type: ignore[import-not-found]
 
-        self.G, self.D, self.log = SNGANGenerator32(), SNGANDiscriminator32(), MetricLog()
+        self.G, self.D, self.log = SNGANGenerator32().to(DEVICE), SNGANDiscriminator32().to(DEVICE), MetricLog()
         self.opt_G, self.opt_D = (torch.optim.Adam(m.parameters(), 2e-4, (0.0, 0.9)) for m in (self.G, self.D))
-        self.batch = (torch.rand(batch_size, 3, 32, 32) * 2 - 1, torch.zeros(batch_size))
+        self.batch = (torch.rand(batch_size, 3, 32, 32, device=DEVICE) * 2 - 1, torch.zeros(batch_size, device=DEVICE))
 
     def parameters(self) -> list[int]:
         return sizes(self.G, self.D)
 
     def run(self, images: int) -> None:
         for step in range(images // len(self.batch[0])):
-            self.D.train_step(self.batch, netG=self.G, optD=self.opt_D, log_data=self.log, device=torch.device("cpu"))
+            self.D.train_step(self.batch, netG=self.G, optD=self.opt_D, log_data=self.log, device=DEVICE)
             if step % 5 == 4:
-                self.G.train_step(
-                    self.batch, netD=self.D, optG=self.opt_G, log_data=self.log, device=torch.device("cpu")
-                )
+                self.G.train_step(self.batch, netD=self.D, optG=self.opt_G, log_data=self.log, device=DEVICE)
+        finish()
 
 
 class OfficialR3GAN(Simple):
-    """The official networks and steps, as its training loop calls them."""
+    """The official networks and steps, as its training loop calls them: on a GPU all stages but the first in bf16."""
 
-    def __init__(self, source: str, batch_size: int) -> None:
+    def __init__(self, source: str, width: int, batch_size: int) -> None:
         sys.path.insert(0, source)
         from R3GAN.Networks import Discriminator, Generator  # type: ignore[import-not-found]
         from R3GAN.Trainer import AdversarialTraining  # type: ignore[import-not-found]
 
-        shape: list[Any] = [[WIDTH] * STAGES, [2 * WIDTH // GROUP] * STAGES, [BLOCKS] * STAGES, 2]
-        self.G, self.D = Generator(64, *shape), Discriminator(*shape)
+        shape: list[Any] = [[width] * STAGES, [2 * width // GROUP] * STAGES, [BLOCKS] * STAGES, 2]
+        self.G, self.D = Generator(64, *shape).to(DEVICE), Discriminator(*shape).to(DEVICE)
+        if DEVICE.type == "cuda":
+            torch.backends.cudnn.benchmark = True
+            for stage in (*self.G.MainLayers[1:], *self.D.MainLayers[1:]):
+                stage.DataType = torch.bfloat16
         self.steps = AdversarialTraining(self.G, self.D)
         self.opt_G, self.opt_D = (torch.optim.Adam(m.parameters(), 2e-4, (0.0, 0.9)) for m in (self.G, self.D))
-        self.real = torch.rand(batch_size, 3, 32, 32) * 2 - 1
+        self.real = torch.rand(batch_size, 3, 32, 32, device=DEVICE) * 2 - 1
 
     def parameters(self) -> list[int]:
         return sizes(self.G, self.D)
@@ -87,39 +91,57 @@ class OfficialR3GAN(Simple):
     def run(self, images: int) -> None:
         n = len(self.real)
         for _ in range(images // n):
+            z_D, z_G = (torch.randn(n, 64, device=DEVICE) for _ in range(2))
             self.D.requires_grad_(True)
             self.opt_D.zero_grad(set_to_none=True)
-            self.steps.AccumulateDiscriminatorGradients(torch.randn(n, 64), self.real, None, 0.05)
+            self.steps.AccumulateDiscriminatorGradients(z_D, self.real, None, 0.05)
             self.opt_D.step()
             self.D.requires_grad_(False)
             self.opt_G.zero_grad(set_to_none=True)
-            self.steps.AccumulateGeneratorGradients(torch.randn(n, 64), self.real, None)
+            self.steps.AccumulateGeneratorGradients(z_G, self.real, None)
             self.opt_G.step()
+        finish()
 
 
-def pairs(options: argparse.Namespace) -> Iterator[tuple[str, list[Entry], int]]:
-    """(name, the peer and this package, images of a turn)"""
-    if options.mimicry:
-        config = str(ROOT / "configs/sngan_projection_cifar10.yaml")
-        own = [*options.settings, "data.name=FashionMNIST", *COLOUR]
-        peer = {"source": str(options.mimicry.resolve()), "batch_size": 64}
-        yield "SNGAN, 32 pixels, batch 64", _both("Mimicry", peer, config, own), options.images or 320
-    if options.r3gan:
-        widths = f"[{','.join([str(WIDTH)] * STAGES)}]"
-        config = str(ROOT / "configs/r3gan_cifar10.yaml")
-        own = [*options.settings, "data.name=FashionMNIST", *COLOUR, "train.batch_size=32",
-               f"model.g_widths={widths}", f"model.d_widths={widths}"]  # fmt: skip
-        peer = {"source": str(options.r3gan.resolve()), "batch_size": 32}
-        yield (
-            f"R3GAN, 32 pixels, {WIDTH} wide, batch 32",
-            _both("OfficialR3GAN", peer, config, own),
-            options.images or 128,
-        )
+def finish() -> None:
+    """Wait for what the GPU has not yet done: it belongs to the turn."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+Pair = tuple[str, list[Entry], int]  # name, the peer and this package, images of a turn
+
+
+def mimicry(source: Path, settings: list[str]) -> Pair:
+    own = ["data.name=FashionMNIST", *COLOUR, *settings]
+    entries = _both("Mimicry", {"source": str(source.resolve()), "batch_size": 64}, "sngan_projection_cifar10", own)
+    return "SNGAN, 32 pixels, batch 64", entries, 320 if DEVICE.type == "cpu" else 12_800
+
+
+def r3gan(source: Path, settings: list[str]) -> Pair:
+    width, batch, images = (96, 32, 128) if DEVICE.type == "cpu" else (768, 512, 10_240)
+    own = ["data.name=FashionMNIST", *COLOUR, f"train.batch_size={batch}",
+           *(f"model.{of}_widths=[{','.join([str(width)] * STAGES)}]" for of in "gd"), *settings]  # fmt: skip
+    own += ["train.precision=bf16"] if DEVICE.type == "cuda" else []
+    peer = {"source": str(source.resolve()), "width": width, "batch_size": batch}
+    entries = _both("OfficialR3GAN", peer, "r3gan_cifar10", own)
+    return f"R3GAN, 32 pixels, {width} wide, batch {batch}", entries, images
 
 
 def _both(name: str, arguments: dict[str, Any], config: str, settings: list[str]) -> list[Entry]:
-    ours = {"config": config, "settings": settings}
+    ours = {"config": str(ROOT / f"configs/{config}.yaml"), "settings": settings}
     return [Entry("peer", f"benchmarks.peers:{name}", arguments), Entry("package", "benchmarks.peers:Ours", ours)]
+
+
+def compare(entries: list[Entry], images: int, rounds: int) -> dict[str, Any]:
+    """Numbers of parameters, and speeds in each round."""
+    contestants = [Contestant(entry, sorted(os.sched_getaffinity(0))) for entry in entries]
+    try:
+        parameters = {c.name: c.ask("parameters")[1][0] for c in contestants}
+        return {"parameters": parameters, "speeds": arena.take_turns(contestants, images, rounds)}
+    finally:
+        for contestant in contestants:
+            contestant.close()
 
 
 def main() -> None:
@@ -131,15 +153,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_intermixed_args()
+    pairs = [mimicry(options.mimicry, options.settings)] if options.mimicry else []
+    pairs += [r3gan(options.r3gan, options.settings)] if options.r3gan else []
     report = {}
-    for name, entries, images in pairs(options):
-        contestants = [Contestant(entry, sorted(os.sched_getaffinity(0))) for entry in entries]
-        parameters = {c.name: c.ask("parameters")[1][0] for c in contestants}
-        speeds = arena.take_turns(contestants, images, options.rounds)
-        for contestant in contestants:
-            contestant.close()
+    for name, entries, images in pairs:
+        report[name] = compare(entries, options.images or images, options.rounds)
+        parameters, speeds = report[name]["parameters"], report[name]["speeds"]
         print(f"{name}: parameters of G and D {parameters}\n{arena.table(speeds, ['peer'])}\n", flush=True)
-        report[name] = {"parameters": parameters, "speeds": speeds}
     arena.write(options.json, report)
 
 

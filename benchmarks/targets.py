@@ -1,8 +1,9 @@
 """The table of docs/performance.md: what the package should reach, and what it reaches on this machine.
 
-    python -m benchmarks targets data.root=DIR [--rows mlp,dcgan32,…] [--rounds 5] [--json FILE]
+    python -m benchmarks targets data.root=DIR [--rows mlp,dcgan32,…] [--rounds 5] [--r3gan DIR] [--json FILE]
 
-`data.root` is where Fashion-MNIST lies. Half an hour on two cores; the machine should have nothing else to do.
+`data.root` is where Fashion-MNIST lies, `--r3gan` a clone of the official code (see `benchmarks.peers`). Half an hour
+on two cores; the machine should have nothing else to do. Rows that this machine can't measure say what they need.
 """
 
 from __future__ import annotations
@@ -15,32 +16,66 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from benchmarks import arena, speed, start
+import torch
+
+from benchmarks import arena, peers, speed, start
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-Row = tuple[str, str, str, float, Callable[[list[str], int], tuple[list[float], Any]]]
+Measure = Callable[[Namespace], tuple[list[float], Any]]
 
 
-def over(config: str, own: list[str], names: list[str], images: int, processes: int = 1) -> Callable[..., Any]:
-    """A row that compares the package with the last of these contestants, round by round."""
+class Row(NamedTuple):
+    what: str
+    measured_as: str
+    sign: str  # of what is wanted: at least (≥) or at most (≤)
+    wanted: float
+    measure: Measure  # the figure in each round, and the details
 
-    def measure(settings: list[str], rounds: int) -> tuple[list[float], Any]:
-        report = speed.measure(CONFIGS / f"{config}.yaml", [*settings, *own], names, images, rounds, processes)
-        return arena.ratios(report["speeds"], "package", names[-1]), report
+
+class Needs(Exception):
+    """What this machine lacks for a row."""
+
+
+def over(config: str, own: list[str], other: str, images: int, *, processes: int = 1, device: str = "cpu") -> Measure:
+    """A row that compares the package with another contestant, round by round."""
+
+    def measure(options: Namespace) -> tuple[list[float], Any]:
+        settings = [*options.settings, *own, f"train.device={device}"]
+        names = ["package", other]
+        report = speed.measure(CONFIGS / f"{config}.yaml", settings, names, images, options.rounds, processes)
+        return arena.ratios(report["speeds"], *names), report
 
     return measure
 
 
-def memory(settings: list[str], rounds: int) -> tuple[list[float], Any]:
+def with_gpu(measure: Measure) -> Measure:
+    def measure_there(options: Namespace) -> tuple[list[float], Any]:
+        if not torch.cuda.is_available():
+            raise Needs("a GPU")
+        return measure(options)
+
+    return measure_there
+
+
+def official_r3gan(options: Namespace) -> tuple[list[float], Any]:
+    if not options.r3gan:
+        raise Needs("--r3gan DIR, a copy of the official code")
+    _, entries, images = peers.r3gan(options.r3gan, options.settings)
+    report = peers.compare(entries, images, options.rounds)
+    return arena.ratios(report["speeds"], "package", "peer"), report
+
+
+def memory(options: Namespace) -> tuple[list[float], Any]:
     """Peak of the Trainer over that of the bare computation, the data set and the average of G.
 
     Without a checkpoint; the peak with one, whose copy of the run is written in the background, is in the details.
     """
-    settings = [*settings, "data.image_size=64", "checkpoint.every_kimg=2"]
+    settings = [*options.settings, "data.image_size=64", "checkpoint.every_kimg=2", "train.device=cpu"]
     found = {}
     for entry in speed.entries(["package", "bound"], CONFIGS / "dcgan_fashion_mnist.yaml", settings, 1):
         contestant = arena.Contestant(entry, sorted(os.sched_getaffinity(0)))
@@ -54,18 +89,18 @@ def memory(settings: list[str], rounds: int) -> tuple[list[float], Any]:
     return [package["peak"] / must - 1], {**found, "data": data, "must": must}
 
 
-def beginning(settings: list[str], rounds: int) -> tuple[list[float], Any]:
-    figures = start.measure([], rounds)
+def beginning(options: Namespace) -> tuple[list[float], Any]:
+    figures = start.measure([], options.rounds)
     return [a - b for a, b in zip(figures["as configured"], figures["imports"])], figures
 
 
-def evaluation(*options: str) -> Callable[[list[str], int], tuple[list[float], Any]]:
+def evaluation(*flags: str) -> Measure:
     """A row of `benchmarks.evaluation`, in a process of its own."""
 
-    def measure(settings: list[str], rounds: int) -> tuple[list[float], Any]:
+    def measure(options: Namespace) -> tuple[list[float], Any]:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "report.json"
-            command = [sys.executable, "-m", "benchmarks", "evaluation", *options, *settings, "--json", str(file)]
+            command = [sys.executable, "-m", "benchmarks", "evaluation", *flags, *options.settings, "--json", str(file)]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             report = json.loads(file.read_text())
         return report["ratios"], report
@@ -73,29 +108,37 @@ def evaluation(*options: str) -> Callable[[list[str], int], tuple[list[float], A
     return measure
 
 
-MLP, DCGAN = "mlp_fashion_mnist", "dcgan_fashion_mnist"
+MLP, DCGAN, R3GAN = "mlp_fashion_mnist", "dcgan_fashion_mnist", "r3gan_fashion_mnist"
 EVENTS = ["checkpoint.every_kimg=10"]  # five times as often as asked for, so that a turn of 10 kimg has one
-ROWS: dict[str, Row] = {
-    "mlp": ("MLP, batch 64", "images/s over textbook", "≥", 2.0, over(MLP, [], ["package", "textbook"], 25_600)),
-    "dcgan32": ("DCGAN, 32 pixels", "images/s over textbook", "≥", 1.3,
-                over(DCGAN, ["data.image_size=32"], ["package", "textbook"], 5_120)),
-    "dcgan64": ("DCGAN, 64 pixels", "images/s over textbook", "≥", 1.3,
-                over(DCGAN, ["data.image_size=64"], ["package", "textbook"], 1_280)),
-    "loop_mlp": ("loop efficiency, MLP", "images/s over bound", "≥", 0.95, over(MLP, [], ["package", "bound"], 51_200)),
-    "loop_dcgan": ("loop efficiency, DCGAN, 28 pixels", "images/s over bound", "≥", 0.95,
-                   over(DCGAN, EVENTS, ["package", "bound"], 10_240)),
-    "loop_r3gan": ("loop efficiency, small R3GAN", "images/s over bound", "≥", 0.95,
-                   over("r3gan_fashion_mnist", EVENTS, ["package", "bound"], 10_240)),
-    "ddp_mlp": ("2 processes, MLP", "images/s over plain Accelerate", "≥", 1.15,
-                over(MLP, [], ["package", "accelerate"], 25_600, 2)),
-    "ddp_dcgan": ("2 processes, DCGAN, own batch statistics", "images/s over plain Accelerate", "≥", 1.15,
-                  over(DCGAN, ["train.sync_batch_norm=false"], ["package", "accelerate"], 5_120, 2)),
-    "start": ("start of `python train.py`", "seconds beyond the imports", "≤", 3.0, beginning),
-    "memory": ("memory, DCGAN, 64 pixels", "share beyond what must be", "≤", 0.1, memory),
-    "fidelity": ("figures of two sets of 5,000 images", "torch-fidelity's time over ours", "≥", 1.2,
-                 evaluation("--beside-torch-fidelity", "--rounds", "3")),
-    "evaluation": ("evaluation of 5,000 images, Inception", "bare forward passes over all", "≥", 0.9,
-                   evaluation("--extractor", "inception")),
+ROWS = {
+    "mlp": Row("MLP, batch 64", "images/s over textbook", "≥", 2.0, over(MLP, [], "textbook", 25_600)),
+    "dcgan32": Row("DCGAN, 32 pixels", "images/s over textbook", "≥", 1.3,
+                   over(DCGAN, ["data.image_size=32"], "textbook", 5_120)),
+    "dcgan64": Row("DCGAN, 64 pixels", "images/s over textbook", "≥", 1.3,
+                   over(DCGAN, ["data.image_size=64"], "textbook", 1_280)),
+    "loop_mlp": Row("loop efficiency, MLP", "images/s over bound", "≥", 0.95, over(MLP, [], "bound", 51_200)),
+    "loop_dcgan": Row("loop efficiency, DCGAN, 28 pixels", "images/s over bound", "≥", 0.95,
+                      over(DCGAN, EVENTS, "bound", 10_240)),
+    "loop_r3gan": Row("loop efficiency, small R3GAN", "images/s over bound", "≥", 0.95,
+                      over(R3GAN, EVENTS, "bound", 10_240)),
+    "ddp_mlp": Row("2 processes, MLP", "images/s over plain Accelerate", "≥", 1.15,
+                   over(MLP, [], "accelerate", 25_600, processes=2)),
+    "ddp_dcgan": Row("2 processes, DCGAN, own batch statistics", "images/s over plain Accelerate", "≥", 1.15,
+                     over(DCGAN, ["train.sync_batch_norm=false"], "accelerate", 5_120, processes=2)),
+    "start": Row("start of `python train.py`", "seconds beyond the imports", "≤", 3.0, beginning),
+    "memory": Row("memory, DCGAN, 64 pixels", "share beyond what must be", "≤", 0.1, memory),
+    "fidelity": Row("figures of two sets of 5,000 images", "torch-fidelity's time over ours", "≥", 1.2,
+                    evaluation("--beside-torch-fidelity", "--rounds", "3")),
+    "evaluation": Row("evaluation of 5,000 images, Inception", "bare forward passes over all", "≥", 0.9,
+                      evaluation("--extractor", "inception")),
+    "gpu_mlp": Row("GPU: MLP, batch 64", "images/s over textbook", "≥", 10,
+                   with_gpu(over(MLP, [], "textbook", 102_400, device="auto"))),
+    "gpu_dcgan": Row("GPU: DCGAN, 28 pixels", "images/s over textbook", "≥", 10,
+                     with_gpu(over(DCGAN, [], "textbook", 102_400, device="auto"))),
+    "gpu_r3gan": Row("GPU: R3GAN for CIFAR-10, bf16", "images/s over the official steps", "≥", 1.3,
+                     with_gpu(official_r3gan)),
+    "gpu_loop": Row("GPU: loop efficiency, small R3GAN", "images/s over bound", "≥", 0.97,
+                    with_gpu(over(R3GAN, EVENTS, "bound", 51_200, device="auto"))),
 }  # fmt: skip
 
 
@@ -105,23 +148,33 @@ def main() -> None:
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="the report; rows that it has already are not measured again")
+    parser.add_argument("--r3gan", type=Path, help="a clone of the official R3GAN, for its row")
     options = parser.parse_intermixed_args()
-    report: dict[str, Any] = {"rows": {}}
+    measured: dict[str, Any] = {}
     if options.json:
         with contextlib.suppress(FileNotFoundError):
-            report = json.loads(options.json.read_text())
+            measured = json.loads(options.json.read_text())["rows"]
+    lacking = {}
     for name in options.rows.split(","):
-        if name not in report["rows"]:
-            values, details = ROWS[name][-1](options.settings, options.rounds)
-            report["rows"][name] = {"values": values, "details": details, **arena.machine()}
-            arena.write(options.json, {"rows": report["rows"]})
+        if name in measured:
+            continue
+        try:
+            values, details = ROWS[name].measure(options)
+        except Needs as what:
+            lacking[name] = f"needs {what}"
+            continue
+        measured[name] = {"values": values, "details": details, **arena.machine()}
+        arena.write(options.json, {"rows": measured})
     print("| what | measured as | wanted | measured: median (range) | |\n|---|---|---|---|---|")
-    for name, (what, measured_as, sign, least, _) in ROWS.items():
-        if name in report["rows"]:
-            values = report["rows"][name]["values"]
+    for name, row in ROWS.items():
+        found, mark = lacking.get(name), ""
+        if name in measured:
+            values = measured[name]["values"]
             middle = statistics.median(values)
-            reached = middle >= least if sign == "≥" else middle <= least
-            print(f"| {what} | {measured_as} | {sign} {least} | {arena.spread(values)} | {'✓' if reached else '✗'} |")
+            reached = middle >= row.wanted if row.sign == "≥" else middle <= row.wanted
+            found, mark = arena.spread(values), "✓" if reached else "✗"
+        if found:
+            print(f"| {row.what} | {row.measured_as} | {row.sign} {row.wanted} | {found} | {mark} |")
     print("\n" + ", ".join(arena.machine().values()))
 
 
