@@ -1,20 +1,15 @@
-"""Processes and devices: the one file that knows Accelerate and torch.distributed; others get a `Distributed`."""
+"""Processes and devices: the one file that knows Accelerate; others get a `Distributed`."""
 
 from __future__ import annotations
 
 import functools
 import os
-import re
-import socket
-import sys
-import threading
-import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import accelerate.optimizer
 import torch
@@ -24,7 +19,7 @@ from accelerate.utils import DDPCommunicationHookType, broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from gan_dist import fast, sync_batch_norm
+from gan_dist import fast, peers, sync_batch_norm
 from gan_dist.errors import ConfigError, UserError
 from gan_dist.signals import StopSignals
 
@@ -34,10 +29,7 @@ accelerate.optimizer.is_lomo_available = functools.cache(accelerate.optimizer.is
 T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=10)  # how long a collective waits for a process that is stopped but not dead
-BEAT = 5.0  # seconds between two signs of life of each process
-SILENCE = 30.0  # seconds without one, after which those who wait for a process give it up
 STOP_LAG = 4  # iterations between asking the others to stop and stopping, so that nobody waits for the answer
-_FAILED = "gan_dist/failed"  # where the first process that fails leaves its message
 _PRECISION = {"fp64": "no", "fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -60,11 +52,6 @@ class Distributed:
     Raises:
         ConfigError: fp16 without a GPU, or fewer processes came together than the launcher started.
     """
-
-    _listener: ClassVar[threading.Thread | None] = None  # one in a process
-    _heard: ClassVar[str] = ""  # what another process said when it failed
-    _waits: ClassVar[int] = 0  # how often this process has waited for others; all count alike
-    _lost: ClassVar[Sequence[int]] = ()  # those who have given no sign of life
 
     def __init__(
         self, precision: str = "fp32", cpu: bool = False, compress: bool = False, compile: bool = False
@@ -104,7 +91,8 @@ class Distributed:
         self.local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))
         self.first_local_rank: int = self.rank - self._accelerator.local_process_index
         _check_world(self.world_size)
-        self._introduce()
+        if self.world_size > 1:
+            self._peers = peers.meet(self.rank, self.world_size)
         if self.device.type == "cpu":
             fast.keep_freed_memory()
 
@@ -213,11 +201,7 @@ class Distributed:
                 box[0] = make()
             except UserError as error:
                 box[1] = error
-        Distributed._waits += 1
-        ready = f"gan_dist/main/{self._waits}"
-        if self.is_main:
-            self._store.set(ready, "")
-        self._wait_for(ready)
+        self._peers.wait_for_main()
         broadcast_object_list(box)
         if box[1] is not None:
             box[1].everywhere = True
@@ -227,38 +211,7 @@ class Distributed:
     def barrier(self) -> None:
         """Wait for all processes, as long as it takes."""
         if self.world_size > 1:
-            Distributed._waits += 1
-            here = f"gan_dist/here/{self._waits}"
-            if self._store.add(here, 1) == self.world_size:
-                self._store.set(f"{here}/all", "")
-            self._wait_for(f"{here}/all")
-
-    def _wait_for(self, key: str) -> None:
-        """Wait until the store has a key, while rank 0 watches all others and these watch it.
-
-        No collective, and so no time-out, is pending.
-        """
-        watched = range(1, self.world_size) if self.rank == 0 else [0]
-        beats, silent = dict.fromkeys(watched, 0), dict.fromkeys(watched, 0)
-        while not self._store.check([key]):
-            with suppress(torch.distributed.DistStoreError):  # nothing yet
-                self._store.wait([key], timedelta(seconds=BEAT))
-                return
-            if self._heard:
-                raise torch.distributed.DistError(self._heard)
-            for rank in watched:
-                beat = self._store.add(f"gan_dist/beat/{rank}", 0)
-                silent[rank] = silent[rank] + 1 if beat == beats[rank] else 0  # looks, not time: all may be suspended
-                beats[rank] = beat
-            Distributed._lost = [rank for rank in watched if silent[rank] * BEAT >= SILENCE]
-            if self._lost:
-                raise UserError(f"lost {self._places(self._lost)}: no sign of life for {SILENCE:.0f} s")
-
-    def _places(self, ranks: Sequence[int]) -> str:
-        keys = {rank: f"gan_dist/process/{rank}" for rank in ranks}
-        known = {rank for rank, key in keys.items() if self._store.check([key])}
-        places = {rank: self._store.get(keys[rank]).decode() if rank in known else "unknown host" for rank in ranks}
-        return "; ".join(f"rank {rank} ({place})" for rank, place in places.items())
+            self._peers.wait_for_all()
 
     def end(self) -> None:
         """The last thing that is called, after a run that went well: all leave together.
@@ -267,77 +220,14 @@ class Distributed:
         """
         self._accelerator.wait_for_everyone()
         if self.world_size > 1:
-            self._store.set(_FAILED, "")
-            if Distributed._listener:  # a thread that torch keeps waiting must not outlive the interpreter
-                Distributed._listener.join()
+            self._peers.part()
         self._accelerator.end_training()
-
-    # --- failures -----------------------------------------------------------------------------------------------------
 
     def failure(self, error: Exception) -> Exception:
         """What to raise for an exception: itself, or, where another process's end caused it, what happened there."""
         if self.world_size == 1 or (isinstance(error, UserError) and error.everywhere):
             return error
-        if self._heard:
-            return UserError(self._heard)
-        try:
-            if not _is_about_a_peer(error):
-                what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {_one_line(error)}"
-                self._store.compare_set(_FAILED, "", f"rank {self.rank} failed: {what}")  # the first one stays
-                self._missing("heard")
-                return error
-            lost = self._places(self._missing("alive")) or "no process"
-        except RuntimeError:
-            lost = "rank 0 or its launcher, who kept the store"
-        return UserError(f"lost {lost} ({_one_line(error)})")
-
-    def _introduce(self) -> None:
-        """Leave host and process number where those who outlive this process find them, and listen for failures."""
-        if self.world_size > 1:
-            self._store = torch.distributed.distributed_c10d._get_default_store()
-            self._store.set(f"gan_dist/process/{self.rank}", f"{socket.gethostname()}, pid {os.getpid()}")
-            if Distributed._listener is None:
-                listener = threading.Thread(target=self._listen, args=(self._store.clone(),), daemon=True)
-                Distributed._listener = listener
-                listener.start()
-
-    def _listen(self, store: Any) -> None:
-        """Give signs of life, until the message of a process that fails comes, or an empty one at the end.
-
-        A process that waits for a failed one on a GPU would do so until the time-out: it is ended here.
-        """
-        try:
-            while not store.check([_FAILED]):
-                with suppress(torch.distributed.DistStoreError):
-                    store.add(f"gan_dist/beat/{self.rank}", 1)
-                    store.wait([_FAILED], timedelta(seconds=BEAT))
-            message = store.get(_FAILED).decode()
-            if not message or message.startswith(f"rank {self.rank} "):
-                return
-            Distributed._heard = f"stopped, because {message}"
-            store.set(f"gan_dist/heard/{self.rank}", "")
-        except RuntimeError:  # the store is gone, and with it the run
-            return
-        time.sleep(10)
-        print(f"gan-dist: rank {self.rank}: error: {self._heard}", file=sys.stderr, flush=True)
-        os._exit(1)
-
-    def _missing(self, word: str) -> list[int]:
-        """Those who do not give this sign within 5 seconds."""
-        keys = {rank: f"gan_dist/{word}/{rank}" for rank in range(self.world_size) if rank not in self._lost}
-        self._store.set(keys[self.rank], "")
-        with suppress(torch.distributed.DistStoreError):
-            # Rank 0 may keep the store that the others ask, and goes last.
-            self._store.wait(list(keys.values()), timedelta(seconds=7 if self.rank == 0 else 5))
-        return [rank for rank, key in keys.items() if not self._store.check([key])]
-
-
-def _is_about_a_peer(error: Exception) -> bool:
-    """Gloo raises plain RuntimeErrors: they are known by their words."""
-    words = ("closed by peer", "reset by peer", "gloo", "NCCL", "Broken pipe", "Timed out", "timed out", "Socket")
-    return isinstance(error, torch.distributed.DistError) or (
-        type(error) is RuntimeError and any(word in str(error) for word in words)
-    )
+        return self._peers.failure(error)
 
 
 def _check_world(world_size: int) -> None:
@@ -356,12 +246,6 @@ def _all_sum(tensor: Tensor) -> Tensor:
     total = tensor.clone(memory_format=torch.contiguous_format)
     torch.distributed.all_reduce(total)
     return total
-
-
-def _one_line(error: Exception) -> str:
-    """Without the source file before and the advice after it that gloo adds."""
-    text = " ".join(str(error).split())
-    return re.sub(r"^\[\S+\] |\. This is typically.*", "", text)[:300]
 
 
 class StopAgreement:

@@ -157,8 +157,8 @@ def test_process_that_is_killed_before_a_barrier_is_named(tmp_path: Path) -> Non
     """Nothing is under way between the two that would break: the other one misses its signs of life."""
     script = """if True:
         import os, signal
-        from gan_dist import distributed
-        distributed.BEAT, distributed.SILENCE = 0.1, 0.5
+        from gan_dist import distributed, peers
+        peers.BEAT, peers.SILENCE = 0.1, 0.5
         dist = distributed.Distributed("fp32", cpu=True)
         dist.barrier()
         assert dist.from_main(lambda: dist.world_size) == 2
@@ -186,8 +186,8 @@ def test_node_with_other_images_is_named(tmp_path: Path) -> None:
     (tmp_path / "1/images/40.png").write_bytes(b"torn")
     script = """if True:
         import os, sys
-        from gan_dist import cli, distributed
-        distributed.BEAT = 0.1
+        from gan_dist import cli, peers
+        peers.BEAT = 0.1
         os.chdir(os.environ["RANK"])
         sys.exit(cli.main(sys.argv[1:]))
     """
