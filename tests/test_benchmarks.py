@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -51,3 +52,11 @@ def test_table_of_targets_takes_up_what_a_report_has(tmp_path: Path) -> None:
     report.write_text(json.dumps({"rows": {"start": {"values": [4.0, 2.0, 2.5]}}}))
     table = _run("targets", "--rows", "start", "--json", str(report))
     assert "| start of `python train.py` | seconds beyond the imports | ≤ 3.0 | 2.50 (2.00–4.00) | ✓ |" in table
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_row_that_this_machine_cannot_measure_says_what_it_needs(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    table = _run("targets", "--rows", "gpu_mlp", "--json", str(report))
+    assert "| GPU: MLP, batch 64 | images/s over textbook | ≥ 10 | needs a GPU |  |" in table
+    assert not report.exists()
