@@ -120,7 +120,9 @@ class Distributed:
 
     def release(self, model: nn.Module) -> None:
         """Undo `prepare_model`, so that the module can be prepared again."""
-        self._accelerator._models.remove(self._accelerator.unwrap_model(model, keep_fp32_wrapper=False))
+        module = self._accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        self._accelerator._models.remove(module)
+        vars(module).pop("_is_accelerate_prepared", None)  # else it would be left in the precision of its weights
 
     def make_scaler(self) -> torch.amp.GradScaler | None:
         """A loss scale, for fp16. Accelerate has one for all: an overflow in D's step would halve G's too."""
@@ -134,7 +136,9 @@ class Distributed:
 
     def prepare_loader(self, loader: DataLoader) -> DataLoader:
         """A loader of global batches to one of this process's slices, on the device."""
-        return self._accelerator.prepare_data_loader(loader)
+        prepared = self._accelerator.prepare_data_loader(loader)
+        self._accelerator._dataloaders.clear()  # one that has ended frees its images
+        return prepared
 
     def sync_batch_norm(self, module: nn.Module) -> nn.Module:
         """Let every batch normalization in a module see the batches of all processes; changes nothing for one."""

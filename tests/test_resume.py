@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import OF_EACH_ARCHITECTURE, RECIPES, ROOT, start_ranks
+from conftest import OF_EACH_ARCHITECTURE, RECIPES, ROOT, SMALL, Train, start_ranks
+
+from gan_dist.checkpoint import FILES
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -19,3 +21,19 @@ def test_every_combination_resumes_exactly(world_size: int, tmp_path: Path) -> N
     results = json.loads((tmp_path / "results.json").read_text())
     assert len(results) == len(RECIPES) + 6 * len(OF_EACH_ARCHITECTURE)
     assert {name: files for name, files in results.items() if files} == {}
+
+
+def test_plain_program_resumes_a_growing_network_in_mixed_precision(train: Train, tmp_path: Path) -> None:
+    """Without a launcher nothing wraps the networks, which are prepared anew in each stage."""
+    settings = [
+        *(str(ROOT / "configs/pggan_fashion_mnist.yaml"), *SMALL["pggan"], "data.name=digits", "data.image_size=16"),
+        *("growth.stable_kimg=0.256", "growth.fade_kimg=0.256", "train.precision=bf16", "train.batch_size=32"),
+        *("sample.every_kimg=0", "metrics.every_kimg=0", "train.device=cpu", "tracking.wandb=disabled"),
+    ]
+    assert train(*settings, "run.dir=whole", "train.kimg=1.28", tiny=False).returncode == 0
+    assert train(*settings, "run.dir=parts", "train.kimg=0.64", tiny=False).returncode == 0, (
+        "the middle of three stages"
+    )
+    assert train("run.dir=parts", "resume=latest", "train.kimg=1.28", tiny=False).returncode == 0
+    whole, parts = (tmp_path / f"{name}/checkpoints/000000001280" for name in ("whole", "parts"))
+    assert [name for name in FILES if (whole / name).read_bytes() != (parts / name).read_bytes()] == []
