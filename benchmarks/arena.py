@@ -15,6 +15,7 @@ import socket
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 from importlib.metadata import version
@@ -22,6 +23,8 @@ from itertools import chain
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,12 @@ class Contestant:
 
     def ask(self, method: str, *arguments: Any) -> tuple[float, list[Any]]:
         """Call a method in all processes at once: (seconds of the slowest, what each returned)."""
-        for pipe in self._pipes:
-            pipe.send((method, arguments))
-        answers = [pipe.recv() for pipe in self._pipes]
+        try:
+            for pipe in self._pipes:
+                pipe.send((method, arguments))
+            answers = [pipe.recv() for pipe in self._pipes]
+        except (EOFError, OSError):
+            raise SystemExit(f"{self.name}: a process of it is gone") from None
         for _, result in answers:
             if isinstance(result, Exception):
                 raise SystemExit(f"{self.name}: {type(result).__name__}: {result}")
@@ -73,16 +79,16 @@ class Contestant:
 
     def close(self) -> None:
         for pipe in self._pipes:
-            pipe.send(None)
+            with suppress(OSError):
+                pipe.send(None)
         for process in self._processes:
-            process.join()
+            process.join(10)
+            process.kill()
 
 
 def _serve(factory: str, arguments: dict[str, Any], env: dict[str, str], cores: list[int], pipe: Connection) -> None:
     os.environ |= env
     os.sched_setaffinity(0, cores)
-    import torch
-
     torch.set_num_threads(len(cores))
     module, _, name = factory.partition(":")
     try:
@@ -126,7 +132,7 @@ def check_agreement(contestants: Sequence[Contestant], tolerance: float = 2e-3) 
     first = next(iter(losses.values()))
     for name, found in losses.items():
         for a, b in zip(chain(*first), chain(*found)):
-            if abs(a - b) > tolerance * max(1.0, abs(a)):
+            if not abs(a - b) <= tolerance * max(1.0, abs(a)):
                 raise SystemExit(f"{name} computes something else: losses {found}, not {first}")
     return losses
 
@@ -170,10 +176,11 @@ def machine() -> dict[str, str]:
         ),
         platform.processor(),
     )
+    gpu = [torch.cuda.get_device_name(), f"CUDA {torch.version.cuda}"] if torch.cuda.is_available() else []
     packages = ("torch", "torchvision", "accelerate", "torchmetrics", "torch-fidelity")
     return {
         "date": str(date.today()),
-        "machine": f"{platform.machine()}, {model}, {os.cpu_count()} cores",
+        "machine": ", ".join([platform.machine(), model, f"{os.cpu_count()} cores", *gpu]),
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
     }

@@ -36,7 +36,7 @@ from gan_dist.rng import Purpose, torch_seed
 from gan_dist.schema import Config
 from gan_dist.signals import StopSignals
 
-QUIET = ["metrics.every_kimg=0", "tracking.wandb=disabled"]
+QUIET = ["metrics.every_kimg=0", "tracking.wandb=disabled", "train.kimg=1000000"]  # as long as there are turns
 Draw = tuple[Tensor, Tensor, Tensor]  # real images in [-1, 1] and the latents of the D and the G step
 
 
@@ -71,9 +71,9 @@ def first_draws(config: Config, dataset: Images, n: int, share: range, device: t
         yield real, *(z.float().to(device) for z in latents)
 
 
-def unpacked(root: str) -> Path:
+def unpack(root: str, into: str) -> None:
     """Fashion-MNIST's files where torchvision wants them."""
-    there = Path(tempfile.mkdtemp()) / "FashionMNIST/raw"
+    there = Path(into, "FashionMNIST/raw")
     there.mkdir(parents=True)
     for path in Path(root).rglob("*-ubyte*"):
         if path.suffix == ".gz":
@@ -81,7 +81,6 @@ def unpacked(root: str) -> Path:
                 shutil.copyfileobj(source, target)
         else:
             shutil.copy(path, there)
-    return there.parent.parent
 
 
 class Simple:
@@ -122,10 +121,11 @@ class Textbook(Simple):
         self.opt_G = torch.optim.Adam(self.G.parameters(), lr=2e-4, betas=(0.5, 0.999))
         self.opt_D = torch.optim.Adam(self.D.parameters(), lr=2e-4, betas=(0.5, 0.999))
         self.bce = nn.BCELoss()
-        root = unpacked(self.config.data.root)
         resize = [transforms.Resize(self.info.image_shape[1])] if self.info.image_shape[1] != 28 else []
         transform = transforms.Compose([*resize, transforms.ToTensor(), transforms.Normalize((0.5,), (0.5,))])
-        dataset = datasets.FashionMNIST(str(root), transform=transform)
+        with tempfile.TemporaryDirectory() as root:
+            unpack(self.config.data.root, root)
+            dataset = datasets.FashionMNIST(root, transform=transform)  # reads all of it
         self.loader = DataLoader(dataset, batch_size=self.config.train.batch_size, shuffle=True)
         self.batches = self._epochs()
 

@@ -73,6 +73,7 @@ def overhead(config: Config, info: DataInfo, dataset: ImageTensor, rounds: int) 
         for _ in range(n // config.metrics.batch_size):
             extractor(batch)
 
+    extractor(batch)
     found: dict[str, list[float]] = {"bare": [], "whole": []}
     for _ in range(rounds):
         found["bare"].append(timed(bare))

@@ -4,9 +4,10 @@
 
 DIR is a clone of https://github.com/kwotsin/mimicry or https://github.com/brownvc/R3GAN. Their steps run on one batch
 that stays in memory, with nothing around; ours is the whole Trainer on Fashion-MNIST, resized to 32 pixels in colour,
-with averaging. Networks have the same shape, which the numbers of their parameters show. On a GPU R3GAN is the paper's
-for CIFAR-10, in bf16 (the official networks keep their first stage in fp32); on a CPU it is an eighth as wide, in
-fp32. Its official operations import `pkg_resources` (setuptools below 81); for a GPU nvcc compiles them at the start.
+with averaging. Networks have the same shape, as the numbers of their parameters show. On a GPU R3GAN is the paper's for
+CIFAR-10 in bf16, by 64 images at a time: the official networks have their smallest maps in fp32, ours the penalties.
+On a CPU it is an eighth as wide, in fp32. The official operations import `pkg_resources` (setuptools below 81); for a
+GPU nvcc compiles them at the start.
 """
 
 from __future__ import annotations
@@ -68,9 +69,9 @@ class Mimicry(Simple):
 
 
 class OfficialR3GAN(Simple):
-    """The official networks and steps, as its training loop calls them: on a GPU all stages but the first in bf16."""
+    """The official networks and steps, as its training loop calls them: on a GPU all but the smallest maps in bf16."""
 
-    def __init__(self, source: str, width: int, batch_size: int) -> None:
+    def __init__(self, source: str, width: int, batch_size: int, micro_batch_size: int) -> None:
         sys.path.insert(0, source)
         from R3GAN.Networks import Discriminator, Generator  # type: ignore[import-not-found]
         from R3GAN.Trainer import AdversarialTraining  # type: ignore[import-not-found]
@@ -79,26 +80,29 @@ class OfficialR3GAN(Simple):
         self.G, self.D = Generator(64, *shape).to(DEVICE), Discriminator(*shape).to(DEVICE)
         if DEVICE.type == "cuda":
             torch.backends.cudnn.benchmark = True
-            for stage in (*self.G.MainLayers[1:], *self.D.MainLayers[1:]):
+            torch.backends.cudnn.allow_tf32 = False
+            for stage in (*self.G.MainLayers[1:], *self.D.MainLayers[:-1]):
                 stage.DataType = torch.bfloat16
         self.steps = AdversarialTraining(self.G, self.D)
         self.opt_G, self.opt_D = (torch.optim.Adam(m.parameters(), 2e-4, (0.0, 0.9)) for m in (self.G, self.D))
-        self.real = torch.rand(batch_size, 3, 32, 32, device=DEVICE) * 2 - 1
+        self.real = (torch.rand(batch_size, 3, 32, 32, device=DEVICE) * 2 - 1).split(micro_batch_size)
 
     def parameters(self) -> list[int]:
         return sizes(self.G, self.D)
 
     def run(self, images: int) -> None:
-        n = len(self.real)
-        for _ in range(images // n):
-            z_D, z_G = (torch.randn(n, 64, device=DEVICE) for _ in range(2))
+        for _ in range(images // sum(map(len, self.real))):
             self.D.requires_grad_(True)
             self.opt_D.zero_grad(set_to_none=True)
-            self.steps.AccumulateDiscriminatorGradients(z_D, self.real, None, 0.05)
+            for real in self.real:
+                z = torch.randn(len(real), 64, device=DEVICE)
+                self.steps.AccumulateDiscriminatorGradients(z, real, None, 0.05)
             self.opt_D.step()
             self.D.requires_grad_(False)
             self.opt_G.zero_grad(set_to_none=True)
-            self.steps.AccumulateGeneratorGradients(z_G, self.real, None)
+            for real in self.real:
+                z = torch.randn(len(real), 64, device=DEVICE)
+                self.steps.AccumulateGeneratorGradients(z, real, None)
             self.opt_G.step()
         finish()
 
@@ -119,11 +123,11 @@ def mimicry(source: Path, settings: list[str]) -> Pair:
 
 
 def r3gan(source: Path, settings: list[str]) -> Pair:
-    width, batch, images = (96, 32, 128) if DEVICE.type == "cpu" else (768, 512, 10_240)
-    own = ["data.name=FashionMNIST", *COLOUR, f"train.batch_size={batch}",
+    width, batch, piece, images = (96, 32, 32, 128) if DEVICE.type == "cpu" else (768, 512, 64, 10_240)
+    own = ["data.name=FashionMNIST", *COLOUR, f"train.batch_size={batch}", f"train.micro_batch_size={piece}",
            *(f"model.{of}_widths=[{','.join([str(width)] * STAGES)}]" for of in "gd"), *settings]  # fmt: skip
     own += ["train.precision=bf16"] if DEVICE.type == "cuda" else []
-    peer = {"source": str(source.resolve()), "width": width, "batch_size": batch}
+    peer = {"source": str(source.resolve()), "width": width, "batch_size": batch, "micro_batch_size": piece}
     entries = _both("OfficialR3GAN", peer, "r3gan_cifar10", own)
     return f"R3GAN, 32 pixels, {width} wide, batch {batch}", entries, images
 

@@ -3,7 +3,8 @@
     python -m benchmarks quality [--kimg 200] [--seeds 1] [--jobs 2] [--runs DIR] [--json FILE] [--grids DIR]
                                  [--recipes A,B] [key.sub=value ...]
     python -m benchmarks quality --recipes grid_gan,grid_wgan_gp,grid_rpgan --kimg 3000 --seeds 3
-    python -m benchmarks quality --recipes dcgan_fashion_mnist,wgan_gp_fashion_mnist data.stacked=true
+    python -m benchmarks quality --recipes dcgan_fashion_mnist,wgan_gp_fashion_mnist data.stacked=true \\
+                                 metrics.num_images=26000
 
 Runs go on where they were interrupted: start it again with the same --runs. Networks, losses, optimizers and batches
 are the recipes' own; the budget of images shown to D is common, and what follows from it (schedules over the length of
@@ -79,7 +80,7 @@ def spread(values: list[float], digits: int) -> str:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """A row a recipe, ordered by the first figure, in Markdown."""
+    """A row a recipe, the best in the first figure first, in Markdown."""
     figures = OF_POINTS if "high_quality" in results[0] else OF_STACKED if "kl" in results[0] else OF_IMAGES
     columns = figures | {"minutes": 1}
     rows = []
@@ -87,7 +88,8 @@ def table(results: list[dict[str, Any]]) -> str:
         labels = "yes" if load_config(ROOT / f"configs/{recipe}.yaml").model.conditional else "no"
         of = {name: [r[name] for r in results if r["recipe"] == recipe] for name in columns}
         figures = [spread(of[name], digits) for name, digits in columns.items()]
-        rows.append((statistics.median(of[next(iter(columns))]), f"| `{recipe}` | {labels} | {' | '.join(figures)} |"))
+        first = statistics.median(of[next(iter(columns))])
+        rows.append((-first if "high_quality" in of else first, f"| `{recipe}` | {labels} | {' | '.join(figures)} |"))
     head = f"| recipe | labels | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 2)}"
     return "\n".join([head, *(row for _, row in sorted(rows))])
 

@@ -42,7 +42,13 @@ def entries(names: list[str], config: Path, settings: list[str], processes: int)
 def measure(
     config: Path, settings: list[str], names: list[str], images: int, rounds: int, processes: int = 1
 ) -> dict[str, Any]:
-    """Speeds of each contestant in each round, by its name, and what `bound` and its floor say."""
+    """Speeds of each contestant in each round, by its name, and what `bound` and its floor say.
+
+    Raises:
+        SystemExit: they compute different things, or some of them can't be spread over processes.
+    """
+    if processes > 1 and (alone := {"textbook", "bound"} & {*names}):
+        raise SystemExit(f"{' and '.join(sorted(alone))} run in one process: choose --contestants accelerate,package")
     cores = sorted(os.sched_getaffinity(0))
     contestants = [Contestant(entry, cores) for entry in entries(names, config, settings, processes)]
     try:
