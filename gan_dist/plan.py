@@ -10,14 +10,17 @@ from __future__ import annotations
 import math
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
 from gan_dist import fast
@@ -66,8 +69,9 @@ GPUS = {
 
 
 def measured_rates() -> Rates:
-    """This machine's, measured in some seconds; between processes, what the loopback interface of a CPU gives."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """This machine's, measured in some seconds; between processes, supposed: 1 GB/s and 0.1 ms."""
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
 
     def seconds(work: Callable[[], Tensor]) -> float:
         times = []
@@ -77,13 +81,14 @@ def measured_rates() -> Rates:
             times.append(time.perf_counter() - start)
         return min(times)
 
-    n, c = 1024, 64
+    n, c, side = (8192, 256, 64) if on_gpu else (1024, 64, 16)  # long beside the start of a kernel, and the answer
     a, small = torch.randn(n, n, device=device), torch.ones(1, device=device)
-    large, copy = (torch.ones(2**24, device=device) for _ in range(2))  # not zeros, whose pages may not be there yet
-    x, half = torch.randn(64, c, 16, 16, device=device), a.bfloat16()
+    # Not zeros, whose pages may not be there yet.
+    large, copy = (torch.ones(2**28 if on_gpu else 2**24, device=device) for _ in range(2))
+    x, half = torch.randn(64, c, side, side, device=device), a.bfloat16()
     product = fast.convert(nn.Linear(n, n, bias=False, device=device).requires_grad_(False))
     conv = fast.convert(nn.Conv2d(c, c, 3, padding=1, bias=False, device=device).requires_grad_(False))
-    memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else math.inf
+    memory = torch.cuda.get_device_properties(device).total_memory if on_gpu else math.inf
     return Rates(
         2 * n**3 / seconds(lambda: product(a)),
         2 * x.numel() * c * 9 / seconds(lambda: conv(x)),
@@ -102,11 +107,12 @@ def measured_rates() -> Rates:
 
 @dataclass(frozen=True)
 class Operation:
-    """Floating-point operations, bytes read and written, and what it is part of."""
+    """Floating-point operations, bytes read and written, and what it is part of; `half`: in bf16 or fp16."""
 
     flops: int
     nbytes: int
     convolution: bool
+    half: bool
     backward_of: str  # "D" or "G": of the loss that the gradients are sent for; "" else
 
 
@@ -134,7 +140,8 @@ class Counter(TorchDispatchMode):
         flops = count(*args, **kwargs, out_val=out) if count else 0
         if not func.is_view and any(tensor.is_meta for tensor in outputs):  # not what the host draws
             nbytes = sum(tensor.nbytes for tensor in (*inputs, *outputs))
-            self.operations.append(Operation(flops, nbytes, "convolution" in name, self.backward_of))
+            half = any(tensor.itemsize == 2 for tensor in outputs if tensor.is_floating_point())
+            self.operations.append(Operation(flops, nbytes, "convolution" in name, half, self.backward_of))
         return out
 
     def _hold(self, tensor: Tensor) -> None:
@@ -152,6 +159,27 @@ class Counter(TorchDispatchMode):
             self.live -= size
 
         weakref.finalize(storage, gone)
+
+
+class MixedPrecision(TorchFunctionMode):
+    """Products and convolutions in half precision, as autocast does it, which does not know the meta device."""
+
+    PRODUCTS = (F.linear, F.conv2d, F.conv_transpose2d, torch.matmul, Tensor.matmul, Tensor.__matmul__)
+    paused = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self.PRODUCTS and not self.paused:
+            args = tree_map(lambda x: x.bfloat16() if isinstance(x, Tensor) and x.is_floating_point() else x, args)
+        return func(*args, **(kwargs or {}))
+
+    @contextmanager
+    def full(self, model: nn.Module) -> Iterator[None]:
+        """As `Distributed.full_precision`."""
+        self.paused = True
+        try:
+            yield
+        finally:
+            self.paused = False
 
 
 @dataclass(frozen=True)
@@ -174,12 +202,15 @@ class Iteration:
 
 def count_iteration(config: Config, info: DataInfo, share: int) -> Iteration:
     """Count an iteration of a process with this share of the global batch; a network that grows in its last stage."""
-    settings = replace(config.train, batch_size=share, precision="fp32", compile=False)
+    settings = replace(config.train, batch_size=share, compile=False)
     growth = replace(config.growth, stable_kimg=0.0, batch_sizes=[])
     optim = replace(config.optim, **{side: _countable(getattr(config.optim, side)) for side in ("G", "D")})
     config = replace(config, train=settings, growth=growth, optim=optim)
     dist = Distributed("fp32", cpu=True)
     dist.device = torch.device("meta")
+    mixed = MixedPrecision() if config.train.precision in ("bf16", "fp16") else None
+    if mixed:
+        dist.precision, dist.full_precision = "bf16", mixed.full  # type: ignore[method-assign]
     state = make_state(config, info, dist)
     class_probs = torch.full((info.num_classes,), 1 / info.num_classes) if config.model.conditional else None
     step = make_step(config, state, dist, RunningMeans(dist), class_probs)
@@ -197,14 +228,14 @@ def count_iteration(config: Config, info: DataInfo, share: int) -> Iteration:
         optimizer.step = lambda: None  # counted by hand: no fused kernel runs on shapes alone
     images = torch.empty(share, *info.image_shape, dtype=torch.uint8, device="meta")
     labels = torch.empty(share, dtype=torch.int64, device="meta")
-    with counter:
+    with mixed or nullcontext(), counter:
         step(iter([(images, labels)] * settings.n_critic))
 
     weights = {name: _nbytes(getattr(state, name)) for name in ("G", "D")}
     for name, n in (("G", 1), ("D", settings.n_critic)):
         # Adam reads weight, gradient and two moments and writes all but the gradient; G's average takes three more.
         passes = 7 * n + 3 * (name == "G")
-        counter.operations.append(Operation(0, passes * weights[name], False, ""))
+        counter.operations.append(Operation(0, passes * weights[name], False, False, ""))
     data = math.prod(info.image_shape) * info.num_images
     held = data if data <= config.data.memory_gib * 2**30 else 0
     return Iteration(
@@ -251,13 +282,12 @@ class Expected:
         return 1000 * (self.compute + self.wait) / images
 
 
-def expect(iteration: Iteration, gpus: int, share: int, rates: Rates, half: bool) -> Expected:
-    """From counts to seconds. `half`: networks run in bf16 or fp16, taken for half the bytes of all they make."""
-    width = 0.5 if half else 1.0
+def expect(iteration: Iteration, gpus: int, share: int, rates: Rates) -> Expected:
+    """From counts to seconds."""
 
     def seconds(operation: Operation) -> float:
-        arithmetic = rates.half if half else rates.convolution if operation.convolution else rates.matmul
-        return max(rates.start, operation.flops / arithmetic, width * operation.nbytes / rates.traffic)
+        arithmetic = rates.half if operation.half else rates.convolution if operation.convolution else rates.matmul
+        return max(rates.start, operation.flops / arithmetic, operation.nbytes / rates.traffic)
 
     compute = sum(map(seconds, iteration.operations))
     wait = 0.0
@@ -273,7 +303,7 @@ def expect(iteration: Iteration, gpus: int, share: int, rates: Rates, half: bool
         hidden = min(backward, sending - last) if buckets > 1 else 0.0
         wait += steps * (sending - hidden)
     wait += iteration.norms * (hops * rates.latency)
-    return Expected(gpus, share, compute, wait if gpus > 1 else 0.0, iteration.persistent + width * iteration.peak)
+    return Expected(gpus, share, compute, wait if gpus > 1 else 0.0, iteration.persistent + iteration.peak)
 
 
 def plan(config: Config, info: DataInfo, gpus: int, rates: Rates) -> Expected:
@@ -283,9 +313,8 @@ def plan(config: Config, info: DataInfo, gpus: int, rates: Rates) -> Expected:
         ConfigError: the batch can't be spread over them.
     """
     check_game(config, info, gpus)
-    half = config.train.precision in ("bf16", "fp16")
     share = config.train.batch_size // gpus
-    return expect(count_iteration(config, info, share), gpus, share, rates, half)
+    return expect(count_iteration(config, info, share), gpus, share, rates)
 
 
 def pays_up_to(config: Config, info: DataInfo, rates: Rates) -> int:

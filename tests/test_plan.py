@@ -63,14 +63,15 @@ def test_largest_sum_of_what_is_alive() -> None:
 def test_seconds_by_hand() -> None:
     rates = replace(GPUS["h100"], matmul=1e9, traffic=1e6, start=1e-3, bandwidth=1e6, latency=0.0)
     operations = [
-        Operation(2_000_000_000, 10, False, ""),
-        Operation(0, 3_000_000, False, "D"),
-        Operation(0, 0, False, ""),
+        Operation(2_000_000_000, 10, False, False, ""),
+        Operation(0, 3_000_000, False, True, "D"),
+        Operation(0, 0, False, False, ""),
     ]
     iteration = Iteration(operations, {"D": 1, "G": 1}, {"D": 1_000_000, "G": 0}, norms=0, persistent=5, peak=10)
-    assert expect(iteration, 1, 8, rates, half=False) == Expected(1, 8, pytest.approx(2 + 3 + 0.001), 0.0, 15)
-    assert expect(iteration, 4, 2, rates, half=False).wait == pytest.approx(1.5), "3/4 of it twice, in one bucket"
-    assert expect(iteration, 4, 2, rates, half=True).compute == pytest.approx(2e9 / 989e12 + 1.5 + 2e-3, abs=2e-3)
+    assert expect(iteration, 1, 8, rates) == Expected(1, 8, pytest.approx(2 + 3 + 0.001), 0.0, 15)
+    assert expect(iteration, 4, 2, rates).wait == pytest.approx(1.5), "3/4 of it twice, in one bucket"
+    halved = replace(iteration, operations=[replace(operation, half=True) for operation in operations])
+    assert expect(halved, 4, 2, rates).compute == pytest.approx(2e9 / 989e12 + 3 + 2e-3, abs=2e-3)
 
 
 def test_more_gpus_take_less_time_until_they_do_not_pay() -> None:
@@ -103,3 +104,21 @@ def test_bad_arguments_get_one_line(arguments: list[str], text: str, capsys: pyt
     error = capsys.readouterr().err
     assert text in error
     assert error.count("\n") == 1
+
+
+def test_mixed_precision_halves_what_networks_make_but_not_their_penalties() -> None:
+    plain = [*MLP, "train.batch_size=40", "loss.r1_gamma=0"]
+    info = describe(load_config(None, plain).data)
+
+    def flops(*settings: str) -> dict[bool, int]:
+        operations = count_iteration(load_config(None, [*plain, *settings]), info, share=10).operations
+        return {half: sum(o.flops for o in operations if o.half == half) for half in (True, False)}
+
+    full, mixed, penalised = (
+        flops(),
+        flops("train.precision=bf16"),
+        flops("train.precision=bf16", "loss.r1_gamma=1", "loss.r2_gamma=1"),
+    )
+    assert mixed == {True: full[False], False: 0}
+    assert penalised[True] >= mixed[True]
+    assert penalised[False] > 2 * 20 * (64 * 16 + 16), "D's second pass on both, and its derivatives"

@@ -12,7 +12,7 @@ usage: gan-dist plan [CONFIG.yaml] --gpus 8,64,512 [--gpu h100] [--bandwidth 50]
 
 What a run will cost, from counted operations and bytes over the rates of a GPU. Nothing is trained; no GPU is needed.
 
-  --gpus N,N       numbers of GPUs (or of processes, on CPUs)
+  --gpus N,N       numbers of GPUs (on CPUs of processes, each with the threads that OMP_NUM_THREADS gives it)
   --gpu NAME       rates stated by its maker: h100, h200, a100 or v100; without it those of this machine are measured
   --bandwidth G    gigabytes per second that a GPU sends to others over the slowest link
 """
@@ -42,6 +42,8 @@ def plan(arguments: list[str]) -> int:
     if options.bandwidth is not None and not options.bandwidth > 0:
         raise ConfigError(f"--bandwidth {options.bandwidth}: gigabytes per second, above 0")
 
+    import torch
+
     from gan_dist import plan as planning
     from gan_dist.cli.train import read_config
     from gan_dist.config import choose
@@ -55,10 +57,14 @@ def plan(arguments: list[str]) -> int:
     if options.bandwidth:
         rates = replace(rates, bandwidth=options.bandwidth * 1e9)
     images = config.train.batch_size * config.train.n_critic
+    here = "this machine's, measured" + (
+        "" if torch.cuda.is_available() else f" with {torch.get_num_threads()} threads"
+    )
     print(
-        f"rates: {options.gpu or 'of this machine, measured'}: {rates.convolution / 1e12:.4g} TFLOP/s in convolutions, "
+        f"rates: {options.gpu or here}: {rates.convolution / 1e12:.4g} TFLOP/s in convolutions, "
         f"{rates.matmul / 1e12:.4g} in products, {rates.half / 1e12:.4g} in half precision, memory "
         f"{rates.traffic / 1e9:.4g} GB/s, between processes {rates.bandwidth / 1e9:.4g} GB/s"
+        f"{'' if options.gpu or options.bandwidth else ' (supposed)'}"
     )
     print("  GPUs images each    s/kimg    hours  memory each  waiting efficiency")
     alone = planning.plan(config, info, 1, rates).seconds_per_kimg(images)
