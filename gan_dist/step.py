@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,7 +171,7 @@ class Alternation:
         iterate_spectral_norms(state.D)
         r1, r2 = self.penalties.r1_gamma > 0, self.penalties.r2_gamma > 0
         penalise = (state.nimg // self.batch_size) % self.penalties.interval == 0
-        twice = penalise and not self.dist.mixed and (r1 or r2)  # D's own logits are differentiated twice
+        twice = penalise and (r1 or r2)  # D's logits are differentiated twice
         one_pass = self.separable and not (twice and r1 != r2)  # the side without a penalty would pay for it too
 
         micro_batches = list(self._micro_batches())
@@ -183,7 +184,7 @@ class Alternation:
             x_real.requires_grad_(penalise and r1)
             x_fake.requires_grad_(penalise and r2)
             both: list[Judged] = [(x_real, y_real), (x_fake, y)]
-            with self.dist.micro_batch(self.D, last=part is micro_batches[-1][1]), self.dist.eager(twice):
+            with self.dist.micro_batch(self.D, last=part is micro_batches[-1][1]), self._for_penalties(twice):
                 real, fake = self._logits(both, one_pass)
                 loss = self.loss.D(real, fake, *self.smoothing) * (0.5 if self.d_half else 1.0)
                 self.stats.add("loss_D", loss.mean())
@@ -243,8 +244,6 @@ class Alternation:
         gammas = {"r1": self.penalties.r1_gamma, "r2": self.penalties.r2_gamma}
         sides = [(name, gamma, pair) for (name, gamma), pair in zip(gammas.items(), both) if gamma]
         if sides:
-            if self.dist.mixed:
-                logits = torch.cat(list(self._precise_logits([pair for _, _, pair in sides])))
             norms = squared_gradient_norms(logits, *(x for _, _, (x, _) in sides))
             for (name, gamma, _), norm in zip(sides, norms):
                 self.stats.add(name, norm.mean())
@@ -253,15 +252,17 @@ class Alternation:
             drawn = torch.from_numpy(rng.uniform(self.seed, Purpose.INTERPOLATE, first, len(x_real), 1))
             u = rng.to_device(drawn.to(x_real.dtype), x_real.device)
             x = interpolate(x_real.detach(), x_fake.detach(), u).requires_grad_()
-            penalty = lipschitz_penalty(self._precise_logits([(x, y)])[0], x)
+            with self._for_penalties():
+                penalty = lipschitz_penalty(self.D(x, y), x)
             self.stats.add("gradient_penalty", penalty.mean())
             total = total + self.penalties.gradient_penalty * penalty
         return total
 
-    def _precise_logits(self, batches: Sequence[Judged]) -> Sequence[Tensor]:
-        """D's logits in the weights' own precision, to be differentiated twice, for penalties."""
-        with self.dist.full_precision(self.D), self.dist.eager():
-            return self._logits(batches, one_pass=self.separable)
+    @contextmanager
+    def _for_penalties(self, needed: bool = True) -> Iterator[None]:
+        """Inside, if `needed`, D runs as what is differentiated twice must: not compiled, in its weights' precision."""
+        with self.dist.eager(needed), self.dist.full_precision(self.D) if needed else nullcontext():
+            yield
 
     def _optimise(self, name: str, module: nn.Module, optimizer: Any) -> Tensor:
         """Step with the gradients that are there, and return their norm."""
