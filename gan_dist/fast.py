@@ -18,7 +18,7 @@ LARGE = 2**16  # weights of a linear layer from which the other kernel wins back
 def convert(module: nn.Module) -> nn.Module:
     """Let an fp32 network on the CPU run its linear layers and its convolutions by oneDNN's fastest kernels.
 
-    Other networks stay as they are, also those with grouped convolutions, which are slower in the other layout.
+    Other networks stay as they are. Those with grouped convolutions keep their layout: they are slower in the other.
     """
     if not AVAILABLE or any(p.device.type != "cpu" or p.dtype != torch.float32 for p in module.parameters()):
         return module

@@ -60,3 +60,19 @@ def test_row_that_this_machine_cannot_measure_says_what_it_needs(tmp_path: Path)
     table = _run("targets", "--rows", "gpu_mlp", "--json", str(report))
     assert "| GPU: MLP, batch 64 | images/s over textbook | ≥ 10 | needs a GPU |  |" in table
     assert not report.exists()
+
+
+@pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason="needs Fashion-MNIST: apt install dataset-fashion-mnist")
+def test_profile_has_operations_of_both() -> None:
+    table = _run("profile", f"data.root={FASHION_MNIST}", *SMALL, "--iterations", "2")
+    assert "| operation | package | bound |" in table
+    assert "| `aten::_fused_adam_` |" in table
+
+
+def test_contestant_that_dies_costs_one_line() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "speed", "data.root=nowhere", "--contestants", "package,bound"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("package: RuntimeError")
