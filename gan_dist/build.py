@@ -95,18 +95,18 @@ class WiredRun:
     summary: list[str]
 
 
-def _summary(config: Config, state: State, dist: Distributed) -> list[str]:
-    """The run in three lines, for its log: how it is spread, and the networks, of which a growing one trains a part."""
+def _summary(config: Config, state: State, batch: int, dist: Distributed) -> list[str]:
+    """The run in three lines, for its log; a growing one in the stage that it starts from."""
     parameters = {name: list(getattr(state, name).parameters()) for name in ("G", "D")}
     sizes = {name: sum(p.numel() for p in found) for name, found in parameters.items()}
     trained = {name: sum(p.numel() for p in found if p.requires_grad) for name, found in parameters.items()}
     width = 2 if config.train.compress_gradients else torch.finfo(dist.dtype).bits // 8
     sent = (trained["G"] + config.train.n_critic * trained["D"]) * width if dist.world_size > 1 else 0
-    share, nodes = config.train.batch_size // dist.world_size, dist.world_size // dist.local_world_size
+    share, nodes = batch // dist.world_size, dist.world_size // dist.local_world_size
     where = f"backend {dist.backend}, {dist.device.type}, {dist.precision}"
     return [
         f"{dist.world_size} process(es) on {nodes} node(s), {where}",
-        f"global batch {config.train.batch_size}, {share} per process",
+        f"global batch {batch}, {share} per process",
         f"G has {sizes['G']:,} parameters, D {sizes['D']:,}; each iteration all-reduces {sent:,} bytes of gradients",
     ]
 
@@ -209,7 +209,7 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
         ema_rampup=config.ema.rampup,
         ema_growth=config.ema.growth_kimg * 1000,
     )
-    return WiredRun(trainer, state, tracker, bar, save, _summary(config, state, dist))
+    return WiredRun(trainer, state, tracker, bar, save, _summary(config, state, step.batch_size, dist))
 
 
 def _sick(event: str, policy: str, run_dir: Path) -> UserError:
