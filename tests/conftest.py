@@ -78,6 +78,13 @@ RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
 OF_EACH_ARCHITECTURE = {load_config(ROOT / f"configs/{name}.yaml").model.name: name for name in reversed(RECIPES)}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files whose few tests take minutes come first, so that no worker is left alone with one at the end."""
+    slow = ["test_resume", "test_slurm", "test_reliability", "test_processes", "test_distributed", "test_quality"]
+    order = {name: i for i, name in enumerate(slow)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Classifiers for metrics are trained once per session and never read from the user's cache; a thread a process."""
