@@ -57,9 +57,8 @@ def plan(arguments: list[str]) -> int:
     if options.bandwidth:
         rates = replace(rates, bandwidth=options.bandwidth * 1e9)
     images = config.train.batch_size * config.train.n_critic
-    here = "this machine's, measured" + (
-        "" if torch.cuda.is_available() else f" with {torch.get_num_threads()} threads"
-    )
+    threads = "" if torch.cuda.is_available() else f" with {torch.get_num_threads()} threads"
+    here = f"this machine's, measured{threads}"
     print(
         f"rates: {options.gpu or here}: {rates.convolution / 1e12:.4g} TFLOP/s in convolutions, "
         f"{rates.matmul / 1e12:.4g} in products, {rates.half / 1e12:.4g} in half precision, memory "
