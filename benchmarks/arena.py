@@ -106,9 +106,16 @@ def _turns(contestant: Any, pipe: Connection) -> Iterator[int]:
         start, result = time.perf_counter(), None
         if method == "run":
             yield arguments[0]
+            wait_for_gpu()  # what it has not yet done belongs to the turn
         else:
             result = getattr(contestant, method)(*arguments)
         pipe.send((time.perf_counter() - start, result))
+
+
+def wait_for_gpu() -> None:
+    """Until it has done all that it was asked for; nothing where none is used."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def peak_mib() -> float:

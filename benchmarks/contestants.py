@@ -243,9 +243,7 @@ class Package:
 
     def __call__(self, state: Any) -> None:
         if state.nimg >= self.until:
-            self.wired.save.wait()  # a checkpoint that is still being written belongs to this turn,
-            if self.dist.device.type == "cuda":
-                torch.cuda.synchronize()  # and so does what the GPU has not yet done
+            self.wired.save.wait()  # a checkpoint that is still being written belongs to this turn
             self.until = state.nimg + next(self.turns)
 
     def memory(self) -> dict[str, float]:

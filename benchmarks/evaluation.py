@@ -39,8 +39,7 @@ from gan_dist.schema import Config
 def timed(work: Callable[[], Any]) -> float:
     start = time.perf_counter()
     work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    arena.wait_for_gpu()
     return time.perf_counter() - start
 
 
@@ -61,7 +60,7 @@ def random_inception(folder: str) -> str:
 
 def overhead(config: Config, info: DataInfo, dataset: ImageTensor, rounds: int) -> dict[str, list[float]]:
     """Seconds of the extractor's bare passes, and of whole evaluations, in turn."""
-    dist = Distributed("fp32", cpu=not torch.cuda.is_available())
+    dist = Distributed("fp32")
     G = make_state(config, info, dist).G_ema
     extractor = make_extractor(config.metrics, info, dataset, cache_dir(), dist)
     n = config.metrics.num_images
@@ -141,7 +140,7 @@ def beside(
     config: Config, info: DataInfo, dataset: ImageTensor, rounds: int
 ) -> tuple[dict[str, list[float]], list[Any]]:
     """Seconds for the figures of two sets of images, of both libraries in turn; and the figures."""
-    dist = Distributed("fp32", cpu=not torch.cuda.is_available())
+    dist = Distributed("fp32")
     extractor = make_extractor(config.metrics, info, dataset, cache_dir(), dist)
     n = config.metrics.num_images
     real, _ = dataset.__getitems__(list(range(n)))

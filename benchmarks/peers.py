@@ -65,7 +65,6 @@ class Mimicry(Simple):
             self.D.train_step(self.batch, netG=self.G, optD=self.opt_D, log_data=self.log, device=DEVICE)
             if step % 5 == 4:
                 self.G.train_step(self.batch, netD=self.D, optG=self.opt_G, log_data=self.log, device=DEVICE)
-        finish()
 
 
 class OfficialR3GAN(Simple):
@@ -104,13 +103,6 @@ class OfficialR3GAN(Simple):
                 z = torch.randn(len(real), 64, device=DEVICE)
                 self.steps.AccumulateGeneratorGradients(z, real, None)
             self.opt_G.step()
-        finish()
-
-
-def finish() -> None:
-    """Wait for what the GPU has not yet done: it belongs to the turn."""
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
 
 
 Pair = tuple[str, list[Entry], int]  # name, the peer and this package, images of a turn

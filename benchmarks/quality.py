@@ -16,17 +16,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks import arena
 from gan_dist.config import load_config
 
 ROOT = Path(__file__).parent.parent
@@ -118,11 +116,7 @@ def main() -> None:
         for recipe in recipes:
             last = max((options.runs / f"{recipe}-0/samples").glob("grid-*.png"))
             shutil.copy(last, options.grids / f"{recipe}.png")
-    if options.json:
-        versions = {name: version(name) for name in ("torch", "torchmetrics", "torch-fidelity")}
-        machine = {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "python": platform.python_version()}
-        report = {"command": sys.argv, "date": str(date.today()), **machine, **versions, "results": results}
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    arena.write(options.json, {"command": sys.argv, "results": results})
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import statistics
@@ -70,25 +71,34 @@ def official_r3gan(options: Namespace) -> tuple[list[float], Any]:
     return arena.ratios(report["speeds"], "package", "peer"), report
 
 
-def memory(when: str) -> Measure:
-    """Peak of the Trainer over that of the bare computation, the data set and the average of G.
+@functools.cache
+def peaks(*settings: str) -> dict[str, float]:
+    """MiB of the Trainer before its first checkpoint and after it, and of what must be: `must`.
 
-    Before its first checkpoint, or after it: a copy of the run is written in the background.
+    That is the peak of the bare computation, the data set and the average of G.
+    """
+    found = {}
+    for entry in speed.entries(["package", "bound"], CONFIGS / "dcgan_fashion_mnist.yaml", [*settings], 1):
+        contestant = arena.Contestant(entry, sorted(os.sched_getaffinity(0)))
+        for turn in ("before", "after"):
+            contestant.ask("run", 1280)
+            found[entry.name, turn] = contestant.ask("memory")[1][0]
+        contestant.close()
+    data, average = 60_000 * 64 * 64 / 2**20, found["package", "before"]["average"]
+    parts = {"bound": found["bound", "before"]["peak"], "data": data, "average": average}
+    package = {turn: found["package", turn]["peak"] for turn in ("before", "after")}
+    return {**package, **parts, "must": sum(parts.values())}
+
+
+def memory(when: str) -> Measure:
+    """Peak of the Trainer over what must be: `before` its first checkpoint, or `after` it.
+
+    A copy of the run is written in the background.
     """
 
     def measure(options: Namespace) -> tuple[list[float], Any]:
-        settings = [*options.settings, "data.image_size=64", "checkpoint.every_kimg=2", "train.device=cpu"]
-        found = {}
-        for entry in speed.entries(["package", "bound"], CONFIGS / "dcgan_fashion_mnist.yaml", settings, 1):
-            contestant = arena.Contestant(entry, sorted(os.sched_getaffinity(0)))
-            for turn in ("before", "after"):
-                contestant.ask("run", 1280)
-                found[f"{entry.name}, {turn} a checkpoint"] = contestant.ask("memory")[1][0]
-            contestant.close()
-        package, bound = found[f"package, {when} a checkpoint"], found["bound, before a checkpoint"]
-        data = 60_000 * 64 * 64 / 2**20
-        must = bound["peak"] + data + package["average"]
-        return [package["peak"] / must - 1], {**found, "data": data, "must": must}
+        found = peaks(*options.settings, "data.image_size=64", "checkpoint.every_kimg=2", "train.device=cpu")
+        return [found[when] / found["must"] - 1], found
 
     return measure
 

@@ -102,11 +102,6 @@ class Distributed:
         return torch.float64 if self.precision == "fp64" else torch.float32
 
     @property
-    def mixed(self) -> bool:
-        """Networks run in less than the precision of their weights."""
-        return self.precision in ("bf16", "fp16")
-
-    @property
     def backend(self) -> str:
         return torch.distributed.get_backend() if self.world_size > 1 else "none"
 
@@ -157,20 +152,23 @@ class Distributed:
         if optimizer.scaler:
             optimizer.scaler.unscale_(optimizer.optimizer)
 
-    def eager(self, needed: bool = True) -> AbstractContextManager:
-        """Inside, if `needed`, nothing runs compiled: compiled networks can't be differentiated twice."""
-        return torch.compiler.set_stance("force_eager") if self._compile and needed else nullcontext()
-
     @contextmanager
-    def full_precision(self, model: nn.Module) -> Iterator[None]:
-        """Inside, forward passes of a prepared model run in fp32."""
-        module = self._accelerator.unwrap_model(model)
-        mixed = module.forward
-        module.forward = getattr(module, "_original_forward", mixed)
-        try:
+    def twice_differentiable(self, model: nn.Module, needed: bool = True) -> Iterator[None]:
+        """Inside, if `needed`, a prepared model runs so that penalties can be differentiated again, and are exact.
+
+        That is not compiled, which can be differentiated once, and in the precision of its weights.
+        """
+        if not needed:
             yield
+            return
+        module = self._accelerator.unwrap_model(model)
+        prepared = module.forward
+        module.forward = getattr(module, "_original_forward", prepared)
+        try:
+            with torch.compiler.set_stance("force_eager") if self._compile else nullcontext():
+                yield
         finally:
-            module.forward = mixed
+            module.forward = prepared
 
     # --- what processes do together -----------------------------------------------------------------------------------
 

@@ -173,9 +173,9 @@ class MixedPrecision(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     @contextmanager
-    def full(self, model: nn.Module) -> Iterator[None]:
-        """As `Distributed.full_precision`."""
-        self.paused = True
+    def twice_differentiable(self, model: nn.Module, needed: bool = True) -> Iterator[None]:
+        """As `Distributed.twice_differentiable`."""
+        self.paused = needed
         try:
             yield
         finally:
@@ -210,7 +210,7 @@ def count_iteration(config: Config, info: DataInfo, share: int) -> Iteration:
     dist.device = torch.device("meta")
     mixed = MixedPrecision() if config.train.precision in ("bf16", "fp16") else None
     if mixed:
-        dist.precision, dist.full_precision = "bf16", mixed.full  # type: ignore[method-assign]
+        dist.twice_differentiable = mixed.twice_differentiable  # type: ignore[method-assign]
     state = make_state(config, info, dist)
     class_probs = torch.full((info.num_classes,), 1 / info.num_classes) if config.model.conditional else None
     step = make_step(config, state, dist, RunningMeans(dist), class_probs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -184,7 +183,8 @@ class Alternation:
             x_real.requires_grad_(penalise and r1)
             x_fake.requires_grad_(penalise and r2)
             both: list[Judged] = [(x_real, y_real), (x_fake, y)]
-            with self.dist.micro_batch(self.D, last=part is micro_batches[-1][1]), self._for_penalties(twice):
+            last = part is micro_batches[-1][1]
+            with self.dist.micro_batch(self.D, last), self.dist.twice_differentiable(self.D, twice):
                 real, fake = self._logits(both, one_pass)
                 loss = self.loss.D(real, fake, *self.smoothing) * (0.5 if self.d_half else 1.0)
                 self.stats.add("loss_D", loss.mean())
@@ -252,17 +252,11 @@ class Alternation:
             drawn = torch.from_numpy(rng.uniform(self.seed, Purpose.INTERPOLATE, first, len(x_real), 1))
             u = rng.to_device(drawn.to(x_real.dtype), x_real.device)
             x = interpolate(x_real.detach(), x_fake.detach(), u).requires_grad_()
-            with self._for_penalties():
+            with self.dist.twice_differentiable(self.D):
                 penalty = lipschitz_penalty(self.D(x, y), x)
             self.stats.add("gradient_penalty", penalty.mean())
             total = total + self.penalties.gradient_penalty * penalty
         return total
-
-    @contextmanager
-    def _for_penalties(self, needed: bool = True) -> Iterator[None]:
-        """Inside, if `needed`, D runs as what is differentiated twice must: not compiled, in its weights' precision."""
-        with self.dist.eager(needed), self.dist.full_precision(self.D) if needed else nullcontext():
-            yield
 
     def _optimise(self, name: str, module: nn.Module, optimizer: Any) -> Tensor:
         """Step with the gradients that are there, and return their norm."""
