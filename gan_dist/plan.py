@@ -1,36 +1,25 @@
-"""What a run will cost on many GPUs: counted operations and bytes over a machine's rates, before anything is trained.
+"""What a run will cost on many GPUs: counted operations and bytes over a machine's rates.
 
-An iteration is run on the meta device, shapes without numbers, and each of its operations is counted. An operation
-takes as long as its arithmetic or its memory traffic, whichever is longer (the roofline model of Williams et al. 2009),
-and at least as long as it takes to start one.
+An operation takes as long as its arithmetic or its memory traffic, whichever is longer (the roofline model of Williams
+et al. 2009), and at least as long as it takes to start one.
 """
 
 from __future__ import annotations
 
 import math
 import time
-import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.flop_counter import flop_registry
 
 from gan_dist import fast
 from gan_dist.checks import check_game
+from gan_dist.count import Iteration, Operation, count_iteration
 from gan_dist.data import DataInfo
-from gan_dist.distributed import Distributed
 from gan_dist.errors import ConfigError
-from gan_dist.parts import make_state, make_step
 from gan_dist.schema import Config
-from gan_dist.stats import RunningMeans
 
 BUCKET = 25 * 2**20  # bytes of gradients that DistributedDataParallel sends at once
 
@@ -99,167 +88,6 @@ def measured_rates() -> Rates:
         1e9,
         100e-6,
     )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Counting
-
-
-@dataclass(frozen=True)
-class Operation:
-    """Floating-point operations, bytes read and written, and what it is part of; `half`: in bf16 or fp16."""
-
-    flops: int
-    nbytes: int
-    convolution: bool
-    half: bool
-    backward_of: str  # "D" or "G": of the loss that the gradients are sent for; "" else
-
-
-class Counter(TorchDispatchMode):
-    """Counts what is run inside, and how many bytes are alive at once at most."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations: list[Operation] = []
-        self.norms = 0  # passes through a batch normalization, forward and backward
-        self.backward_of = ""
-        self.live = self.peak = 0
-        self._seen: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        for tensor in outputs:
-            self._hold(tensor)
-        name = func._overloadpacket.__name__
-        self.norms += name.startswith(("native_batch_norm", "_native_batch_norm", "batch_norm_backward"))
-        count = flop_registry.get(func._overloadpacket)
-        flops = count(*args, **kwargs, out_val=out) if count else 0
-        if not func.is_view and any(tensor.is_meta for tensor in outputs):  # not what the host draws
-            nbytes = sum(tensor.nbytes for tensor in (*inputs, *outputs))
-            half = any(tensor.itemsize == 2 for tensor in outputs if tensor.is_floating_point())
-            self.operations.append(Operation(flops, nbytes, "convolution" in name, half, self.backward_of))
-        return out
-
-    def _hold(self, tensor: Tensor) -> None:
-        """Count a storage until it is gone."""
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._seen:
-            return
-        self._seen.add(key)
-        self.live += size
-        self.peak = max(self.peak, self.live)
-
-        def gone() -> None:
-            self._seen.discard(key)
-            self.live -= size
-
-        weakref.finalize(storage, gone)
-
-
-class MixedPrecision(TorchFunctionMode):
-    """Products and convolutions in half precision, as autocast does it, which does not know the meta device."""
-
-    PRODUCTS = (F.linear, F.conv2d, F.conv_transpose2d, torch.matmul, Tensor.matmul, Tensor.__matmul__)
-    paused = False
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in self.PRODUCTS and not self.paused:
-            args = tree_map(lambda x: x.bfloat16() if isinstance(x, Tensor) and x.is_floating_point() else x, args)
-        return func(*args, **(kwargs or {}))
-
-    @contextmanager
-    def twice_differentiable(self, model: nn.Module, needed: bool = True) -> Iterator[None]:
-        """As `Distributed.twice_differentiable`."""
-        self.paused = needed
-        try:
-            yield
-        finally:
-            self.paused = False
-
-
-@dataclass(frozen=True)
-class Iteration:
-    """What one process does and holds in an iteration.
-
-    Attributes:
-        steps: of "D" and "G" in an iteration.
-        gradients: bytes of each one's gradient, as it is sent.
-        persistent: bytes of weights, their average, moments and data set; `peak`: of all else at once.
-    """
-
-    operations: list[Operation]
-    steps: dict[str, int]
-    gradients: dict[str, int]
-    norms: int
-    persistent: int
-    peak: int
-
-
-def count_iteration(config: Config, info: DataInfo, share: int) -> Iteration:
-    """Count an iteration of a process with this share of the global batch; a network that grows in its last stage."""
-    settings = replace(config.train, batch_size=share, compile=False)
-    growth = replace(config.growth, stable_kimg=0.0, batch_sizes=[])
-    optim = replace(config.optim, **{side: _countable(getattr(config.optim, side)) for side in ("G", "D")})
-    config = replace(config, train=settings, growth=growth, optim=optim)
-    dist = Distributed("fp32", cpu=True)
-    dist.device = torch.device("meta")
-    mixed = MixedPrecision() if config.train.precision in ("bf16", "fp16") else None
-    if mixed:
-        dist.twice_differentiable = mixed.twice_differentiable  # type: ignore[method-assign]
-    state = make_state(config, info, dist)
-    class_probs = torch.full((info.num_classes,), 1 / info.num_classes) if config.model.conditional else None
-    step = make_step(config, state, dist, RunningMeans(dist), class_probs)
-    step.enter_stage()
-    counter, backward = Counter(), dist.backward
-    of = {id(step.opt_D): "D", id(step.opt_G): "G"}
-
-    def marked(loss: Tensor, optimizer: Any) -> None:
-        counter.backward_of = of[id(optimizer)]
-        backward(loss, optimizer)
-        counter.backward_of = ""
-
-    dist.backward = marked  # type: ignore[method-assign]
-    for optimizer in (step.opt_D, step.opt_G):
-        optimizer.step = lambda: None  # counted by hand: no fused kernel runs on shapes alone
-    images = torch.empty(share, *info.image_shape, dtype=torch.uint8, device="meta")
-    labels = torch.empty(share, dtype=torch.int64, device="meta")
-    with mixed or nullcontext(), counter:
-        step(iter([(images, labels)] * settings.n_critic))
-
-    weights = {name: _nbytes(getattr(state, name)) for name in ("G", "D")}
-    for name, n in (("G", 1), ("D", settings.n_critic)):
-        # Adam reads weight, gradient and two moments and writes all but the gradient; G's average takes three more.
-        passes = 7 * n + 3 * (name == "G")
-        counter.operations.append(Operation(0, passes * weights[name], False, False, ""))
-    data = math.prod(info.image_shape) * info.num_images
-    held = data if data <= config.data.memory_gib * 2**30 else 0
-    return Iteration(
-        counter.operations,
-        {"D": settings.n_critic, "G": 1},
-        {name: size // (2 if settings.compress_gradients else 1) for name, size in weights.items()},
-        counter.norms if settings.sync_batch_norm else 0,
-        4 * weights["G"] + 3 * weights["D"] + held,
-        counter.peak,
-    )
-
-
-def _countable(optimizer: Any) -> Any:
-    """With no fused kernel, which does not run on shapes alone."""
-    arguments = {name: value for name, value in optimizer.args.items() if name != "fused"}
-    return replace(optimizer, args={**arguments, "foreach": True})
-
-
-def _nbytes(module: nn.Module) -> int:
-    return sum(parameter.nbytes for parameter in module.parameters())
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Expecting
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from conftest import RECIPES, load_recipe
 
 from gan_dist.cli import main
 from gan_dist.config import load_config
+from gan_dist.count import Counter, Iteration, Operation, count_iteration
 from gan_dist.data import describe
-from gan_dist.plan import GPUS, Counter, Expected, Iteration, Operation, count_iteration, expect, pays_up_to
+from gan_dist.plan import GPUS, Expected, expect, pays_up_to
 
 MLP = ["model.conditional=false", "model.z_dim=8", "model.g_widths=[32]", "model.d_widths=[16]", "data.hflip=true"]
 
