@@ -22,13 +22,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import datasets, transforms
 
 from benchmarks.arena import peak_mib
-from gan_dist import fast, rng
+from gan_dist import rng
 from gan_dist.build import build
 from gan_dist.config import load_config
 from gan_dist.data import DataInfo, describe
 from gan_dist.data.loader import KeyedStream
 from gan_dist.data.sources import Images, load_dataset
 from gan_dist.distributed import Distributed
+from gan_dist.kernels.layout import adapt
 from gan_dist.losses import LOSSES
 from gan_dist.parts import make_discriminator, make_generator, make_optimizer
 from gan_dist.regularizers import squared_gradient_norms
@@ -260,7 +261,7 @@ class Bound(Simple):
         self.before = peak_mib()
         self.config, self.info = configured(config, settings)
         self.device = Distributed("fp32", on_cpu(self.config)).device  # memory is kept as the package does
-        self.G, self.D = map(fast.convert, networks(self.config, self.info, self.device))
+        self.G, self.D = (adapt(net, "fp32") for net in networks(self.config, self.info, self.device))
         self.opt_G = make_optimizer(self.config.optim.G, self.G)
         self.opt_D = make_optimizer(self.config.optim.D, self.D)
         self.loss = LOSSES[self.config.loss.name]
@@ -323,7 +324,7 @@ class Bound(Simple):
 @torch.no_grad()
 def matmul_rate(device: torch.device, size: int = 2048) -> float:
     """Floating-point operations per second of a product of two square matrices in fp32: the best of some."""
-    product = fast.convert(nn.Linear(size, size, bias=False, device=device))
+    product = adapt(nn.Linear(size, size, bias=False, device=device), "fp32")
     a = torch.randn(size, size, device=device)
     best = float("inf")
     for _ in range(8):

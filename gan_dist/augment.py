@@ -7,6 +7,7 @@ transformations (Zhao et al. 2020, "Differentiable augmentation for data-efficie
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,16 +28,35 @@ def color(x: Tensor, u: Tensor) -> Tensor:
 
 def translation(x: Tensor, u: Tensor) -> Tensor:
     """Images (N, C, H, W) moved by up to an eighth of their size down and right, by u (N, 2) in [0, 1); 0 comes in."""
-    rows, columns = (_moves(u[:, i], x.shape[2 + i], x.dtype)[:, None] for i in (0, 1))
-    return rows @ x @ columns.mT  # a product, as the derivative of indexing adds up in any order on a GPU
+    return _Move.apply(x, *(_pixels(u[:, i], x.shape[2 + i]) for i in (0, 1)))
 
 
-def _moves(u: Tensor, size: int, dtype: torch.dtype) -> Tensor:
-    """Matrices (N, size, size) that move a vector down by a whole number of pixels from -size/8 to size/8."""
+def _pixels(u: Tensor, size: int) -> Tensor:
+    """By how many pixels to move (N,): a whole number from -size/8 to size/8."""
     most = int(size / 8 + 0.5)
-    by = (u * (2 * most + 1)).floor() - most
-    place = torch.arange(size, device=u.device)
-    return (place[:, None] - place == by[:, None, None]).to(dtype)
+    return (u * (2 * most + 1)).floor().long() - most
+
+
+class _Move(torch.autograd.Function):
+    """x (N, C, H, W) moved by `down` and `right` (N,), whole numbers of pixels. Its gradient is moved back.
+
+    torch's own gradient of indexing adds up in any order on a GPU, which would change the last bits each time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, down: Tensor, right: Tensor) -> Tensor:
+        ctx.save_for_backward(down, right)
+        n, c, height, width = (torch.arange(size, device=x.device) for size in x.shape)
+        rows, columns = height - down[:, None], width - right[:, None]  # where each pixel comes from: (N, H), (N, W)
+        inside = [(0 <= place) & (place < size) for place, size in ((rows, x.shape[2]), (columns, x.shape[3]))]
+        rows, columns = rows.clamp(0, x.shape[2] - 1), columns.clamp(0, x.shape[3] - 1)
+        moved = x[n[:, None, None, None], c[:, None, None], rows[:, None, :, None], columns[:, None, None, :]]
+        return torch.where(inside[0][:, None, :, None] & inside[1][:, None, None, :], moved, torch.zeros_like(moved))
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+        down, right = ctx.saved_tensors
+        return _Move.apply(g, -down, -right), None, None
 
 
 def cutout(x: Tensor, u: Tensor) -> Tensor:

@@ -103,7 +103,8 @@ def _summary(config: Config, state: State, batch: int, dist: Distributed) -> lis
     width = 2 if config.train.compress_gradients else torch.finfo(dist.dtype).bits // 8
     sent = (trained["G"] + config.train.n_critic * trained["D"]) * width if dist.world_size > 1 else 0
     share, nodes = batch // dist.world_size, dist.world_size // dist.local_world_size
-    where = f"backend {dist.backend}, {dist.device.type}, {dist.precision}"
+    meaning = {"tf32": ", which is fp32 on a CPU"} if dist.device.type == "cpu" else {}
+    where = f"backend {dist.backend}, {dist.device.type}, precision {dist.precision}{meaning.get(dist.precision, '')}"
     return [
         f"{dist.world_size} process(es) on {nodes} node(s), {where}",
         f"global batch {batch}, {share} per process",
@@ -170,6 +171,7 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
         "num_classes": info.num_classes if config.model.conditional else 0,
         "num_images": info.num_images,
         "data_key": key,
+        "environment": dist.environment,
     }
     kept = config.checkpoint
     save = SaveCheckpoint(

@@ -183,6 +183,12 @@ def check_resume(checkpoint: Path, config: Config, info: DataInfo) -> None:
         raise ConfigError(f"{checkpoint} is of another run: {'; '.join(changes)}; start a new one in another run.dir")
 
 
+def changed_environment(checkpoint: Path, dist: Distributed) -> str:
+    """What a run's numbers depend on beside its config and is another now than when it was stopped; "" if nothing is."""
+    before, now = read_facts(checkpoint).get("environment", {}), dist.environment
+    return ", ".join(f"{key} was {before[key]} and is {now[key]}" for key in now if before.get(key, now[key]) != now[key])
+
+
 def check_content(checkpoint: Path, key: str) -> None:
     """Likewise once they are: with another content than that of this `gan_dist.data.sources.data_key`."""
     if read_facts(checkpoint).get("data_key", key) != key:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch.utils.flop_counter import flop_registry
 
 from gan_dist.data import DataInfo
 from gan_dist.distributed import Distributed
+from gan_dist.kernels import convolution
 from gan_dist.parts import make_state, make_step
 from gan_dist.schema import Config
 from gan_dist.stats import RunningMeans
@@ -58,8 +59,7 @@ class Counter(TorchDispatchMode):
             self._hold(tensor)
         name = func._overloadpacket.__name__
         self.norms += name.startswith(("native_batch_norm", "_native_batch_norm", "batch_norm_backward"))
-        count = flop_registry.get(func._overloadpacket)
-        flops = count(*args, **kwargs, out_val=out) if count else 0
+        flops = _flops(func, args, kwargs, out)
         if not func.is_view and any(tensor.is_meta for tensor in outputs):  # not what the host draws
             nbytes = sum(tensor.nbytes for tensor in (*inputs, *outputs))
             half = any(tensor.itemsize == 2 for tensor in outputs if tensor.is_floating_point())
@@ -83,6 +83,16 @@ class Counter(TorchDispatchMode):
         weakref.finalize(storage, gone)
 
 
+def _flops(func: Any, args: Any, kwargs: Any, out: Any) -> int:
+    """As torch's registry counts them, but for gradients of grouped convolutions, where it forgets the groups."""
+    if func._overloadpacket is torch.ops.aten.convolution_backward:
+        y, x, weight, _, _, _, _, transposed, _, _, wanted = args
+        places = (x if transposed else y).shape
+        return 2 * sum(wanted[:2]) * weight.numel() * places[0] * math.prod(places[2:])
+    count = flop_registry.get(func._overloadpacket)
+    return count(*args, **kwargs, out_val=out) if count else 0
+
+
 class MixedPrecision(TorchFunctionMode):
     """Products and convolutions in half precision, as autocast does it, which does not know the meta device."""
 
@@ -94,14 +104,23 @@ class MixedPrecision(TorchFunctionMode):
             args = tree_map(lambda x: x.bfloat16() if isinstance(x, Tensor) and x.is_floating_point() else x, args)
         return func(*args, **(kwargs or {}))
 
+
+def _twice_differentiable(mixed: MixedPrecision | None, precision: str) -> Callable[..., AbstractContextManager]:
+    """What `Distributed.twice_differentiable` does, for `MixedPrecision` instead of autocast."""
+
     @contextmanager
-    def twice_differentiable(self, model: nn.Module, needed: bool = True) -> Iterator[None]:
-        """As `Distributed.twice_differentiable`."""
-        self.paused = needed
-        try:
+    def context(_: nn.Module, needed: bool = True) -> Iterator[None]:
+        with ExitStack() as stack:
+            if needed:
+                stack.enter_context(convolution.twice_differentiable())
+            if needed and mixed:
+                mixed.paused = precision == "fp16"
+                stack.enter_context(mixed)  # again, so that it casts the arguments before the convolution gets them
             yield
-        finally:
-            self.paused = False
+        if mixed:
+            mixed.paused = False
+
+    return context
 
 
 @dataclass(frozen=True)
@@ -112,6 +131,7 @@ class Iteration:
         steps: of "D" and "G" in an iteration.
         gradients: bytes of each one's gradient, as it is sent.
         persistent: bytes of weights, their average, moments and data set; `peak`: of all else at once.
+        tf32: what is not in half precision is multiplied in TF32.
     """
 
     operations: list[Operation]
@@ -120,6 +140,7 @@ class Iteration:
     norms: int
     persistent: int
     peak: int
+    tf32: bool = False
 
 
 def count_iteration(config: Config, info: DataInfo, share: int) -> Iteration:
@@ -131,8 +152,7 @@ def count_iteration(config: Config, info: DataInfo, share: int) -> Iteration:
     dist = Distributed("fp32", cpu=True)
     dist.device = torch.device("meta")
     mixed = MixedPrecision() if config.train.precision in ("bf16", "fp16") else None
-    if mixed:
-        dist.twice_differentiable = mixed.twice_differentiable  # type: ignore[method-assign]
+    dist.twice_differentiable = _twice_differentiable(mixed, config.train.precision)  # type: ignore[method-assign]
     state = make_state(config, info, dist)
     class_probs = torch.full((info.num_classes,), 1 / info.num_classes) if config.model.conditional else None
     step = make_step(config, state, dist, RunningMeans(dist), class_probs)
@@ -167,6 +187,7 @@ def count_iteration(config: Config, info: DataInfo, share: int) -> Iteration:
         counter.norms if settings.sync_batch_norm else 0,
         4 * weights["G"] + 3 * weights["D"] + held,
         counter.peak,
+        config.train.precision == "tf32",
     )
 
 

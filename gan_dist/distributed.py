@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from gan_dist import fast, peers, sync_batch_norm
 from gan_dist.errors import ConfigError, UserError
+from gan_dist.kernels import convolution, switches
 from gan_dist.signals import StopSignals
 
 # Asked in each step of each optimizer, it looks through all folders that Python imports from: 0.3 ms.
@@ -30,7 +31,7 @@ T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=10)  # how long a collective waits for a process that is stopped but not dead
 STOP_LAG = 4  # iterations between asking the others to stop and stopping, so that nobody waits for the answer
-_PRECISION = {"fp64": "no", "fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+_PRECISION = {"fp64": "no", "fp32": "no", "tf32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 class Distributed:
@@ -41,10 +42,10 @@ class Distributed:
         rank, world_size: this process's number, and how many there are.
         local_world_size, first_local_rank: how many there are on this node, and the number of the first of them.
         is_main: True in the one process that writes files and talks to trackers; is_local_main: in one on each node.
-        precision: fp64, fp32, bf16 or fp16.
+        precision: fp64, fp32, tf32, bf16 or fp16.
 
     Args:
-        precision: "auto" is what the launcher was told, fp32 without one.
+        precision: see there; a run's is chosen by `gan_dist.precision.resolve`.
         cpu: don't use a GPU.
         compress: send gradients as bf16.
         compile: run prepared networks through torch.compile.
@@ -56,11 +57,7 @@ class Distributed:
     def __init__(
         self, precision: str = "fp32", cpu: bool = False, compress: bool = False, compile: bool = False
     ) -> None:
-        if precision == "auto":
-            launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-            precision = "fp32" if launched == "no" else launched
-        if precision not in _PRECISION:
-            raise ConfigError(f"train.precision={precision}: choose one of {', '.join(_PRECISION)}")
+        switches.reserve_workspace()
         cpu = cpu or not torch.cuda.is_available()
         if precision == "fp16" and cpu:
             raise ConfigError("train.precision=fp16 needs a GPU; bf16 and fp32 run everywhere")
@@ -104,6 +101,14 @@ class Distributed:
     @property
     def backend(self) -> str:
         return torch.distributed.get_backend() if self.world_size > 1 else "none"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the last bits of a run depend on beside its config: versions, the processor and the precision."""
+        gpu = self.device.type == "cuda"
+        processor = torch.cuda.get_device_name(self.device) if gpu else f"CPU, {torch.backends.cpu.get_cpu_capability()}"
+        cudnn = str(torch.backends.cudnn.version()) if gpu else "none"
+        return {"torch": torch.__version__, "cudnn": cudnn, "device": processor, "precision": self.precision}
 
     # --- what is trained ----------------------------------------------------------------------------------------------
 
@@ -154,19 +159,26 @@ class Distributed:
 
     @contextmanager
     def twice_differentiable(self, model: nn.Module, needed: bool = True) -> Iterator[None]:
-        """Inside, if `needed`, a prepared model runs so that penalties can be differentiated again, and are exact.
+        """A context in which a prepared model runs, if `needed`, so that its gradient can be differentiated again.
 
-        That is not compiled, which can be differentiated once, and in the precision of its weights.
+        Its convolutions are the ones whose second derivatives are fast. It is not compiled, as compiled code can be
+        differentiated once only. In fp16 it runs in fp32, as second derivatives leave the range of fp16.
         """
         if not needed:
             yield
             return
+        eager = torch.compiler.set_stance("force_eager") if self._compile else nullcontext()
+        fp32 = self._in_fp32(model) if self.precision == "fp16" else nullcontext()
+        with convolution.twice_differentiable(), eager, fp32:
+            yield
+
+    @contextmanager
+    def _in_fp32(self, model: nn.Module) -> Iterator[None]:
         module = self._accelerator.unwrap_model(model)
         prepared = module.forward
         module.forward = getattr(module, "_original_forward", prepared)
         try:
-            with torch.compiler.set_stance("force_eager") if self._compile else nullcontext():
-                yield
+            yield
         finally:
             module.forward = prepared
 

@@ -10,20 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gan_dist.kernels.gradients import wanted
+
 AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
 LARGE = 2**16  # weights of a linear layer from which the other kernel wins back what calling it costs
 
 
 def convert(module: nn.Module) -> nn.Module:
-    """Let an fp32 network on the CPU run its linear layers and its convolutions by oneDNN's fastest kernels.
-
-    Other networks stay as they are. Those with grouped convolutions keep their layout: they are slower in the other.
-    """
+    """Let an fp32 network on the CPU run its linear layers by oneDNN's fastest kernels; others stay as they are."""
     if not AVAILABLE or any(p.device.type != "cpu" or p.dtype != torch.float32 for p in module.parameters()):
         return module
-    if not any(isinstance(child, nn.Conv2d) and child.groups > 1 for child in module.modules()):
-        module.to(memory_format=torch.channels_last)
     for child in module.modules():
         if type(child) is nn.Linear and child.weight.numel() >= LARGE:
             child.__class__ = Linear
@@ -75,9 +72,9 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         a, b = ctx.saved_tensors
         return (
-            _Product.apply(gradient, b.t(), None) if ctx.needs_input_grad[0] else None,
-            _Product.apply(gradient.t(), a.t(), None) if ctx.needs_input_grad[1] else None,
-            gradient.sum(0) if ctx.needs_input_grad[2] else None,
+            _Product.apply(gradient, b.t(), None) if wanted(ctx, 0) else None,
+            _Product.apply(gradient.t(), a.t(), None) if wanted(ctx, 1) else None,
+            gradient.sum(0) if wanted(ctx, 2) else None,
         )
 
 

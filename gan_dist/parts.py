@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gan_dist import fast, models
+from gan_dist import models
 from gan_dist.augment import Augment
 from gan_dist.config import choose
 from gan_dist.data import DataInfo
 from gan_dist.data.loader import Preprocess
 from gan_dist.distributed import Distributed
+from gan_dist.kernels.layout import adapt
 from gan_dist.losses import LOSSES
 from gan_dist.rng import Purpose, torch_seed
 from gan_dist.schedules import course, optimizer_schedule, stages
@@ -62,7 +63,7 @@ def make_state(config: Config, info: DataInfo, dist: Distributed) -> State:
         G = make_generator(model, info.image_shape, num_classes)
     with torch_seed(seed, Purpose.INIT_D):
         D = make_discriminator(model, info.image_shape, num_classes)
-    G, D = (fast.convert(module.to(dist.device, dist.dtype)) for module in (G, D))
+    G, D = (adapt(module.to(dist.device, dist.dtype), dist.precision) for module in (G, D))
     G_ema = copy.deepcopy(G).eval().requires_grad_(False)
     if config.train.sync_batch_norm:
         G, D = dist.sync_batch_norm(G), dist.sync_batch_norm(D)

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gan_dist import fast
 from gan_dist.checks import check_game
 from gan_dist.count import Iteration, Operation, count_iteration
 from gan_dist.data import DataInfo
 from gan_dist.errors import ConfigError
+from gan_dist.kernels.layout import adapt
+from gan_dist.kernels.switches import ieee_fp32, numerics
 from gan_dist.schema import Config
 
 BUCKET = 25 * 2**20  # bytes of gradients that DistributedDataParallel sends at once
@@ -29,8 +30,8 @@ class Rates:
     """What a processor does in a second.
 
     Attributes:
-        matmul, convolution, half: floating-point operations per second of products and of convolutions in fp32 (on a
-            GPU in TF32, as torch has them by default), and of both in bf16 or fp16.
+        matmul, convolution: floating-point operations per second of products and of convolutions in fp32.
+        tf32, half: of both in TF32, and in bf16 or fp16.
         traffic: bytes per second from and to memory.
         memory: bytes of it.
         start: seconds to start an operation.
@@ -40,6 +41,7 @@ class Rates:
 
     matmul: float
     convolution: float
+    tf32: float
     half: float
     traffic: float
     memory: float
@@ -50,13 +52,14 @@ class Rates:
 
 # Makers' figures for dense operations, none of them measured here; links of 400 and 200 Gbit/s a GPU between nodes.
 GPUS = {
-    "h200": Rates(67e12, 495e12, 989e12, 4.8e12, 141e9, 5e-6, 50e9, 10e-6),
-    "h100": Rates(67e12, 495e12, 989e12, 3.35e12, 80e9, 5e-6, 50e9, 10e-6),
-    "a100": Rates(19.5e12, 156e12, 312e12, 2.0e12, 80e9, 5e-6, 25e9, 10e-6),
-    "v100": Rates(15.7e12, 15.7e12, 125e12, 0.9e12, 32e9, 5e-6, 12.5e9, 10e-6),
+    "h200": Rates(67e12, 67e12, 495e12, 989e12, 4.8e12, 141e9, 5e-6, 50e9, 10e-6),
+    "h100": Rates(67e12, 67e12, 495e12, 989e12, 3.35e12, 80e9, 5e-6, 50e9, 10e-6),
+    "a100": Rates(19.5e12, 19.5e12, 156e12, 312e12, 2.0e12, 80e9, 5e-6, 25e9, 10e-6),
+    "v100": Rates(15.7e12, 15.7e12, 15.7e12, 125e12, 0.9e12, 32e9, 5e-6, 12.5e9, 10e-6),
 }
 
 
+@ieee_fp32()
 def measured_rates() -> Rates:
     """This machine's, measured in some seconds; between processes, supposed: 1 GB/s and 0.1 ms."""
     on_gpu = torch.cuda.is_available()
@@ -75,12 +78,15 @@ def measured_rates() -> Rates:
     # Not zeros, whose pages may not be there yet.
     large, copy = (torch.ones(2**28 if on_gpu else 2**24, device=device) for _ in range(2))
     x, half = torch.randn(64, c, side, side, device=device), a.bfloat16()
-    product = fast.convert(nn.Linear(n, n, bias=False, device=device).requires_grad_(False))
-    conv = fast.convert(nn.Conv2d(c, c, 3, padding=1, bias=False, device=device).requires_grad_(False))
+    product = adapt(nn.Linear(n, n, bias=False, device=device).requires_grad_(False), "fp32")
+    conv = adapt(nn.Conv2d(c, c, 3, padding=1, bias=False, device=device).requires_grad_(False), "fp32")
+    with numerics("tf32", exact=True):
+        tf32 = 2 * n**3 / seconds(lambda: product(a))
     memory = torch.cuda.get_device_properties(device).total_memory if on_gpu else math.inf
     return Rates(
         2 * n**3 / seconds(lambda: product(a)),
         2 * x.numel() * c * 9 / seconds(lambda: conv(x)),
+        tf32,
         2 * n**3 / seconds(lambda: half @ half),
         2 * large.nbytes / seconds(lambda: copy.copy_(large)),
         memory,
@@ -114,7 +120,8 @@ def expect(iteration: Iteration, gpus: int, share: int, rates: Rates) -> Expecte
     """From counts to seconds."""
 
     def seconds(operation: Operation) -> float:
-        arithmetic = rates.half if operation.half else rates.convolution if operation.convolution else rates.matmul
+        fp32 = rates.convolution if operation.convolution else rates.matmul
+        arithmetic = rates.half if operation.half else rates.tf32 if iteration.tf32 else fp32
         return max(rates.start, operation.flops / arithmetic, operation.nbytes / rates.traffic)
 
     compute = sum(map(seconds, iteration.operations))

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from gan_dist.kernels.gradients import not_of_parameters
+
 
 def squared_gradient_norms(logits: Tensor, *xs: Tensor) -> list[Tensor]:
     """|grad_x D(x)|^2 of each sample of each x, to be differentiated again: (N,) each.
@@ -19,7 +21,8 @@ def squared_gradient_norms(logits: Tensor, *xs: Tensor) -> list[Tensor]:
         logits: D of all of them, (N,) or more, with the xs in its graph: one backward pass serves them all.
         xs: (N, …), require grad.
     """
-    gradients = torch.autograd.grad(logits.sum(), xs, create_graph=True)
+    with not_of_parameters():
+        gradients = torch.autograd.grad(logits.sum(), xs, create_graph=True)
     return [gradient.square().flatten(1).sum(1) for gradient in gradients]
 
 

@@ -92,9 +92,13 @@ class Train:
     seed: int = 0  # every random draw of the run follows from it
     n_critic: int = 1  # D steps per G step
     augment: list[str] = field(default_factory=list)  # of all that D sees, for small data: color, translation, cutout
-    precision: Literal["auto", "fp64", "fp32", "bf16", "fp16"] = (
-        "auto"  # of the networks; auto: the launcher's, or fp32
+    precision: Literal["auto", "fp64", "fp32", "tf32", "bf16", "fp16"] = (
+        "auto"  # of the networks' layers; auto: gpu_precision on a GPU, fp32 on a CPU; what was taken is recorded
     )
+    gpu_precision: Literal["fp32", "tf32", "bf16", "fp16"] = (
+        "tf32"  # what auto means on a GPU; tf32: fp32 numbers, rounded to 11 bits where they are multiplied
+    )
+    exact: bool = True  # on a GPU the same bits in each repetition; false: faster where cuDNN has other algorithms
     compile: bool = False  # run the networks through torch.compile, which takes a C++ compiler; penalties stay without
     sync_batch_norm: bool = True  # batch normalization over the batches of all processes, as one process would
     compress_gradients: bool = False  # send gradients between processes as bf16

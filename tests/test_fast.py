@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gan_dist import fast
+from gan_dist.kernels.layout import adapt
 from gan_dist.models import architecture
 
 
@@ -56,21 +57,16 @@ def test_a_network_computes_what_it_computed(name: str, part: str) -> None:
     module, shape, (g_widths, d_widths) = architecture(name), (1, 28, 28), WIDTHS[name]
     made = {"Generator": (shape, 3, 16, g_widths), "Discriminator": (shape, 3, d_widths)}[part]
     plain = getattr(module, part)(*made)
-    quick = fast.convert(copy.deepcopy(plain))
+    quick = adapt(copy.deepcopy(plain), "fp32")
     assert list(quick.state_dict()) == list(plain.state_dict())
     x = torch.randn(8, 16) if part == "Generator" else torch.randn(8, *shape)
     _assert_as_exact(quick, plain, x, torch.arange(8) % 3)
 
 
-def test_grouped_convolutions_stay_as_they_are() -> None:
-    network = nn.Sequential(nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 8, 3))
-    assert all(p.is_contiguous() for p in fast.convert(network).parameters())
-
-
 def test_first_layer_of_a_larger_image_is_a_transposed_convolution() -> None:
     torch.manual_seed(0)
     plain = nn.ConvTranspose2d(5, 4, 3, stride=2, bias=False)
-    quick = fast.convert(copy.deepcopy(plain))
+    quick = adapt(copy.deepcopy(plain), "fp32")
     assert type(quick) is fast.FirstLayer
     for size in (1, 2):
         x = torch.randn(2, 5, size, size)
@@ -79,7 +75,7 @@ def test_first_layer_of_a_larger_image_is_a_transposed_convolution() -> None:
 
 def test_other_precisions_stay_as_they_are() -> None:
     network = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Linear(300, 300)).double()
-    fast.convert(network)
+    adapt(network, "fp64")
     assert type(network[1]) is nn.Linear
     assert network[0].weight.is_contiguous()
 

@@ -144,7 +144,7 @@ def test_r3gan_block_is_the_equation() -> None:
     def activation(h: Tensor) -> Tensor:
         return torch.where(h > 0, h, 0.2 * h)
 
-    h = activation(torch.einsum("oi,nihw->nohw", block.conv1.weight[:, :, 0, 0], x) + block.bias1)
+    h = activation(torch.einsum("oi,nihw->nohw", block.conv1.weight[:, :, 0, 0], x) + block.conv1.bias[:, None, None])
     padded = torch.zeros(2, 8, 7, 7, dtype=torch.float64)
     padded[:, :, 1:6, 1:6] = h
     g = torch.zeros(2, 8, 5, 5, dtype=torch.float64)
@@ -154,7 +154,7 @@ def test_r3gan_block_is_the_equation() -> None:
             for j in range(5):
                 window = padded[:, group, i : i + 3, j : j + 3]
                 g[:, channel, i, j] = (window * block.conv2.weight[channel]).sum((1, 2, 3))
-    expected = x + torch.einsum("oi,nihw->nohw", block.conv3.weight[:, :, 0, 0], activation(g + block.bias2))
+    expected = x + torch.einsum("oi,nihw->nohw", block.conv3.weight[:, :, 0, 0], activation(g + block.conv2.bias[:, None, None]))
     torch.testing.assert_close(block(x), expected)
 
 

@@ -43,6 +43,7 @@ def evaluate(arguments: list[str]) -> int:
         check(config)
     from gan_dist.build import evaluate_checkpoints
     from gan_dist.distributed import Distributed
+    from gan_dist.kernels.switches import numerics
 
     dist = Distributed("fp32", cpu=config.train.device == "cpu")
     try:
@@ -50,9 +51,10 @@ def evaluate(arguments: list[str]) -> int:
         if every:
             checkpoints = dist.from_main(lambda: list_checkpoints(options.run))
             known = dist.from_main(lambda: read_metrics(options.run / FILE))
-        for result in evaluate_checkpoints(checkpoints, config, dist, known):
-            if dist.is_main:
-                _store(options.run / FILE, result)
+        with numerics("fp32", exact=True):
+            for result in evaluate_checkpoints(checkpoints, config, dist, known):
+                if dist.is_main:
+                    _store(options.run / FILE, result)
         dist.end()
     except Exception as error:
         raise dist.failure(error) from error

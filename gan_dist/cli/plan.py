@@ -48,11 +48,13 @@ def plan(arguments: list[str]) -> int:
     from gan_dist.cli.train import read_config
     from gan_dist.config import choose
     from gan_dist.data import describe
+    from gan_dist.precision import resolve
 
     config = read_config(settings)
     if options.gpu and options.gpu not in planning.GPUS:
         raise ConfigError(f"--gpu {options.gpu}: {choose(options.gpu, list(planning.GPUS))}")
     info = describe(config.data)
+    config.train.precision = resolve(config.train, on_gpu=bool(options.gpu) or torch.cuda.is_available())
     rates = planning.GPUS[options.gpu] if options.gpu else planning.measured_rates()
     if options.bandwidth:
         rates = replace(rates, bandwidth=options.bandwidth * 1e9)
@@ -61,10 +63,12 @@ def plan(arguments: list[str]) -> int:
     here = f"this machine's, measured{threads}"
     print(
         f"rates: {options.gpu or here}: {rates.convolution / 1e12:.4g} TFLOP/s in convolutions, "
-        f"{rates.matmul / 1e12:.4g} in products, {rates.half / 1e12:.4g} in half precision, memory "
+        f"{rates.matmul / 1e12:.4g} in products, {rates.tf32 / 1e12:.4g} in TF32, {rates.half / 1e12:.4g} in half "
+        f"precision, memory "
         f"{rates.traffic / 1e9:.4g} GB/s, between processes {rates.bandwidth / 1e9:.4g} GB/s"
         f"{'' if options.gpu or options.bandwidth else ' (supposed)'}"
     )
+    print(f"precision: {config.train.precision}")
     print("  GPUs images each    s/kimg    hours  memory each  waiting efficiency")
     alone = planning.plan(config, info, 1, rates).seconds_per_kimg(images)
     for number in numbers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from tqdm import tqdm
 from gan_dist.config import as_yaml, for_file, load_config
 from gan_dist.data import describe
 from gan_dist.errors import ConfigError, UserError
+from gan_dist.precision import resolve
 from gan_dist.schema import Config, settings_help
 from gan_dist.signals import StopSignals
 
@@ -51,13 +53,18 @@ def train(arguments: list[str]) -> int:
 
 
 def _train(config: Config, signals: StopSignals, started: float) -> int:
-    from gan_dist.distributed import Distributed  # torch, and with it some seconds: after what can be refused without
+    import torch  # it takes some seconds: after what can be refused without
+
+    from gan_dist.distributed import Distributed
+    from gan_dist.kernels.switches import numerics
 
     settings = config.train
-    cpu, compress = settings.device == "cpu", settings.compress_gradients
-    dist = Distributed(settings.precision, cpu, compress, settings.compile)
+    cpu = settings.device == "cpu" or not torch.cuda.is_available()
+    settings.precision = resolve(replace(settings, precision=_saved_precision(config)), on_gpu=not cpu)
+    dist = Distributed(settings.precision, cpu, settings.compress_gradients, settings.compile)
     try:
-        finished, run_dir, nimg = _run(config, dist, signals)
+        with numerics(settings.precision, settings.exact):
+            finished, run_dir, nimg = _run(config, dist, signals)
         if dist.is_main:
             launcher = "python" if dist.world_size == 1 else "accelerate launch --multi_gpu"
             _report(run_dir, nimg, time.perf_counter() - started, finished, launcher)
@@ -67,11 +74,19 @@ def _train(config: Config, signals: StopSignals, started: float) -> int:
     return FINISHED if finished else STOPPED
 
 
+def _saved_precision(config: Config) -> str:
+    """`train.precision`; where that is "auto", a run that goes on keeps what it has taken on the machine before."""
+    saved = Path(config.run.dir) / "config.yaml"
+    if config.train.precision != "auto" or config.resume == "never" or not saved.exists():
+        return config.train.precision
+    return load_config(saved).train.precision
+
+
 def _run(config: Config, dist: Distributed, signals: StopSignals) -> tuple[bool, Path, int]:
     """Everything between starting the processes and the last words: (finished, run directory, images seen)."""
     from gan_dist.build import build
     from gan_dist.checkpoint import clean_up, find_checkpoint, set_aside
-    from gan_dist.checks import check_parts, check_resume
+    from gan_dist.checks import changed_environment, check_parts, check_resume
     from gan_dist.lock import lock_run
 
     info = dist.from_main(lambda: describe(config.data))
@@ -103,6 +118,8 @@ def _run(config: Config, dist: Distributed, signals: StopSignals) -> tuple[bool,
         log.info(line)
     if checkpoint:
         log.info("going on from %s", checkpoint)
+        if changed := changed_environment(checkpoint, dist):
+            log.warning("%s: the same bits as in one go are not promised", changed)
     try:
         finished = run.trainer.run(signals)
     except Exception:

@@ -13,6 +13,7 @@ from gan_dist import rng
 from gan_dist.data.loader import to_uint8
 from gan_dist.data.sources import Images
 from gan_dist.distributed import Distributed
+from gan_dist.kernels.switches import ieee_fp32
 from gan_dist.metrics.extractors import Extractor
 from gan_dist.rng import Purpose
 
@@ -90,6 +91,7 @@ class Evaluator:
         return {f"{k}_{self.extractor.name}": v for k, v in scores(self.real, fake, logits, self.seed).items()}
 
     @torch.no_grad()
+    @ieee_fp32()
     def _extract(self, count: int, images: Callable[[int, int], Tensor]) -> tuple[Tensor, Tensor]:
         """Features and logits of `count` images, on the CPU; `images(first, n)` gives them as uint8 (n, C, H, W)."""
         batches = range(0, count, self.batch_size)

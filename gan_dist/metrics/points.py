@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from gan_dist import rng
 from gan_dist.data.points import STD, modes
 from gan_dist.distributed import Distributed
+from gan_dist.kernels.switches import ieee_fp32
 from gan_dist.rng import Purpose
 
 
@@ -25,6 +26,7 @@ def coverage(points: Tensor, centres: Tensor, std: float) -> tuple[int, float]:
 
 
 @torch.no_grad()
+@ieee_fp32()
 def sample_points(G: nn.Module, count: int, seed: int, class_probs: Tensor | None, dist: Distributed) -> Tensor:
     """Points (count, 2) of a generator in eval mode, on the CPU; each process makes its share."""
     share = dist.share(count)

@@ -12,6 +12,7 @@ from gan_dist.data.loader import to_uint8
 from gan_dist.data.sources import ImageTensor
 from gan_dist.data.stacked import join_classes
 from gan_dist.distributed import Distributed
+from gan_dist.kernels.switches import ieee_fp32
 from gan_dist.metrics.extractors import Extractor
 from gan_dist.rng import Purpose
 
@@ -60,6 +61,7 @@ class StackedEvaluator:
         return {"num_generated": self.num_images, "num_modes": int((self.p_data > 0).sum()), "seed": self.seed}
 
     @torch.no_grad()
+    @ieee_fp32()
     def __call__(self, G: nn.Module) -> dict[str, float]:
         z_dim: int = G.z_dim  # type: ignore[assignment]
         starts = range(0, self.num_images, self.batch_size)

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
+from gan_dist.kernels.lookup import lookup
+from gan_dist.kernels.switches import full_precision
+
 
 def join_label(x: Tensor, y: Tensor | None, num_classes: int) -> Tensor:
     """Append the class as a one-hot code to each vector, or as one-hot channels to each image.
@@ -68,11 +71,15 @@ class _SpectralNorm(parametrizations._SpectralNorm):
     """In full precision, whatever precision the network runs in."""
 
     def forward(self, weight: Tensor) -> Tensor:
-        device = weight.device.type
-        if not torch.amp.is_autocast_available(device):  # the meta device
+        with full_precision(weight.device):
             return super().forward(weight)
-        with torch.autocast(device, enabled=False):
-            return super().forward(weight)
+
+
+class Embedding(nn.Embedding):
+    """y (N,) -> (N, embedding_dim), whose gradient has the same bits each time, for any N."""
+
+    def forward(self, y: Tensor) -> Tensor:
+        return lookup(self.weight, y)
 
 
 class MinibatchStd(nn.Module):
@@ -88,5 +95,5 @@ class MinibatchStd(nn.Module):
         wide = x if x.dtype == torch.float64 else x.float()
         groups = wide.unflatten(0, (-1, min(self.group_size, len(x))))
         deviation = (groups.var(1, correction=0) + 1e-8).sqrt().mean((1, 2, 3))
-        joined = deviation.repeat_interleave(groups.shape[1])[:, None, None, None].expand(-1, 1, *x.shape[2:])
+        joined = deviation[:, None].expand(-1, groups.shape[1]).reshape(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])
         return torch.cat([x, joined.to(x.dtype)], dim=1)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gan_dist.models._layers import map_sizes, needed
+from gan_dist.kernels.resampling import double, halve
+from gan_dist.models._layers import Embedding, map_sizes, needed
 
 SLOPE = 0.2
 EXPANSION = 2  # of a block's channels between its outer convolutions
@@ -43,9 +44,13 @@ def _normal(weight: Tensor, gain: float = 1.0) -> None:
     nn.init.normal_(weight, 0.0, gain / math.sqrt(weight[0].numel()))
 
 
-def _conv(inputs: int, outputs: int, size: int = 1, groups: int = 1, gain: float = 1.0) -> nn.Conv2d:
+def _conv(
+    inputs: int, outputs: int, size: int = 1, groups: int = 1, gain: float = 1.0, bias: bool = False
+) -> nn.Conv2d:
     conv = nn.Conv2d(inputs, outputs, size, padding=size // 2, groups=groups, bias=False)
     _normal(conv.weight, gain)
+    if bias:
+        conv.bias = nn.Parameter(torch.zeros(outputs))
     return conv
 
 
@@ -62,33 +67,14 @@ class Block(nn.Module):
         if inner % group_size:
             raise ValueError(f"has blocks of {inner} channels inside, which don't divide by group_size={group_size}")
         gain = math.sqrt(2 / (1 + SLOPE**2)) * num_blocks**-0.25
-        self.conv1 = _conv(channels, inner, gain=gain)
-        self.conv2 = _conv(inner, inner, 3, inner // group_size, gain)
+        self.conv1 = _conv(channels, inner, gain=gain, bias=True)
+        self.conv2 = _conv(inner, inner, 3, inner // group_size, gain, bias=True)
         self.conv3 = _conv(inner, channels, gain=0.0)
-        self.bias1 = nn.Parameter(torch.zeros(inner, 1, 1))
-        self.bias2 = nn.Parameter(torch.zeros(inner, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        h = F.leaky_relu(self.conv1(x) + self.bias1, SLOPE)
-        h = F.leaky_relu(self.conv2(h) + self.bias2, SLOPE)
+        h = F.leaky_relu(self.conv1(x), SLOPE, inplace=True)
+        h = F.leaky_relu(self.conv2(h), SLOPE, inplace=True)
         return x + self.conv3(h)
-
-
-def _filter(x: Tensor, total: float) -> Tensor:
-    """[1, 3, 3, 1] in both directions, with this sum, for each channel: (C, 1, 4, 4)."""
-    # Made on the device: a copy from the host would make it wait.
-    row = 4 - 2 * (torch.arange(4, dtype=x.dtype, device=x.device) - 1.5).abs()
-    return (row[:, None] * row * (total / 64)).expand(x.shape[1], 1, 4, 4)
-
-
-def double(x: Tensor) -> Tensor:
-    """Maps (N, C, H, W) -> (N, C, 2H, 2W), interpolated."""
-    return F.conv_transpose2d(x, _filter(x, 4.0), stride=2, padding=1, groups=x.shape[1])
-
-
-def halve(x: Tensor) -> Tensor:
-    """Maps (N, C, 2H, 2W) -> (N, C, H, W), filtered first."""
-    return F.conv2d(x, _filter(x, 1.0), stride=2, padding=1, groups=x.shape[1])
 
 
 class _Stages(nn.Module):
@@ -132,13 +118,14 @@ class Generator(nn.Module):
         self.main = _Stages(widths, blocks, group_size)
         self.last = _conv(widths[-1], image_shape[0])
         if num_classes:
-            self.embedding = nn.Embedding(num_classes, z_dim)
+            self.embedding = Embedding(num_classes, z_dim)
             nn.init.normal_(self.embedding.weight, 0.0, num_classes**-0.5)
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         if self.num_classes:
             z = torch.cat([z, self.embedding(needed(y, self.num_classes))], dim=1)
-        x = self.main.stages[0](self.basis * self.first(z)[:, :, None, None])
+        scale = self.first(z)[:, :, None, None]
+        x = self.main.stages[0](self.basis.to(scale.dtype) * scale)
         for between, stage in zip(self.main.between, self.main.stages[1:]):
             x = stage(double(between(x)))
         return self.last(x)
@@ -167,19 +154,18 @@ class Discriminator(nn.Module):
         features = max(widths) if num_classes else 1
         self.first = _conv(image_shape[0], widths[0])
         self.main = _Stages(widths, blocks, group_size)
-        self.basis = nn.Conv2d(widths[-1], widths[-1], sizes[0], groups=widths[-1], bias=False)
-        _normal(self.basis.weight)
+        self.basis = nn.Parameter(torch.randn(widths[-1], sizes[0], sizes[0]) / sizes[0])
         self.last = nn.Linear(widths[-1], features, bias=False)
         _normal(self.last.weight)
         if num_classes:
-            self.embedding = nn.Embedding(num_classes, features)
+            self.embedding = Embedding(num_classes, features)
             nn.init.normal_(self.embedding.weight, 0.0, (features * num_classes) ** -0.5)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         x = self.main.stages[0](self.first(x))
         for between, stage in zip(self.main.between, self.main.stages[1:]):
             x = stage(between(halve(x)))
-        features = self.last(self.basis(x).flatten(1))
+        features = self.last((x * self.basis).sum((2, 3)))
         if not self.num_classes:
             return features.squeeze(1)
         return (features * self.embedding(needed(y, self.num_classes))).sum(1)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gan_dist.models._layers import map_sizes, needed, spectral_norm
+from gan_dist.models._layers import Embedding, map_sizes, needed, spectral_norm
 
 # Channels by the number of doublings: of G's maps, from the first on, and of D's blocks.
 _G_WIDTHS = {
@@ -61,14 +61,15 @@ class _Normalise(nn.Module):
         super().__init__()
         self.norm = nn.BatchNorm2d(channels, affine=not num_classes)
         if num_classes:
-            self.scale = nn.Embedding(num_classes, channels, _weight=torch.ones(num_classes, channels))
-            self.shift = nn.Embedding(num_classes, channels, _weight=torch.zeros(num_classes, channels))
+            self.scale = Embedding(num_classes, channels, _weight=torch.ones(num_classes, channels))
+            self.shift = Embedding(num_classes, channels, _weight=torch.zeros(num_classes, channels))
 
     def forward(self, x: Tensor, y: Tensor | None) -> Tensor:
         x = self.norm(x)
         if self.norm.affine:
             return x
-        return x * self.scale(y)[:, :, None, None] + self.shift(y)[:, :, None, None]
+        scale, shift = (embedding(y)[:, :, None, None].to(x.dtype) for embedding in (self.scale, self.shift))
+        return x * scale + shift
 
 
 class _Up(nn.Module):
@@ -212,7 +213,7 @@ class Discriminator(nn.Module):
         if self.attention_after is not None:
             self.attention = Attention(widths[self.attention_after])
         if num_classes:
-            self.embedding = nn.Embedding(num_classes, widths[-1])
+            self.embedding = Embedding(num_classes, widths[-1])
             nn.init.xavier_uniform_(self.embedding.weight)
         for module in [*self.modules()]:
             if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
