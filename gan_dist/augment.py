@@ -48,7 +48,7 @@ class _Move(torch.autograd.Function):
         ctx.save_for_backward(down, right)
         n, c, height, width = (torch.arange(size, device=x.device) for size in x.shape)
         rows, columns = height - down[:, None], width - right[:, None]  # where each pixel comes from: (N, H), (N, W)
-        inside = [(0 <= place) & (place < size) for place, size in ((rows, x.shape[2]), (columns, x.shape[3]))]
+        inside = [(place >= 0) & (place < size) for place, size in ((rows, x.shape[2]), (columns, x.shape[3]))]
         rows, columns = rows.clamp(0, x.shape[2] - 1), columns.clamp(0, x.shape[3] - 1)
         moved = x[n[:, None, None, None], c[:, None, None], rows[:, None, :, None], columns[:, None, None, :]]
         return torch.where(inside[0][:, None, :, None] & inside[1][:, None, None, :], moved, torch.zeros_like(moved))

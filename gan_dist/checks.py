@@ -184,9 +184,10 @@ def check_resume(checkpoint: Path, config: Config, info: DataInfo) -> None:
 
 
 def changed_environment(checkpoint: Path, dist: Distributed) -> str:
-    """What a run's numbers depend on beside its config and is another now than when it was stopped; "" if nothing is."""
-    before, now = read_facts(checkpoint).get("environment", {}), dist.environment
-    return ", ".join(f"{key} was {before[key]} and is {now[key]}" for key in now if before.get(key, now[key]) != now[key])
+    """What a run's last bits depend on and is different now from when the checkpoint was written; "" if nothing is."""
+    now = dist.environment
+    before = {**now, **read_facts(checkpoint).get("environment", {})}
+    return ", ".join(f"{key} was {before[key]} and is {now[key]}" for key in now if before[key] != now[key])
 
 
 def check_content(checkpoint: Path, key: str) -> None:

@@ -152,7 +152,7 @@ def count_iteration(config: Config, info: DataInfo, share: int) -> Iteration:
     dist = Distributed("fp32", cpu=True)
     dist.device = torch.device("meta")
     mixed = MixedPrecision() if config.train.precision in ("bf16", "fp16") else None
-    dist.twice_differentiable = _twice_differentiable(mixed, config.train.precision)  # type: ignore[method-assign]
+    dist.twice_differentiable = _twice_differentiable(mixed, config.train.precision)  # type: ignore
     state = make_state(config, info, dist)
     class_probs = torch.full((info.num_classes,), 1 / info.num_classes) if config.model.conditional else None
     step = make_step(config, state, dist, RunningMeans(dist), class_probs)

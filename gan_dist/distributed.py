@@ -19,9 +19,10 @@ from accelerate.utils import DDPCommunicationHookType, broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from gan_dist import fast, peers, sync_batch_norm
+from gan_dist import peers, sync_batch_norm
 from gan_dist.errors import ConfigError, UserError
 from gan_dist.kernels import convolution, switches
+from gan_dist.kernels.cpu import keep_freed_memory
 from gan_dist.signals import StopSignals
 
 # Asked in each step of each optimizer, it looks through all folders that Python imports from: 0.3 ms.
@@ -91,7 +92,7 @@ class Distributed:
         if self.world_size > 1:
             self._peers = peers.meet(self.rank, self.world_size)
         if self.device.type == "cpu":
-            fast.keep_freed_memory()
+            keep_freed_memory()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -106,7 +107,9 @@ class Distributed:
     def environment(self) -> dict[str, str]:
         """What the last bits of a run depend on beside its config: versions, the processor and the precision."""
         gpu = self.device.type == "cuda"
-        processor = torch.cuda.get_device_name(self.device) if gpu else f"CPU, {torch.backends.cpu.get_cpu_capability()}"
+        processor = (
+            torch.cuda.get_device_name(self.device) if gpu else f"CPU, {torch.backends.cpu.get_cpu_capability()}"
+        )
         cudnn = str(torch.backends.cudnn.version()) if gpu else "none"
         return {"torch": torch.__version__, "cudnn": cudnn, "device": processor, "precision": self.precision}
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 
 from gan_dist.errors import ConfigError
-from gan_dist.schema import Train
+from gan_dist.schema import Precision, Train
 
 
-def resolve(train: Train, on_gpu: bool) -> str:
+def resolve(train: Train, on_gpu: bool) -> Precision:
     """fp64, fp32, tf32, bf16 or fp16: `train.precision`, where "auto" is `train.gpu_precision` on a GPU, else fp32.
 
     Accelerate's launcher always hands down a precision, and "no" where nobody chose one. That is no choice.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from gan_dist.kernels.gradients import not_of_parameters
+from gan_dist.kernels.gradients import with_regard_to
 
 
 def squared_gradient_norms(logits: Tensor, *xs: Tensor) -> list[Tensor]:
@@ -21,7 +21,7 @@ def squared_gradient_norms(logits: Tensor, *xs: Tensor) -> list[Tensor]:
         logits: D of all of them, (N,) or more, with the xs in its graph: one backward pass serves them all.
         xs: (N, …), require grad.
     """
-    with not_of_parameters():
+    with with_regard_to(xs):
         gradients = torch.autograd.grad(logits.sum(), xs, create_graph=True)
     return [gradient.square().flatten(1).sum(1) for gradient in gradients]
 

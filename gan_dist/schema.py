@@ -84,6 +84,9 @@ class Optim:
     D: Optimizer = field(default_factory=Optimizer)
 
 
+Precision = Literal["auto", "fp64", "fp32", "tf32", "bf16", "fp16"]
+
+
 @dataclass
 class Train:
     kimg: float = 400.0  # length: thousands of real images shown to D
@@ -92,7 +95,7 @@ class Train:
     seed: int = 0  # every random draw of the run follows from it
     n_critic: int = 1  # D steps per G step
     augment: list[str] = field(default_factory=list)  # of all that D sees, for small data: color, translation, cutout
-    precision: Literal["auto", "fp64", "fp32", "tf32", "bf16", "fp16"] = (
+    precision: Precision = (
         "auto"  # of the networks' layers; auto: gpu_precision on a GPU, fp32 on a CPU; what was taken is recorded
     )
     gpu_precision: Literal["fp32", "tf32", "bf16", "fp16"] = (

@@ -14,11 +14,11 @@ from gan_dist.kernels import convolution
 from gan_dist.kernels.convolution import conv2d, conv_transpose2d, twice_differentiable
 
 CASES = [
-    *(dict(stride=stride, padding=padding, groups=groups) for stride, padding, groups in
+    *({"stride": stride, "padding": padding, "groups": groups} for stride, padding, groups in
       itertools.product((1, 2, (2, 1)), (0, 1, (0, 2)), (1, 2))),
-    dict(dilation=2, padding=2),
-    dict(stride=3, padding=1, dilation=(1, 2), groups=2),
-    dict(groups=4),
+    {"dilation": 2, "padding": 2},
+    {"stride": 3, "padding": 1, "dilation": (1, 2), "groups": 2},
+    {"groups": 4},
 ]  # fmt: skip
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
@@ -40,8 +40,9 @@ def test_derivatives_of_convolution(case: dict[str, Any], layout: torch.memory_f
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("case", [*CASES, dict(stride=2, output_padding=1), dict(stride=3, output_padding=(2, 1))],
-                         ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "case", [*CASES, {"stride": 2, "output_padding": 1}, {"stride": 3, "output_padding": (2, 1)}], ids=str
+)
 def test_derivatives_of_transposed_convolution(case: dict[str, Any], layout: torch.memory_format) -> None:
     torch.manual_seed(0)
     groups = case.get("groups", 1)

@@ -154,7 +154,9 @@ def test_r3gan_block_is_the_equation() -> None:
             for j in range(5):
                 window = padded[:, group, i : i + 3, j : j + 3]
                 g[:, channel, i, j] = (window * block.conv2.weight[channel]).sum((1, 2, 3))
-    expected = x + torch.einsum("oi,nihw->nohw", block.conv3.weight[:, :, 0, 0], activation(g + block.conv2.bias[:, None, None]))
+    expected = x + torch.einsum(
+        "oi,nihw->nohw", block.conv3.weight[:, :, 0, 0], activation(g + block.conv2.bias[:, None, None])
+    )
     torch.testing.assert_close(block(x), expected)
 
 

@@ -40,7 +40,7 @@ def test_plain_program_resumes_a_growing_network_in_mixed_precision(train: Train
 
 
 def test_layers_large_enough_for_faster_kernels_resume_exactly(train: Train, tmp_path: Path) -> None:
-    """`gan_dist.fast` takes linear layers from 2^16 weights on, which the small networks above do not have."""
+    """`gan_dist.kernels.cpu` takes linear layers from 2^16 weights on, which the small networks above do not have."""
     settings = ["model.g_widths=[256,256]", "model.d_widths=[256,256]", "sample.every_kimg=0"]
     assert train(*settings, "run.dir=whole", "train.kimg=1.024").returncode == 0
     assert train(*settings, "run.dir=parts", "train.kimg=0.512").returncode == 0

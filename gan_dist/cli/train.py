@@ -15,7 +15,7 @@ from gan_dist.config import as_yaml, for_file, load_config
 from gan_dist.data import describe
 from gan_dist.errors import ConfigError, UserError
 from gan_dist.precision import resolve
-from gan_dist.schema import Config, settings_help
+from gan_dist.schema import Config, Precision, settings_help
 from gan_dist.signals import StopSignals
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _train(config: Config, signals: StopSignals, started: float) -> int:
     return FINISHED if finished else STOPPED
 
 
-def _saved_precision(config: Config) -> str:
+def _saved_precision(config: Config) -> Precision:
     """`train.precision`; where that is "auto", a run that goes on keeps what it has taken on the machine before."""
     saved = Path(config.run.dir) / "config.yaml"
     if config.train.precision != "auto" or config.resume == "never" or not saved.exists():

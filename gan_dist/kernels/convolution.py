@@ -1,7 +1,7 @@
 """Convolutions whose second derivatives are single kernels.
 
-A penalty on D's gradient differentiates D twice. torch's second derivative of a convolution runs one convolution for each
-group, and computes the weight's part of it as a convolution whose kernel is as large as the image. Here the
+A penalty on D's gradient differentiates D twice. torch's second derivative of a convolution runs one convolution for
+each group, and computes the weight's part of it as a convolution whose kernel is as large as the image. Here the
 convolution, its input's gradient and its weight's gradient are three functions, each linear in both of its arguments.
 The derivatives of each are the other two, so that any derivative of any order is one call for all groups.
 """

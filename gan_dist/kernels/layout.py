@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gan_dist import fast
+from gan_dist.kernels import cpu
 
 NARROW = 16  # channels of a group up to which cuDNN computes a grouped convolution in TF32 group by group
 
@@ -22,7 +22,7 @@ def adapt(module: nn.Module, precision: str) -> nn.Module:
     if device.type == "cuda" and precision == "tf32":
         join_groups(module)
     if device.type == "cpu" and precision in ("fp32", "tf32"):
-        fast.convert(module)
+        cpu.convert(module)
     return module
 
 
@@ -52,7 +52,7 @@ def join_groups(module: nn.Module) -> None:
 
 
 class JoinedGroups(nn.Conv2d):
-    """A grouped convolution with half as many groups, twice as wide: half of its weights are zeros. See `join_groups`."""
+    """A grouped convolution computed with half as many groups, twice as wide, and zeros between: see `join_groups`."""
 
     def forward(self, x: Tensor) -> Tensor:
         weight = join_pairs(self.weight, self.groups)

@@ -1,7 +1,7 @@
 """Rows of a table by their numbers, with a gradient that has the same bits each time.
 
-torch adds up the gradients of an embedding's rows in whatever order a GPU comes to them, once there are many. Here they are
-the product of the labels' one-hot codes with the gradients, which is the same sum in one order.
+torch adds up the gradients of an embedding's rows in whatever order a GPU comes to them, once there are many. Here
+they are the product of the labels' one-hot codes with the gradients, which is the same sum in one order.
 """
 
 from __future__ import annotations

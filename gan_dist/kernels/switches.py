@@ -1,7 +1,7 @@
 """The one place that sets torch's switches for what "fp32" means and for repeating the same bits.
 
-torch has two interfaces for TF32, and raises an error where one is set and the other one is read. This is the older one,
-since it keeps both readable: `torch.backends.cudnn.flags`, Accelerate and the compiler read either.
+torch has two interfaces for TF32, and raises an error where the newer one is set and the older one is read. The older
+one, which is used here, keeps both readable: `torch.backends.cudnn.flags` reads it, the compiler reads the newer one.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ warnings.filterwarnings("ignore", message="Please use the new API settings to co
 def numerics(precision: str, exact: bool) -> Iterator[None]:
     """A context in which a run of this precision computes.
 
-    fp32 products and convolutions are IEEE fp32, but in the precision "tf32". Where `exact`, cuDNN takes only algorithms
-    that give the same bits each time. It never searches for the fastest one, as a search may end differently after a
-    restart. (cuBLAS needs `CUBLAS_WORKSPACE_CONFIG` in addition, which is read when CUDA starts: see `reserve_workspace`.)
+    fp32 products and convolutions are IEEE fp32, but in the precision "tf32". Where `exact`, cuDNN takes only
+    algorithms that give the same bits each time. It never searches for the fastest one, as a search may end differently
+    after a restart. What cuBLAS needs to give the same bits is read when CUDA starts: see `reserve_workspace`.
     """
     cudnn = torch.backends.cudnn
     before = cudnn.deterministic, cudnn.benchmark

@@ -76,6 +76,7 @@ class Evaluator:
             "library": f"torchmetrics {version('torchmetrics')}",
         }
 
+    @ieee_fp32()
     def __call__(self, G: nn.Module) -> dict[str, float]:
         """What `scores` gives, with the extractor's name, for a generator in eval mode with fp32 weights."""
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gan_dist import fast
+from gan_dist.kernels import cpu
 from gan_dist.kernels.layout import adapt
 from gan_dist.models import architecture
 
@@ -37,8 +37,8 @@ def _assert_as_exact(quick: nn.Module, plain: nn.Module, *inputs: Tensor) -> Non
 def test_linear_layer_is_the_plain_one_twice_differentiable(bias: bool) -> None:
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Linear(300, 256, bias=bias), nn.LeakyReLU(0.2, inplace=True), nn.Linear(256, 300))
-    quick = fast.convert(copy.deepcopy(plain))
-    assert {type(module) for module in quick} == {fast.Linear, nn.LeakyReLU}
+    quick = cpu.convert(copy.deepcopy(plain))
+    assert {type(module) for module in quick} == {cpu.Linear, nn.LeakyReLU}
     _assert_as_exact(quick, plain, torch.randn(32, 300))
 
 
@@ -67,7 +67,7 @@ def test_first_layer_of_a_larger_image_is_a_transposed_convolution() -> None:
     torch.manual_seed(0)
     plain = nn.ConvTranspose2d(5, 4, 3, stride=2, bias=False)
     quick = adapt(copy.deepcopy(plain), "fp32")
-    assert type(quick) is fast.FirstLayer
+    assert type(quick) is cpu.FirstLayer
     for size in (1, 2):
         x = torch.randn(2, 5, size, size)
         torch.testing.assert_close(quick(x), plain(x), rtol=1e-5, atol=1e-5)
@@ -82,7 +82,7 @@ def test_other_precisions_stay_as_they_are() -> None:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
 def test_large_blocks_are_kept_when_freed() -> None:
-    fast.keep_freed_memory()
+    cpu.keep_freed_memory()
     pages = 2**26 // 4096  # of the tensor below, each of which costs a page fault when it is mapped
 
     def faults() -> int:
