@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from conftest import RECIPES, load_recipe
+from conftest import RECIPES, ROOT, load_recipe
 
 from gan_dist.cli import main
 from gan_dist.config import load_config
@@ -86,7 +87,7 @@ def test_more_gpus_take_less_time_until_they_do_not_pay() -> None:
 def test_command_prints_a_row_for_each_number(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--gpus", "1,8,64", "--gpu", "h100", *MLP]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:2] for line in lines[2:5]] == [["1", "64"], ["8", "8"], ["64", "1"]]
+    assert [line.split()[:2] for line in lines[3:6]] == [["1", "64"], ["8", "8"], ["64", "1"]]
     assert any("do not pay" in line for line in lines)
 
 
@@ -107,20 +108,59 @@ def test_bad_arguments_get_one_line(arguments: list[str], text: str, capsys: pyt
     assert error.count("\n") == 1
 
 
-def test_mixed_precision_halves_products_but_not_those_under_penalties() -> None:
-    plain = [*MLP, "train.batch_size=40", "loss.r1_gamma=0"]
+def test_half_precision_reaches_penalised_steps_but_in_fp16() -> None:
+    """Those of fp16 stay in fp32, as second derivatives leave its range."""
+    plain = [*MLP, "train.batch_size=40"]
+    penalised = [*plain, "loss.r1_gamma=1", "loss.r2_gamma=1"]
     info = describe(load_config(None, plain).data)
 
     def flops(*settings: str) -> dict[bool, int]:
-        operations = count_iteration(load_config(None, [*plain, *settings]), info, share=10).operations
+        operations = count_iteration(load_config(None, [*settings]), info, share=10).operations
         return {half: sum(o.flops for o in operations if o.half == half) for half in (True, False)}
 
-    full, mixed, penalised = (
-        flops(),
-        flops("train.precision=bf16"),
-        flops("train.precision=bf16", "loss.r1_gamma=1", "loss.r2_gamma=1"),
-    )
-    assert mixed == {True: full[False], False: 0}
-    d = 2 * 20 * (64 * 16 + 16)  # D's pass on real and generated images; backward, the images' gradient is left out
-    assert penalised[True] == mixed[True] - 2 * d - 2 * 20 * 16
-    assert penalised[False] > 4 * d, "that pass, its gradient, and both differentiated again"
+    full = flops(*penalised)
+    assert flops(*penalised, "train.precision=bf16") == {True: full[False], False: 0}
+    fp16 = flops(*penalised, "train.precision=fp16")
+    d = 2 * 20 * (64 * 16 + 16)  # D's pass on real and generated images
+    assert fp16[False] > 4 * d, "that pass, its gradient, and both differentiated again"
+    assert fp16[True] > 0
+
+
+CIFAR10 = load_config(ROOT / "configs/r3gan_cifar10.yaml")
+
+
+class Calls(Counter):
+    """Keeps the names of all operations, and the sizes of convolutions' kernels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.kernels: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._overloadpacket.__name__
+        self.names.append(name)
+        if "convolution" in name:
+            self.kernels.update(args[2 if name == "convolution_backward" else 1].shape[2:])
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+def _calls(monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]) -> Calls:
+    calls = Calls()
+    monkeypatch.setattr("gan_dist.count.Counter", lambda: calls)
+    count_iteration(replace(CIFAR10, model=replace(CIFAR10.model, **settings)), describe(CIFAR10.data), share=64)
+    return calls
+
+
+def test_calls_of_a_penalised_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R3GAN for CIFAR-10, R1 and R2 included. torch's own second derivatives made 12,621 calls of it.
+
+    Neither groups nor channels add a call, and no convolution has a kernel larger than its layer's.
+    """
+    calls = _calls(monkeypatch, {})
+    assert sum("convolution" in name for name in calls.names) < 400
+    assert len(calls.names) < 2000
+    assert calls.kernels == {1, 3}
+    fewer_groups = {"g_args": {"group_size": 64}, "d_args": {"group_size": 64}}
+    for settings in (fewer_groups, {"g_widths": [64] * 4, "d_widths": [64] * 4}):
+        assert _calls(monkeypatch, settings).names == calls.names

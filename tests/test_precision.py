@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from conftest import RECIPES, load_recipe
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gan_dist import distributed
@@ -19,6 +20,7 @@ from gan_dist.data import POINTS, DataInfo, describe
 from gan_dist.distributed import Distributed
 from gan_dist.errors import ConfigError
 from gan_dist.kernels.switches import numerics
+from gan_dist.models import pggan
 from gan_dist.parts import make_state, make_step
 from gan_dist.precision import resolve
 from gan_dist.schema import Config, Train
@@ -154,6 +156,27 @@ def test_precision_reaches_every_product_of_a_step(recipe: str, precision: str) 
     wanted = torch.bfloat16 if precision == "bf16" else torch.float32
     assert watch.seen
     assert {name: types for name, types in watch.seen.items() if types != {wanted}} == {}
+
+
+TAKES_IMAGES_OR_LATENTS = r"first|layers\.0|from_image\.\d|blocks\.0\.(conv1|shortcut)"
+AFTER_A_SUM = r"last"  # D's last layer takes what is summed up in fp32
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_activations_stay_in_half_precision(recipe: str) -> None:
+    """No bias, embedding or label turns what goes from layer to layer into fp32."""
+    config = _config(recipe, "train.batch_size=12")
+    state, step, batch = _start(config, describe(config.data), "bf16")
+    wide: set[str] = set()
+    for network in (state.G, state.D):
+        for name, module in network.named_modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.BatchNorm2d | pggan.Conv):
+                module.register_forward_pre_hook(
+                    lambda _, inputs, name=name: wide.add(name) if inputs[0].dtype != torch.bfloat16 else None
+                )
+    step(iter([batch] * step.n_critic))
+    assert wide
+    assert [name for name in wide if not re.fullmatch(f"{TAKES_IMAGES_OR_LATENTS}|{AFTER_A_SUM}", name)] == []
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

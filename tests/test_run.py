@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 import gan_dist
 from gan_dist.cli import main
+from gan_dist.config import load_config
 
 NETWORKS = ["G.safetensors", "D.safetensors", "G_ema.safetensors", "opt_G.safetensors", "opt_D.safetensors"]
 
@@ -278,6 +279,33 @@ def test_accelerate_launch_runs_the_same(train: Train, tmp_path: Path) -> None:
     assert train("run.dir=plain").returncode == 0
     name = "checkpoints/000000004000"
     _assert_same_checkpoint(tmp_path / "launched" / name, tmp_path / "plain" / name)
+    recorded = [load_config(tmp_path / run / "config.yaml") for run in ("launched", "plain")]
+    assert recorded[0] == recorded[1]
+    assert recorded[0].train.precision == "fp32", "what auto meant"
+
+
+def test_launcher_that_was_told_another_precision_is_refused(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--mixed_precision",
+         "bf16", str(ROOT / "train.py"), *TINY, "run.dir=run"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert result.returncode
+    assert "mixed_precision=bf16, but train.precision=auto means fp32 here" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_that_goes_on_keeps_its_precision_and_says_where_it_changes(train: Train, tmp_path: Path) -> None:
+    config = str(ROOT / "configs/digits.yaml")
+    assert train("run.dir=run", "train.precision=bf16", "train.kimg=1").returncode == 0
+    again = train(config, "run.dir=run", "resume=auto", "train.kimg=2")
+    assert "precision bf16" in again.stdout
+    assert "not promised" not in again.stdout
+    assert load_config(tmp_path / "run/config.yaml").train.precision == "bf16"
+    other = train(config, "run.dir=run", "resume=auto", "train.kimg=3", "train.precision=tf32")
+    assert other.returncode == 0
+    assert "precision was bf16 and is tf32: the same bits as in one go are not promised" in other.stdout
+    assert "precision tf32, which is fp32 on a CPU" in other.stdout
 
 
 def test_bf16_trains(train: Train, tmp_path: Path) -> None:
