@@ -30,6 +30,11 @@ def test_list_has_a_line_on_each() -> None:
         "__main__",
         "arena",
         "contestants",
+        "gpu_bits",
+        "gpu_kernels",
+        "gpu_measure",
+        "gpu_parts",
+        "gpu_runs",
     }
     assert {line.split()[0] for line in lines if line.startswith("  ")} == names
 
