@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import json
 import multiprocessing
+import os
 import shutil
 import signal
 import statistics
@@ -128,7 +129,7 @@ def run_part(part: Part, options: Namespace, seconds: float) -> tuple[list[dict[
     except CutOff:
         return rows, f"cut off after {seconds:.0f} s", False
     except (Exception, SystemExit) as error:
-        return rows, f"failed: {type(error).__name__}: {' '.join(str(error).split())[:400]}", True
+        return rows, f"failed: {type(error).__name__}: {' '.join(str(error).split())[:2000]}", True
     return rows, "complete", False
 
 
@@ -232,6 +233,7 @@ def main() -> None:
     if unknown := {*options.parts.split(",")} - PARTS.keys():
         parser.error(f"--parts {', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
     reserve_workspace()
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler tells when it starts and stops
     options.seconds, options.rounds = (0.01, 1) if options.tiny else (2.0, 3)
     print("\n".join(needs(options)), flush=True)
     if not (torch.cuda.is_available() or options.tiny):

@@ -7,11 +7,10 @@ import statistics
 from argparse import Namespace
 from typing import Any, NamedTuple
 
-import torch
-
 from benchmarks import gpu_bits
 from benchmarks.gpu_measure import (
     MODES,
+    Attempts,
     Goal,
     Row,
     Rows,
@@ -56,40 +55,50 @@ def settings_of(config: str, tiny: bool) -> list[str]:
 
 def recipes(options: Namespace) -> Rows:
     """Where the time of an iteration goes, and what memory it takes."""
+    attempts = Attempts()
     for label, name in PROFILED.items():
-        config, info = configure(name, settings_of(name, options.tiny), options.tiny)
-        run, mib = started(lambda config=config, info=info: Recipe(config, info))  # type: ignore[misc]
-        ms = take_turns({label: run}, options.seconds, options.rounds)[label]
-        d, g = steps(run, options.seconds / 4)
-        seen = kernels(run, run.iteration, 1 if config.train.batch_size > 64 else 3)
-        figures = {**speed(run.images, ms), "busy": seen["running ms"] / statistics.median(ms), **seen}
-        yield Row(f"{label}, {run.precision}", {**figures, "D ms": d, "G ms": g, "MiB": mib})
-        del run
-        free_memory()
+        with attempts.of(label):
+            config, info = configure(name, settings_of(name, options.tiny), options.tiny)
+            run, mib = started(lambda config=config, info=info: Recipe(config, info))  # type: ignore[misc]
+            ms = take_turns({label: run}, options.seconds, options.rounds)[label]
+            d, g = steps(run, options.seconds / 4)
+            seen = kernels(run, run.iteration, 1 if config.train.batch_size > 64 else 3)
+            figures = {**speed(run.images, ms), "busy": seen["running ms"] / statistics.median(ms), **seen}
+            yield Row(f"{label}, {run.precision}", {**figures, "D ms": d, "G ms": g, "MiB": mib})
+            del run
+    attempts.end()
 
 
 def penalties(options: Namespace) -> Rows:
-    """The kernels of each recipe with a penalty in tf32, beside torch's own second derivatives."""
-    for name in _with_penalty()[:2] if options.tiny else _with_penalty():
-        small = name == "r3gan_fashion_mnist"
-        own, _ = gpu_bits.settings(name, options.tiny)
-        own = [*own, "loss.penalty_interval=1", *LAST_STAGE, "train.precision=tf32"]
-        figures: dict[str, Any] = {}
-        goals = []
-        for mode, setting in MODES.items():
-            ms = {}
-            for of, patch in {"package": contextlib.nullcontext, "torch's own": torchs_own}.items():
-                config, info = configure(name, [*own, *setting], options.tiny)
-                run = Recipe(config, info, patch)
-                ms[of] = kernels(run, run.iteration if small else run.d_step, 3)["kernel ms"]
-                figures[f"{of}, {mode}: kernel ms"] = ms[of]
-                if small and of == "package":
-                    with run.around():
-                        figures[f"{mode}: images/s"] = 1000 * run.images / milliseconds(run.iteration, options.seconds)
-                del run
-                free_memory()
-            goals.append(_goal(name, small, mode, ms["package"] / ms["torch's own"]))
-        yield Row(f"{name}, {'an iteration' if small else 'D step'}", figures, goals)
+    """The kernels of each recipe with a penalty in tf32, beside torch's own operations."""
+    attempts = Attempts()
+    for name in _with_penalty()[:1] if options.tiny else _with_penalty():
+        with attempts.of(name):
+            yield _beside_torchs_own(name, options)
+    attempts.end()
+
+
+def _beside_torchs_own(name: str, options: Namespace) -> Row:
+    """Of an iteration of R3GAN for Fashion-MNIST, and of D's step of the others."""
+    small = name == "r3gan_fashion_mnist"
+    own, _ = gpu_bits.settings(name, options.tiny)
+    own = [*own, "loss.penalty_interval=1", *LAST_STAGE, "train.precision=tf32"]
+    figures: dict[str, Any] = {}
+    goals = []
+    for mode, setting in MODES.items():
+        ms = {}
+        for of, patch in {"package": contextlib.nullcontext, "torch's own": torchs_own}.items():
+            config, info = configure(name, [*own, *setting], options.tiny)
+            run = Recipe(config, info, patch)
+            ms[of] = kernels(run, run.iteration if small else run.d_step, 3)["kernel ms"]
+            figures[f"{mode}, {of}: kernel ms"] = ms[of]
+            if small and of == "package":
+                with run.around():
+                    figures[f"{mode}: images/s"] = 1000 * run.images / milliseconds(run.iteration, options.seconds)
+            del run
+            free_memory()
+        goals.append(_goal(name, small, mode, ms["package"] / ms["torch's own"]))
+    return Row(f"{name}, {'an iteration' if small else 'D step'}", figures, goals)
 
 
 def _goal(name: str, small: bool, mode: str, ratio: float) -> Goal:
@@ -147,22 +156,25 @@ MEASURED_WITH = {
 
 def means(options: Namespace) -> Rows:
     """Each means of speed on and off, everything else as configured: one turn of half the length for each."""
-    recipes = dict([*MEASURED_WITH.items()][: 2 if options.tiny else None])
-    for mean in MEANS[:-1] if options.tiny else MEANS:
+    recipes = dict([*MEASURED_WITH.items()][: 1 if options.tiny else None])
+    attempts = Attempts()
+    for mean in MEANS[:6] if options.tiny else MEANS:
         for label, name in recipes.items():
             if mean.recipes and name not in mean.recipes:
                 continue
-            own = [*LAST_STAGE, *([] if options.tiny else ["train.batch_size=64"]), *mean.settings]
-            config, info = configure(name, own, options.tiny)
-            try:
+            with attempts.of(f"{label}: {mean.name}"):
+                own = [*LAST_STAGE, *([] if options.tiny else ["train.batch_size=64"]), *mean.settings]
+                config, info = configure(name, own, options.tiny)
                 run, mib = started(lambda c=config, i=info, p=mean.patch: Recipe(c, i, p))  # type: ignore[misc]
                 with run.around():
                     ms = milliseconds(run.iteration, options.seconds / 2)
                 seen = kernels(run, run.iteration, 1)
-                yield Row(f"{label}, {run.precision}: {mean.name}",
-                          {"ms an iteration": ms, "kernel ms": seen["kernel ms"], "kernels": seen["kernels"],
-                           "MiB": mib})  # fmt: skip
+                figures = {
+                    "ms an iteration": ms,
+                    "kernel ms": seen["kernel ms"],
+                    "kernels": seen["kernels"],
+                    "MiB": mib,
+                }
+                yield Row(f"{label}, {run.precision}: {mean.name}", figures)
                 del run
-            except (RuntimeError, torch.OutOfMemoryError) as error:  # one means that fails must not cost the others
-                yield Row(f"{label}: {mean.name}", {"": f"failed: {' '.join(str(error).split())[:150]}"})
-            free_memory()
+    attempts.end()

@@ -34,7 +34,7 @@ from gan_dist.schema import Config, Data
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 EVENTLESS = ["log.every_kimg=0", "sample.every_kimg=0", "checkpoint.every_kimg=0"]
-LAST_STAGE = ["growth.stable_kimg=0", "growth.batch_sizes=[]"]  # of a recipe that grows
+LAST_STAGE = ["growth.stable_kimg=0", "growth.fade_kimg=0", "growth.batch_sizes=[]"]  # of a recipe that grows
 STAND_INS = 2048  # images of a data set
 # What makes the networks of each architecture tiny; the first number of widths is that of stages, for 16 pixels.
 TINY = {

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.utils.cpp_extension
 from packaging.version import parse
 
 from benchmarks import arena
@@ -93,7 +92,8 @@ def make_importable(source: str) -> None:
         stand_in = types.ModuleType("pkg_resources")
         stand_in.parse_version = parse  # type: ignore[attr-defined]
         sys.modules["pkg_resources"] = stand_in
-    load = torch.utils.cpp_extension.load
+    extensions = importlib.import_module("torch.utils.cpp_extension")  # here, as it looks for compilers
+    load = extensions.load
     if hasattr(load, "__wrapped__"):
         return
 
@@ -102,7 +102,7 @@ def make_importable(source: str) -> None:
         sys.modules[name] = load(name, *arguments, **settings)
         return sys.modules[name]
 
-    torch.utils.cpp_extension.load = load_and_register
+    extensions.load = load_and_register
 
 
 OPERATIONS = ("bias_act", "upfirdn2d")
