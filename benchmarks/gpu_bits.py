@@ -117,7 +117,7 @@ def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> str:
     """`equal`, or how many tensors are not, and the first of them."""
     if a.keys() != b.keys():
         return "other names"
-    names = [name for name in a if not torch.equal(a[name].cpu(), b[name].cpu())]
+    names = [name for name in a if not torch.equal(a[name].to(b[name].device), b[name])]
     return f"{len(names)} of {len(a)} tensors differ, the first {names[0]}" if names else "equal"
 
 
@@ -128,4 +128,7 @@ def figures(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def recipes() -> list[str]:
-    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    """All there are, the ones that take longest last."""
+    large = ["pggan_celeba", "r3gan_cifar10", "r3gan_ffhq64", "r3gan_ffhq256"]
+    names = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    return sorted(names, key=lambda name: large.index(name) if name in large else -1)

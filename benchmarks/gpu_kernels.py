@@ -110,14 +110,13 @@ def _goal(name: str, small: bool, mode: str, ratio: float) -> Goal:
 
 
 def _with_penalty() -> list[str]:
-    """The recipes with a penalty, R3GAN for Fashion-MNIST first and the largest ones last."""
+    """The recipes with a penalty, R3GAN for Fashion-MNIST first."""
     found = []
     for name in gpu_bits.recipes():
         loss = load_config(CONFIGS / f"{name}.yaml").loss
         if loss.r1_gamma or loss.r2_gamma or loss.gradient_penalty:
             found.append(name)
-    last = ["pggan_celeba", "r3gan_cifar10", "r3gan_ffhq64", "r3gan_ffhq256"]
-    return sorted(found, key=lambda name: (name != "r3gan_fashion_mnist", last.index(name) if name in last else -1))
+    return sorted(found, key=lambda name: name != "r3gan_fashion_mnist")
 
 
 class Mean(NamedTuple):

@@ -49,8 +49,10 @@ class Background:
 
     def __init__(self, *arguments: str) -> None:
         self.output = tempfile.TemporaryFile("w+")  # noqa: SIM115 (it goes with this object)
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]  # this copy need not be installed
         self.process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stdout=self.output,
-                                        stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+                                        stderr=subprocess.STDOUT, start_new_session=True,
+                                        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)})  # fmt: skip
 
     def wait(self, seconds: float | None = None) -> int:
         return self.process.wait(seconds)
@@ -209,6 +211,7 @@ def plan(options: Namespace) -> Rows:
 
 def targets(options: Namespace) -> Rows:
     """The rows of `benchmarks.targets` that need a GPU; the one that is measured in the part `r3gan` too comes last."""
+    free_memory()
     names = [name for name in table.ROWS if name.startswith("gpu_")]
     for name in sorted(names, key=lambda name: name == "gpu_r3gan"):
         row = table.ROWS[name]
