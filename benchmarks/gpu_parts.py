@@ -200,8 +200,9 @@ def plan(options: Namespace) -> Rows:
             del run
             free_memory()
         pieces = max(1, config.train.batch_size // (config.train.micro_batch_size or config.train.batch_size))
-        piece = replace(config.train, batch_size=config.train.batch_size // pieces, micro_batch_size=0,
-                        precision=precision_of(config))  # fmt: skip
+        precision: Any = precision_of(config)
+        batch_size = config.train.batch_size // pieces
+        piece = replace(config.train, batch_size=batch_size, micro_batch_size=0, precision=precision)
         reset_accelerate()
         expected = planning.plan(replace(config, train=piece), info, 1, rates)
         expected_ms = 1000 * pieces * expected.compute

@@ -6,6 +6,7 @@ They train on random images of their own shapes, so that no data set has to be t
 from __future__ import annotations
 
 import contextlib
+import functools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -21,6 +22,7 @@ from torch.nn import functional as F
 
 import gan_dist.build
 from benchmarks.contestants import QUIET
+from benchmarks.gpu_measure import on_gpu
 from gan_dist.config import load_config
 from gan_dist.data import POINTS, DataInfo, describe
 from gan_dist.data.sources import Images, ImageTensor, load_dataset
@@ -36,7 +38,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 EVENTLESS = ["log.every_kimg=0", "sample.every_kimg=0", "checkpoint.every_kimg=0"]
 LAST_STAGE = ["growth.stable_kimg=0", "growth.fade_kimg=0", "growth.batch_sizes=[]"]  # of a recipe that grows
 STAND_INS = 2048  # images of a data set
-# What makes the networks of each architecture tiny; the first number of widths is that of stages, for 16 pixels.
+# What makes the networks of each architecture tiny, for images of 16 pixels.
 TINY = {
     "mlp": ["model.g_widths=[16]", "model.d_widths=[16]"],
     "dcgan": ["model.g_widths=[8,4]", "model.d_widths=[4,8]"],
@@ -48,10 +50,6 @@ TINY = {
     ],
 }
 Patch = Callable[[], AbstractContextManager[Any]]
-
-
-def on_gpu() -> bool:
-    return torch.cuda.is_available()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -91,15 +89,19 @@ def distributed(config: Config) -> Distributed:
     return Distributed(precision_of(config), not on_gpu(), train.compress_gradients, train.compile)
 
 
+@functools.cache
+def random_images(shape: tuple[int, int, int]) -> Tensor:
+    return torch.randint(0, 256, (STAND_INS, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
 def stand_in_data() -> AbstractContextManager[Any]:
-    """Within it, runs are built on random images instead of reading their data set."""
+    """Within it, runs are built on random images instead of reading their data set; points are what they are."""
 
     def load(config: Data, info: DataInfo, *_: Any) -> tuple[Images, str]:
         if config.name in POINTS:
             return load_dataset(config, info), "points"
-        generator = torch.Generator().manual_seed(0)
-        images = torch.randint(0, 256, (STAND_INS, *info.image_shape), dtype=torch.uint8, generator=generator)
-        return ImageTensor(images, torch.arange(STAND_INS) % max(1, info.num_classes)), "random"
+        labels = torch.arange(STAND_INS) % max(1, info.num_classes)
+        return ImageTensor(random_images(info.image_shape), labels), "random"
 
     return mock.patch.object(gan_dist.build, "load_shared", load)
 

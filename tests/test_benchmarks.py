@@ -78,6 +78,7 @@ def test_profile_has_operations_of_both() -> None:
     assert "| whole iteration, without the profiler |" in table
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU, where targets measure nothing")
 def test_gpu_command_runs_all_parts_at_a_tiny_size(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     shown = _run("gpu", f"data.root={FASHION_MNIST}", "--tiny", "--json", str(report))
