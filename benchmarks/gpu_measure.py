@@ -113,9 +113,9 @@ class Attempts:
 
 
 def free_memory() -> None:
-    """Give back what contestants that are gone have left."""
-    gc.collect()
+    """Give back what contestants that are gone have left on a GPU."""
     if on_gpu():
+        gc.collect()
         torch.cuda.empty_cache()
 
 

@@ -102,7 +102,7 @@ def make_importable(source: str) -> None:
         sys.modules[name] = load(name, *arguments, **settings)
         return sys.modules[name]
 
-    extensions.load = load_and_register
+    extensions.load = load_and_register  # type: ignore[attr-defined]
 
 
 OPERATIONS = ("bias_act", "upfirdn2d")
