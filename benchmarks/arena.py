@@ -124,6 +124,11 @@ def peak_mib() -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
+def peak_of_device() -> float:
+    """The largest memory so far, MiB: of this process's tensors on a GPU, or of the process where none is used."""
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_initialized() else peak_mib()
+
+
 def check_agreement(contestants: Sequence[Contestant], tolerance: float = 2e-3) -> dict[str, list[list[float]]]:
     """All compute the same: losses of the first iterations from the same weights, images and latents.
 

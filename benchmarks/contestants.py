@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,12 @@ from gan_dist.data import DataInfo, describe
 from gan_dist.data.loader import KeyedStream
 from gan_dist.data.sources import Images, load_dataset
 from gan_dist.distributed import Distributed
+from gan_dist.kernels import convolution
 from gan_dist.kernels.layout import adapt
+from gan_dist.kernels.switches import numerics
 from gan_dist.losses import LOSSES
 from gan_dist.parts import make_discriminator, make_generator, make_optimizer
+from gan_dist.precision import resolve
 from gan_dist.regularizers import squared_gradient_norms
 from gan_dist.rng import Purpose, torch_seed
 from gan_dist.schema import Config
@@ -217,8 +221,8 @@ class Package:
     def __init__(self, config: str, settings: list[str]) -> None:
         self.before = peak_mib()
         self.config, info = configured(config, settings)
-        train = self.config.train
-        self.dist = Distributed(train.precision, on_cpu(self.config), train.compress_gradients, train.compile)
+        train, cpu = self.config.train, on_cpu(self.config)
+        self.dist = Distributed(resolve(train, on_gpu=not cpu), cpu, train.compress_gradients, train.compile)
         self.folder = tempfile.mkdtemp()
         self.wired = build(self.config, info, Path(self.folder), None, self.dist)
         self.trainer = self.wired.trainer
@@ -234,12 +238,13 @@ class Package:
     every_nimg, at_start, at_end = 1, False, False  # this object is the last of the trainer's callbacks
 
     def train(self, turns: Iterator[int]) -> None:
-        self.turns, self.until = turns, self.trainer.state.nimg + next(turns)
-        self.trainer.callbacks = [*self.trainer.callbacks, self]
-        try:
-            self.trainer.run(StopSignals())
-        except StopIteration:
-            self.trainer.batches.close()
+        with numerics(self.dist.precision, self.config.train.exact):  # around what else is asked between turns, too
+            self.turns, self.until = turns, self.trainer.state.nimg + next(turns)
+            self.trainer.callbacks = [*self.trainer.callbacks, self]
+            try:
+                self.trainer.run(StopSignals())
+            except StopIteration:
+                self.trainer.batches.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def __call__(self, state: Any) -> None:
@@ -260,8 +265,10 @@ class Bound(Simple):
     def __init__(self, config: str, settings: list[str]) -> None:
         self.before = peak_mib()
         self.config, self.info = configured(config, settings)
-        self.device = Distributed("fp32", on_cpu(self.config)).device  # memory is kept as the package does
-        self.G, self.D = (adapt(net, "fp32") for net in networks(self.config, self.info, self.device))
+        cpu = on_cpu(self.config)
+        self.precision = resolve(self.config.train, on_gpu=not cpu)
+        self.device = Distributed("fp32", cpu).device  # memory is kept as the package does
+        self.G, self.D = (adapt(net, self.precision) for net in networks(self.config, self.info, self.device))
         self.opt_G = make_optimizer(self.config.optim.G, self.G)
         self.opt_D = make_optimizer(self.config.optim.D, self.D)
         self.loss = LOSSES[self.config.loss.name]
@@ -273,6 +280,10 @@ class Bound(Simple):
             torch.randn(n, z_dim, device=self.device),
         )
 
+    def train(self, turns: Iterator[int]) -> None:
+        with numerics(self.precision, self.config.train.exact):
+            super().train(turns)
+
     def step(self, real: Tensor, z_D: Tensor, z_G: Tensor) -> tuple[Tensor, Tensor]:
         settings = self.config.loss
         self.D.requires_grad_(True)
@@ -281,10 +292,11 @@ class Bound(Simple):
             fake = self.G(z_D)
         r1, r2 = bool(settings.r1_gamma), bool(settings.r2_gamma)
         real, fake = real.detach().requires_grad_(r1), fake.requires_grad_(r2)
-        if self.one_pass and r1 == r2:
-            logits_real, logits_fake = self.D(torch.cat([real, fake])).chunk(2)
-        else:
-            logits_real, logits_fake = self.D(real), self.D(fake)
+        with convolution.twice_differentiable() if r1 or r2 else nullcontext():
+            if self.one_pass and r1 == r2:
+                logits_real, logits_fake = self.D(torch.cat([real, fake])).chunk(2)
+            else:
+                logits_real, logits_fake = self.D(real), self.D(fake)
         loss = self.loss.D(logits_real, logits_fake)
         loss_D = loss.mean()
         gammas = [(x, gamma) for x, gamma in ((real, settings.r1_gamma), (fake, settings.r2_gamma)) if gamma]

@@ -5,21 +5,26 @@
 DIR is a clone of https://github.com/kwotsin/mimicry or https://github.com/brownvc/R3GAN. Their steps run on one batch
 that stays in memory, with nothing around; ours is the whole Trainer on Fashion-MNIST, resized to 32 pixels in colour,
 with averaging. Networks have the same shape, as the numbers of their parameters show. On a GPU R3GAN is the paper's for
-CIFAR-10 in bf16, by 64 images at a time: the official networks have their smallest maps in fp32, ours the penalties.
-On a CPU it is an eighth as wide, in fp32. The official operations import `pkg_resources` (setuptools below 81); for a
-GPU nvcc compiles them at the start.
+CIFAR-10 in bf16, without classes, by 64 images at a time: the official networks have all stages in bf16 but the ones of
+4x4 pixels, which are in fp32; ours run in bf16 as autocast has it. On a CPU it is an eighth as wide, in fp32. For a GPU
+the official operations are compiled at the start, which takes nvcc, ninja and two minutes.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib
 import os
 import sys
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from packaging.version import parse
 
 from benchmarks import arena
 from benchmarks.arena import Contestant, Entry
@@ -35,6 +40,9 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 class Ours(Package):
     def parameters(self) -> list[int]:
         return sizes(self.trainer.state.G, self.trainer.state.D)
+
+    def peak(self) -> float:
+        return arena.peak_of_device()
 
 
 class Mimicry(Simple):
@@ -60,6 +68,9 @@ class Mimicry(Simple):
     def parameters(self) -> list[int]:
         return sizes(self.G, self.D)
 
+    def peak(self) -> float:
+        return arena.peak_of_device()
+
     def run(self, images: int) -> None:
         for step in range(images // len(self.batch[0])):
             self.D.train_step(self.batch, netG=self.G, optD=self.opt_D, log_data=self.log, device=DEVICE)
@@ -67,42 +78,107 @@ class Mimicry(Simple):
                 self.G.train_step(self.batch, netD=self.D, optG=self.opt_G, log_data=self.log, device=DEVICE)
 
 
+def make_importable(source: str) -> None:
+    """Let the official R3GAN's code be imported, and its operations be loaded once they are needed.
+
+    Its loader looks for an operation's module by name after torch has loaded it, and torch no longer registers it: here
+    what torch returns is registered. It asks `pkg_resources`, which newer setuptools do not have, to compare versions.
+    """
+    if source not in sys.path:
+        sys.path.insert(0, source)
+    try:
+        importlib.import_module("pkg_resources")
+    except ImportError:
+        stand_in = types.ModuleType("pkg_resources")
+        stand_in.parse_version = parse  # type: ignore[attr-defined]
+        sys.modules["pkg_resources"] = stand_in
+    extensions = importlib.import_module("torch.utils.cpp_extension")  # here, as it looks for compilers
+    load = extensions.load
+    if hasattr(load, "__wrapped__"):
+        return
+
+    @functools.wraps(load)
+    def load_and_register(name: str, *arguments: Any, **settings: Any) -> Any:
+        sys.modules[name] = load(name, *arguments, **settings)
+        return sys.modules[name]
+
+    extensions.load = load_and_register  # type: ignore[attr-defined]
+
+
+OPERATIONS = ("bias_act", "upfirdn2d")
+
+
+def build_operation(source: str, name: str) -> None:
+    """Compile one of the official operations, which torch then finds in its cache. Only a GPU needs them."""
+    make_importable(source)
+    importlib.import_module(f"torch_utils.ops.{name}")._init()
+
+
 class OfficialR3GAN(Simple):
-    """The official networks and steps, as its training loop calls them: on a GPU all but the smallest maps in bf16."""
+    """The official networks and steps, without classes, as its training loop calls them.
+
+    As its loop sets it, all stages are in bf16 on a GPU but the ones of 4x4 pixels, which are in IEEE fp32, and cuDNN
+    searches for the fastest kernels.
+    """
 
     def __init__(self, source: str, width: int, batch_size: int, micro_batch_size: int) -> None:
-        sys.path.insert(0, source)
+        make_importable(source)
         from R3GAN.Networks import Discriminator, Generator  # type: ignore[import-not-found]
         from R3GAN.Trainer import AdversarialTraining  # type: ignore[import-not-found]
 
         shape: list[Any] = [[width] * STAGES, [2 * width // GROUP] * STAGES, [BLOCKS] * STAGES, 2]
         self.G, self.D = Generator(64, *shape).to(DEVICE), Discriminator(*shape).to(DEVICE)
         if DEVICE.type == "cuda":
-            torch.backends.cudnn.benchmark = True
-            torch.backends.cudnn.allow_tf32 = False
             for stage in (*self.G.MainLayers[1:], *self.D.MainLayers[:-1]):
                 stage.DataType = torch.bfloat16
         self.steps = AdversarialTraining(self.G, self.D)
         self.opt_G, self.opt_D = (torch.optim.Adam(m.parameters(), 2e-4, (0.0, 0.9)) for m in (self.G, self.D))
         self.real = (torch.rand(batch_size, 3, 32, 32, device=DEVICE) * 2 - 1).split(micro_batch_size)
+        self.images = batch_size
 
     def parameters(self) -> list[int]:
         return sizes(self.G, self.D)
 
+    def peak(self) -> float:
+        return arena.peak_of_device()
+
+    @contextmanager
+    def around(self) -> Iterator[None]:
+        """Torch's switches as its loop sets them; what they were before is put back."""
+        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+        before = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32
+        cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = True, False, False, False
+        try:
+            yield
+        finally:
+            cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = before
+
+    def d_step(self) -> None:
+        self.G.requires_grad_(False)
+        self.D.requires_grad_(True)
+        self.opt_D.zero_grad(set_to_none=True)
+        for real in self.real:
+            z = torch.randn(len(real), 64, device=DEVICE)
+            self.steps.AccumulateDiscriminatorGradients(z, real, None, 0.05, Scale=len(real) / self.images)
+        self.opt_D.step()
+
+    def g_step(self) -> None:
+        self.D.requires_grad_(False)
+        self.G.requires_grad_(True)
+        self.opt_G.zero_grad(set_to_none=True)
+        for real in self.real:
+            z = torch.randn(len(real), 64, device=DEVICE)
+            self.steps.AccumulateGeneratorGradients(z, real, None, Scale=len(real) / self.images)
+        self.opt_G.step()
+
+    def iteration(self) -> None:
+        self.d_step()
+        self.g_step()
+
     def run(self, images: int) -> None:
-        for _ in range(images // sum(map(len, self.real))):
-            self.D.requires_grad_(True)
-            self.opt_D.zero_grad(set_to_none=True)
-            for real in self.real:
-                z = torch.randn(len(real), 64, device=DEVICE)
-                self.steps.AccumulateDiscriminatorGradients(z, real, None, 0.05)
-            self.opt_D.step()
-            self.D.requires_grad_(False)
-            self.opt_G.zero_grad(set_to_none=True)
-            for real in self.real:
-                z = torch.randn(len(real), 64, device=DEVICE)
-                self.steps.AccumulateGeneratorGradients(z, real, None)
-            self.opt_G.step()
+        with self.around():
+            for _ in range(images // self.images):
+                self.iteration()
 
 
 Pair = tuple[str, list[Entry], int]  # name, the peer and this package, images of a turn
@@ -121,7 +197,8 @@ def r3gan(source: Path, settings: list[str]) -> Pair:
     own += ["train.precision=bf16"] if DEVICE.type == "cuda" else []
     peer = {"source": str(source.resolve()), "width": width, "batch_size": batch, "micro_batch_size": piece}
     entries = _both("OfficialR3GAN", peer, "r3gan_cifar10", own)
-    return f"R3GAN, 32 pixels, {width} wide, batch {batch}", entries, images
+    precision = "" if DEVICE.type == "cpu" else ", bf16: the official in all stages but those of 4x4, ours by autocast"
+    return f"R3GAN, 32 pixels, {width} wide, batch {batch}{precision}", entries, images
 
 
 def _both(name: str, arguments: dict[str, Any], config: str, settings: list[str]) -> list[Entry]:
@@ -130,11 +207,12 @@ def _both(name: str, arguments: dict[str, Any], config: str, settings: list[str]
 
 
 def compare(entries: list[Entry], images: int, rounds: int) -> dict[str, Any]:
-    """Numbers of parameters, and speeds in each round."""
+    """Numbers of parameters, speeds in each round, and the peaks of memory, MiB."""
     contestants = [Contestant(entry, sorted(os.sched_getaffinity(0))) for entry in entries]
     try:
         parameters = {c.name: c.ask("parameters")[1][0] for c in contestants}
-        return {"parameters": parameters, "speeds": arena.take_turns(contestants, images, rounds)}
+        speeds = arena.take_turns(contestants, images, rounds)
+        return {"parameters": parameters, "speeds": speeds, "MiB": {c.name: c.ask("peak")[1][0] for c in contestants}}
     finally:
         for contestant in contestants:
             contestant.close()
@@ -154,8 +232,9 @@ def main() -> None:
     report = {}
     for name, entries, images in pairs:
         report[name] = compare(entries, options.images or images, options.rounds)
-        parameters, speeds = report[name]["parameters"], report[name]["speeds"]
-        print(f"{name}: parameters of G and D {parameters}\n{arena.table(speeds, ['peer'])}\n", flush=True)
+        found = report[name]
+        print(f"{name}: parameters of G and D {found['parameters']}, peak MiB {found['MiB']}")
+        print(f"{arena.table(found['speeds'], ['peer'])}\n", flush=True)
     arena.write(options.json, report)
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import subprocess
 import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +23,7 @@ def _run(*arguments: str, cwd: Path = ROOT) -> str:
     result = subprocess.run(
         [sys.executable, "-m", "benchmarks", *arguments], cwd=cwd, capture_output=True, text=True, timeout=300
     )
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
 
@@ -30,6 +34,11 @@ def test_list_has_a_line_on_each() -> None:
         "__main__",
         "arena",
         "contestants",
+        "gpu_bits",
+        "gpu_kernels",
+        "gpu_measure",
+        "gpu_parts",
+        "gpu_runs",
     }
     assert {line.split()[0] for line in lines if line.startswith("  ")} == names
 
@@ -67,6 +76,51 @@ def test_profile_has_operations_of_both() -> None:
     table = _run("profile", f"data.root={FASHION_MNIST}", *SMALL, "--iterations", "2")
     assert "| operation | package | bound |" in table
     assert "| whole iteration, without the profiler |" in table
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU, where targets measure nothing")
+def test_gpu_command_runs_all_parts_at_a_tiny_size(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    shown = _run("gpu", f"data.root={FASHION_MNIST}", "--tiny", "--json", str(report))
+    found = json.loads(report.read_text())["parts"]
+    assert [*found] == ["bits", "tests", "r3gan", "recipes", "penalties", "means", "plan", "targets"]
+    assert {part["status"] for part in found.values()} == {"complete"}
+    assert all(part["rows"] for part in found.values())
+    profiled = found["recipes"]["rows"]
+    assert len(profiled) == 6
+    assert all(row["figures"]["kernels"] > 0 and row["figures"]["busy"] > 0 for row in profiled)
+    assert "  digits, fp32: repeated equal, resumed equal, logged figures equal" in shown.splitlines()
+    assert "| recipes | share whose repeated and resumed runs are equal | ≥ 1 | 1.00 | ✓ |  |  |" in shown.splitlines()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_gpu_command_says_what_it_needs() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "gpu"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 1
+    assert result.stdout.startswith("GPU: none")
+    assert result.stderr.splitlines()[-1] == "needs a GPU"
+
+
+def test_part_whose_time_is_over_keeps_its_rows_and_ends_its_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks.gpu import Part, run_part
+    from benchmarks.gpu_measure import Row
+
+    processes = []
+
+    def slow(_: Namespace) -> Iterator[Row]:
+        yield Row("first", {"figure": 1.0})
+        processes.append(multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,)))
+        processes[0].start()
+        time.sleep(60)
+
+    rows, status, failed = run_part(Part(slow, 0.5), Namespace(), 0.5)
+    assert [row["name"] for row in rows] == ["first"]
+    assert (status, failed) == ("cut off after 0 s", False)
+    processes[0].join(10)
+    assert processes[0].exitcode is not None
 
 
 def test_contestant_that_dies_costs_one_line(tmp_path: Path) -> None:

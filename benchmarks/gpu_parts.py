@@ -1,0 +1,225 @@
+"""Parts of `benchmarks.gpu`: tests, bits, the official R3GAN, the plan, the table of targets.
+
+Each measures something and gives its rows as soon as it has them. `gpu_kernels` has the other parts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from argparse import Namespace
+from collections.abc import Generator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import gpu_bits, peers
+from benchmarks import targets as table
+from benchmarks.gpu_kernels import PROFILED, settings_of
+from benchmarks.gpu_measure import (
+    MODES,
+    Attempts,
+    Goal,
+    Row,
+    Rows,
+    free_memory,
+    milliseconds,
+    on_gpu,
+    speed,
+    started,
+    steps,
+    take_turns,
+)
+from benchmarks.gpu_runs import Recipe, configure, layers_by_type, precision_of, reset_accelerate
+from gan_dist import plan as planning
+
+ROOT = Path(__file__).parent.parent
+
+
+class Background:
+    """A program that runs while parts that are not timed do; what it prints is kept."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.output = tempfile.TemporaryFile("w+")  # noqa: SIM115 (it goes with this object)
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]  # this copy need not be installed
+        self.process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stdout=self.output,
+                                        stderr=subprocess.STDOUT, start_new_session=True,
+                                        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)})  # fmt: skip
+
+    def wait(self, seconds: float | None = None) -> int:
+        return self.process.wait(seconds)
+
+    def last_lines(self, count: int) -> str:
+        self.output.seek(0)
+        return " | ".join(line.strip() for line in self.output.read().splitlines()[-count:])
+
+    def kill(self) -> None:
+        """End it, and what it has started."""
+        if self.process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# tests
+
+GPU_TESTS = ["tests/test_gpu.py", "tests/test_shared_gpu.py"]
+
+
+def start_tests(report: Path, tiny: bool) -> Background:
+    """pytest in a process of its own, without the options that `pyproject.toml` has for the whole suite."""
+    files = [name for name in GPU_TESTS if (ROOT / name).exists()]
+    chosen = ["-k", "never_waits"] if tiny else []
+    return Background("-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", f"--junitxml={report}",
+                      *files, *chosen)  # fmt: skip
+
+
+def tests(options: Namespace) -> Rows:
+    """The tests that need a GPU, two processes that share it among them; they run beside `bits`."""
+    try:
+        status = options.pytest.wait()
+    except BaseException:  # cut off: there is no report
+        print(options.pytest.last_lines(5), flush=True)
+        raise
+    if options.junit.exists():
+        for case in ElementTree.parse(options.junit).iter("testcase"):
+            kinds = {child.tag: child.get("message", "") for child in case}
+            outcome = next((kind for kind in ("failure", "error", "skipped") if kind in kinds), "passed")
+            why = {"": " ".join(kinds[outcome].split())[:150]} if outcome in kinds else {}
+            name = f"{case.get('classname')}.{case.get('name')}"
+            yield Row(name, {"outcome": outcome, "seconds": float(case.get("time", 0)), **why})
+    if status:
+        raise SystemExit(f"pytest ended with status {status}: {options.pytest.last_lines(3)}")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# bits
+
+
+def bits(options: Namespace) -> Rows:
+    """Is a run of each recipe, repeated or stopped and resumed, the same bit by bit?"""
+    names = ["digits", "pggan_fashion_mnist"] if options.tiny else gpu_bits.recipes()
+    equal, attempts = 0, Attempts()
+    for name in names:
+        with attempts.of(name):
+            found = gpu_bits.compare(name, options.tiny)
+            equal += found.equal()
+            precision, *words = found
+            yield Row(f"{name}, {precision}", dict(zip(("repeated", "resumed", "logged figures"), words)))
+    goal = Goal("recipes", "share whose repeated and resumed runs are equal", "≥", 1.0, "exact", [equal / len(names)])
+    yield Row("all recipes", {"equal": equal, "of": len(names)}, [goal])
+    attempts.end()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# r3gan
+
+CIFAR = "R3GAN for CIFAR-10, bf16, batch 512 in micro-batches of 64"
+
+
+def r3gan(options: Namespace) -> Rows:
+    """The official R3GAN and this package's, without classes, in turns; then the config as it is, with classes."""
+    failure = ""
+    if options.r3gan:
+        failure = yield from _beside_official(options)
+    else:
+        yield Row("official", {"": "needs --r3gan DIR, a copy of its code"})
+    free_memory()
+    config, info = configure("r3gan_cifar10", tiny=options.tiny)
+    try:
+        run, mib = started(lambda: Recipe(config, info))
+    except torch.OutOfMemoryError:
+        yield Row("configs/r3gan_cifar10.yaml as it is, conditional", {"": "the GPU's memory is full"})
+    else:
+        ms = take_turns({"": run}, options.seconds, options.rounds)[""]
+        name = f"configs/r3gan_cifar10.yaml as it is, conditional, {run.precision}: in D's step {layers_by_type(run)}"
+        yield Row(name, speed(run.images, ms) | {"MiB": mib})
+    if failure:
+        raise SystemExit(failure)
+
+
+def _beside_official(options: Namespace) -> Generator[Row, None, str]:
+    """Returns why it could not be done, or nothing."""
+    for name, build in options.builds.items():
+        if build.process.poll() != 0:
+            return f"the official operation {name} was not built: {build.last_lines(3)}"
+    sizes = (32, 4, 2) if options.tiny else (768, 512, 64)  # channels, batch, micro-batch
+    official, official_mib = started(lambda: peers.OfficialR3GAN(str(options.r3gan.resolve()), *sizes))
+    types = "all layers in bf16 but the stages of 4x4 pixels, which are in IEEE fp32" if on_gpu() else "fp32"
+    runs: dict[str, Any] = {f"official, {types}": official}
+    mib, modes = {f"official, {types}": official_mib}, {}
+    for mode, setting in MODES.items():
+        own = ["train.precision=bf16", f"train.batch_size={sizes[1]}", f"train.micro_batch_size={sizes[2]}"]
+        config, info = configure("r3gan_cifar10", [*own, "model.conditional=false", *setting], options.tiny)
+        run, most = started(lambda config=config, info=info: Recipe(config, info))  # type: ignore[misc]
+        name = f"package, {mode}, {run.precision} by autocast: in D's step {layers_by_type(run)}"
+        runs[name], mib[name], modes[name] = run, most, mode
+    first = next(iter(runs))
+    times = take_turns(runs, options.seconds, options.rounds)
+    for name, ms in times.items():
+        d, g = steps(runs[name], options.seconds)
+        figures = {**speed(runs[name].images, ms), "D ms": d, "G ms": g, "MiB": mib[name]}
+        if name in modes:
+            over = [a / b for a, b in zip(times[first], ms)]
+            goals = [
+                Goal(CIFAR, "images/s over the official code", "≥", 3.0, modes[name], over),
+                Goal(CIFAR, "time of D's step over G's", "≤", 2.5, modes[name], [d / g]),
+                Goal(CIFAR, "peak memory over the official code's", "≤", 1.3, modes[name], [mib[name] / mib[first]]),
+            ]
+            yield Row(name, figures, goals)
+        else:
+            yield Row(name, figures)
+    return ""
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# plan, targets
+
+
+def plan(options: Namespace) -> Rows:
+    """What `gan-dist plan` expects with the rates of this machine, beside what was measured."""
+    known = {row["name"].rpartition(",")[0]: row["figures"] for row in options.rows_of("recipes")}
+    rates = planning.measured_rates()
+    for label, name in [*PROFILED.items()][: 1 if options.tiny else None]:
+        config, info = configure(name, settings_of(name, options.tiny), options.tiny)
+        if label in known:
+            ms, mib = statistics.median(known[label]["ms an iteration"]), known[label]["MiB"]
+        else:
+            run, mib = started(lambda config=config, info=info: Recipe(config, info))  # type: ignore[misc]
+            with run.around():
+                ms = milliseconds(run.iteration, options.seconds)
+            del run
+            free_memory()
+        pieces = max(1, config.train.batch_size // (config.train.micro_batch_size or config.train.batch_size))
+        precision: Any = precision_of(config)
+        batch_size = config.train.batch_size // pieces
+        piece = replace(config.train, batch_size=batch_size, micro_batch_size=0, precision=precision)
+        reset_accelerate()
+        expected = planning.plan(replace(config, train=piece), info, 1, rates)
+        expected_ms = 1000 * pieces * expected.compute
+        yield Row(label, {"expected ms": expected_ms, "measured ms": ms, "measured over expected": ms / expected_ms,
+                          "expected MiB": expected.memory / 2**20, "measured MiB": mib})  # fmt: skip
+
+
+def targets(options: Namespace) -> Rows:
+    """The rows of `benchmarks.targets` that need a GPU; the one that is measured in the part `r3gan` too comes last."""
+    free_memory()
+    names = [name for name in table.ROWS if name.startswith("gpu_")]
+    for name in sorted(names, key=lambda name: name == "gpu_r3gan"):
+        row = table.ROWS[name]
+        try:
+            values, _ = row.measure(options)
+        except table.Needs as why:
+            yield Row(row.what, {"": str(why)})
+            continue
+        goal = Goal(row.what, row.measured_as, row.sign, row.wanted, "exact", values)
+        yield Row(row.what, {row.measured_as: values}, [goal])
