@@ -101,7 +101,7 @@ def _summary(config: Config, state: State, batch: int, dist: Distributed) -> lis
     sizes = {name: sum(p.numel() for p in found) for name, found in parameters.items()}
     trained = {name: sum(p.numel() for p in found if p.requires_grad) for name, found in parameters.items()}
     width = 2 if config.train.compress_gradients else torch.finfo(dist.dtype).bits // 8
-    sent = (trained["G"] + config.train.n_critic * trained["D"]) * width if dist.world_size > 1 else 0
+    sent = (trained["G"] + config.train.n_critic * trained["D"]) * width if dist.several else 0
     share, nodes = batch // dist.world_size, dist.world_size // dist.local_world_size
     meaning = {"tf32": ", which is fp32 on a CPU"} if dist.device.type == "cpu" else {}
     where = f"backend {dist.backend}, {dist.device.type}, precision {dist.precision}{meaning.get(dist.precision, '')}"

@@ -17,9 +17,10 @@ from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataPara
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DDPCommunicationHookType, broadcast_object_list
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from gan_dist import peers, sync_batch_norm
+from gan_dist import peers, sync_batch_norm, world
 from gan_dist.errors import ConfigError, UserError
 from gan_dist.kernels import convolution, switches
 from gan_dist.kernels.cpu import keep_freed_memory
@@ -41,6 +42,7 @@ class Distributed:
     Attributes:
         device: where this process computes.
         rank, world_size: this process's number, and how many there are.
+        several: this run does what several processes do together; always if there are several.
         local_world_size, first_local_rank: how many there are on this node, and the number of the first of them.
         is_main: True in the one process that writes files and talks to trackers; is_local_main: in one on each node.
         precision: fp64, fp32, tf32, bf16 or fp16.
@@ -52,7 +54,8 @@ class Distributed:
         compile: run prepared networks through torch.compile.
 
     Raises:
-        ConfigError: fp16 without a GPU, or fewer processes came together than the launcher started.
+        ConfigError: fp16 without a GPU, more processes on this node than GPUs, or fewer processes came together than
+            the launcher started.
     """
 
     def __init__(
@@ -62,20 +65,28 @@ class Distributed:
         cpu = cpu or not torch.cuda.is_available()
         if precision == "fp16" and cpu:
             raise ConfigError("train.precision=fp16 needs a GPU; bf16 and fp32 run everywhere")
+        # Both are for tests only: docs/distributed.md says what they show.
+        shared_gpu, group_of_one = (
+            os.environ.get(f"GAN_DIST_TEST_{name}") == "1" for name in ("SHARED_GPU", "GROUP_OF_ONE")
+        )
+        if shared_gpu:
+            os.environ["ACCELERATE_BYPASS_DEVICE_MAP"] = "true"  # else DDP of rank 1 is to be on a second GPU
+        elif not cpu:
+            world.check_gpus(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count())
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
         warnings.filterwarnings("ignore", message="Grad strides do not match")  # of 1x1 convolutions: costs nothing
         hook = DDPCommunicationHookType.BF16 if compress else DDPCommunicationHookType.NO
+        # All processes start from the same weights and buffers and treat them alike: none need be sent.
+        self._ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True, comm_hook=hook)
+        # NCCL refuses two processes on one GPU. Without a launcher a backend would make Accelerate look for a group.
+        backend = {"backend": "gloo"} if shared_gpu and "LOCAL_RANK" in os.environ else {}
         self._accelerator = Accelerator(
             cpu=cpu,
             mixed_precision=_PRECISION[precision],
             # Global batches, cut into equal slices: process r of p gets the r-th.
             dataloader_config=DataLoaderConfiguration(split_batches=True, even_batches=False, non_blocking=True),
             rng_types=[],  # nothing draws from global generators
-            kwargs_handlers=[
-                # All processes start from the same weights and buffers and treat them alike: none need be sent.
-                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True, comm_hook=hook),
-                InitProcessGroupKwargs(timeout=TIMEOUT),
-            ],
+            kwargs_handlers=[self._ddp, InitProcessGroupKwargs(timeout=TIMEOUT, **backend)],
         )
         self.precision = precision
         self._compile = compile
@@ -88,8 +99,11 @@ class Distributed:
         self.is_local_main: bool = self._accelerator.is_local_main_process
         self.local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))
         self.first_local_rank: int = self.rank - self._accelerator.local_process_index
-        _check_world(self.world_size)
-        if self.world_size > 1:
+        world.check_world(self.world_size)
+        self.several: bool = self.world_size > 1 or group_of_one
+        if self.several and not torch.distributed.is_initialized():
+            raise ConfigError("GAN_DIST_TEST_GROUP_OF_ONE=1 needs a process group: start with torchrun, or unset it")
+        if self.several:
             self._peers = peers.meet(self.rank, self.world_size)
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -101,17 +115,16 @@ class Distributed:
 
     @property
     def backend(self) -> str:
-        return torch.distributed.get_backend() if self.world_size > 1 else "none"
+        return torch.distributed.get_backend() if self.several else "none"
 
     @property
     def environment(self) -> dict[str, str]:
         """What the last bits of a run depend on beside its config: versions, the processor and the precision."""
-        gpu = self.device.type == "cuda"
-        processor = (
-            torch.cuda.get_device_name(self.device) if gpu else f"CPU, {torch.backends.cpu.get_cpu_capability()}"
-        )
-        cudnn = str(torch.backends.cudnn.version()) if gpu else "none"
-        return {"torch": torch.__version__, "cudnn": cudnn, "device": processor, "precision": self.precision}
+        if self.device.type == "cuda":
+            name, cudnn = torch.cuda.get_device_name(self.device), str(torch.backends.cudnn.version())
+        else:
+            name, cudnn = f"CPU, {torch.backends.cpu.get_cpu_capability()}", "none"
+        return {"torch": torch.__version__, "cudnn": cudnn, "device": name, "precision": self.precision}
 
     # --- what is trained ----------------------------------------------------------------------------------------------
 
@@ -119,7 +132,14 @@ class Distributed:
         """Run a module's forward, which is on the device, in the run's precision, and wrap it for several processes."""
         if self._compile:
             module.compile(dynamic=False)  # in place: neither the wrapper nor the names of weights change
-        return self._accelerator.prepare_model(module, device_placement=False)
+        prepared = self._accelerator.prepare_model(module, device_placement=False)
+        trained = any(parameter.requires_grad for parameter in module.parameters())
+        if self.several and trained and not isinstance(prepared, DistributedDataParallel):
+            # Accelerate wraps nothing in a group of one on a GPU.
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            prepared = DistributedDataParallel(prepared, device_ids=ids, **self._ddp.to_kwargs())
+            self._ddp.register_comm_hook(prepared)
+        return prepared
 
     def release(self, model: nn.Module) -> None:
         """Undo `prepare_model`, so that the module can be prepared again."""
@@ -145,11 +165,11 @@ class Distributed:
 
     def sync_batch_norm(self, module: nn.Module) -> nn.Module:
         """Let every batch normalization in a module see the batches of all processes; changes nothing for one."""
-        return sync_batch_norm.convert(module, _all_sum, self.world_size) if self.world_size > 1 else module
+        return sync_batch_norm.convert(module, _all_sum, self.world_size) if self.several else module
 
     def micro_batch(self, model: nn.Module, last: bool) -> AbstractContextManager:
         """Around forward and backward of one micro-batch: only the last one averages gradients over processes."""
-        return nullcontext() if last else self._accelerator.no_sync(model)
+        return nullcontext() if last else getattr(model, "no_sync", nullcontext)()
 
     def backward(self, loss: Tensor, optimizer: AcceleratedOptimizer) -> None:
         """Backward pass of a scalar loss, scaled as its optimizer needs it."""
@@ -193,7 +213,7 @@ class Distributed:
 
     def gather(self, tensor: Tensor) -> Tensor:
         """Join tensors (N, …) of all processes, whose N may differ, in the order of the ranks."""
-        if self.world_size == 1:
+        if not self.several:
             return tensor
         lengths = self._accelerator.gather(torch.tensor([len(tensor)], device=self.device))
         sizes: list[int] = lengths.tolist()
@@ -203,14 +223,14 @@ class Distributed:
 
     def mean(self, tensor: Tensor) -> Tensor:
         """The mean of a tensor over all processes."""
-        return self._accelerator.reduce(tensor, "mean") if self.world_size > 1 else tensor
+        return self._accelerator.reduce(tensor, "mean") if self.several else tensor
 
     def from_main(self, make: Callable[[], T]) -> T:
         """What `make` returns in the main process, in all of them; its UserError is raised in all of them too.
 
         The others wait as long as it takes, a download of hours too: no collective, and so no time-out, is pending.
         """
-        if self.world_size == 1:
+        if not self.several:
             return make()
         box: list[Any] = [None, None]
         if self.is_main:
@@ -227,7 +247,7 @@ class Distributed:
 
     def barrier(self) -> None:
         """Wait for all processes, as long as it takes."""
-        if self.world_size > 1:
+        if self.several:
             self._peers.wait_for_all()
 
     def end(self) -> None:
@@ -235,28 +255,17 @@ class Distributed:
 
         A launcher that sees one process gone with a status other than 0 ends the others.
         """
-        self._accelerator.wait_for_everyone()
-        if self.world_size > 1:
+        if self.several:
+            # Accelerate's own barrier takes the GPU with the process's number, even if there is none.
+            _all_sum(torch.zeros(1, device=self.device)).item()
             self._peers.part()
         self._accelerator.end_training()
 
     def failure(self, error: Exception) -> Exception:
         """What to raise for an exception: itself, or, where another process's end caused it, what happened there."""
-        if self.world_size == 1 or (isinstance(error, UserError) and error.everywhere):
+        if not self.several or (isinstance(error, UserError) and error.everywhere):
             return error
         return self._peers.failure(error)
-
-
-def _check_world(world_size: int) -> None:
-    """Refuse to be one of several processes that each train alone."""
-    wanted = int(os.environ.get("WORLD_SIZE", "1"))
-    simple_launcher = {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys() and wanted == 1
-    if wanted != world_size or (simple_launcher and "WORLD_SIZE" not in os.environ):
-        asked = "several processes were asked for" if simple_launcher else f"WORLD_SIZE={wanted}"
-        raise ConfigError(
-            f"{asked}, but this one is in a world of {world_size}: start with torchrun, or with "
-            "accelerate launch --multi_gpu, which serves processes on CPUs too"
-        )
 
 
 def _all_sum(tensor: Tensor) -> Tensor:
@@ -278,7 +287,7 @@ class StopAgreement:
 
     def __call__(self) -> bool:
         received = self._signals.received is not None
-        if self._dist.world_size == 1:
+        if not self._dist.several:
             return received
         flag = torch.full((1,), float(received), device=self._dist.device)
         work = torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, async_op=True)

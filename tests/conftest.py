@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gan_dist.config import load_config
 from gan_dist.data import POINTS, describe
@@ -49,10 +50,16 @@ SMALL = {
 }
 
 
+@functools.cache
+def recipe_file(name: str) -> Config:
+    """A file of `configs/` as it is; all tests share the one object, and none may change it."""
+    return load_config(ROOT / f"configs/{name}.yaml")
+
+
 def load_recipe(name: str, *overrides: str) -> Config:
     """A file of `configs/` with a small network, on 16x16 handwritten digits whatever its own images are."""
     path = ROOT / f"configs/{name}.yaml"
-    recipe = load_config(path)
+    recipe = recipe_file(name)
     data = (
         []
         if recipe.data.name in POINTS
@@ -65,6 +72,7 @@ def load_recipe(name: str, *overrides: str) -> Config:
     return config
 
 
+@functools.cache
 def mixes_samples(name: str) -> bool:
     """D or G of a recipe has statistics of a batch, so that micro-batches change what it computes."""
     config = load_recipe(name)
@@ -75,12 +83,13 @@ def mixes_samples(name: str) -> bool:
 
 
 RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
-OF_EACH_ARCHITECTURE = {load_config(ROOT / f"configs/{name}.yaml").model.name: name for name in reversed(RECIPES)}
+OF_EACH_ARCHITECTURE = {recipe_file(name).model.name: name for name in reversed(RECIPES)}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files whose few tests take minutes come first, so that no worker is left alone with one at the end."""
-    slow = ["test_resume", "test_slurm", "test_reliability", "test_processes", "test_distributed", "test_quality"]
+    slow = ["test_shared_gpu", "test_resume", "test_slurm", "test_reliability", "test_processes", "test_distributed"]
+    slow += ["test_group_of_one", "test_quality"]
     order = {name: i for i, name in enumerate(slow)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
@@ -100,7 +109,10 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def start_ranks(world_size: int, command: list[str], cwd: Path, **env: str) -> list[subprocess.Popen[str]]:
-    """Processes that find each other as under any launcher, but with none above them."""
+    """Processes that find each other as under any launcher, but with none above them; a single one has no launcher.
+
+    Accelerate wraps networks even for one process, where it computes on a CPU and a launcher's LOCAL_RANK is set.
+    """
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]
@@ -110,7 +122,12 @@ def start_ranks(world_size: int, command: list[str], cwd: Path, **env: str) -> l
         subprocess.Popen(
             [sys.executable, "-u", *command],
             cwd=cwd,
-            env={**os.environ, **world, "RANK": str(rank), "LOCAL_RANK": str(rank), **env},
+            env={
+                **os.environ,
+                **world,
+                **({"RANK": str(rank), "LOCAL_RANK": str(rank)} if world_size > 1 else {}),
+                **env,
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -118,6 +135,15 @@ def start_ranks(world_size: int, command: list[str], cwd: Path, **env: str) -> l
         )
         for rank in range(world_size)
     ]
+
+
+def distance(a: dict[str, Tensor], b: dict[str, Tensor], smallest: float = 1e-7) -> float:
+    """The largest difference in any tensor, relative to its largest entry or to `smallest`.
+
+    A difference of 1e-16 is the rounding of float64: D's last bias has no gradient but that in a relativistic loss.
+    """
+    assert a.keys() == b.keys()
+    return max(((a[k].double() - b[k].double()).abs().max() / b[k].abs().max().clamp(min=smallest)).item() for k in a)
 
 
 Train = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
-from conftest import OF_EACH_ARCHITECTURE, RECIPES, load_recipe, mixes_samples
+from conftest import OF_EACH_ARCHITECTURE, RECIPES, load_recipe, mixes_samples, recipe_file
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -29,11 +29,13 @@ from gan_dist.moments import flatten
 from gan_dist.parts import make_state
 from gan_dist.signals import StopSignals
 
-CPU = torch.cuda.device_count() < int(os.environ["WORLD_SIZE"])  # NCCL refuses two processes on one GPU
+SHARED_GPU = os.environ.get("GAN_DIST_TEST_SHARED_GPU") == "1"
+# NCCL refuses two processes on one GPU.
+CPU = torch.cuda.device_count() < (1 if SHARED_GPU else int(os.environ.get("WORLD_SIZE", "1")))
 BATCH_SIZE = 16
 ITERATIONS = 20
 QUIET = [
-    f"train.batch_size={BATCH_SIZE}", f"train.kimg={BATCH_SIZE * ITERATIONS / 1000}", "log.every_kimg=0",
+    f"train.batch_size={BATCH_SIZE}", "log.every_kimg=0",
     "sample.every_kimg=0", "metrics.every_kimg=0", "checkpoint.every_kimg=0", "tracking.wandb=disabled",
 ]  # fmt: skip
 PENALTIES = {
@@ -51,12 +53,14 @@ WIRE = [
 
 
 class Jobs:
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, iterations: int = ITERATIONS) -> None:
+        self.folder, self.nimg = folder, BATCH_SIZE * iterations
         self.results: dict[str, Any] = {}
 
     def build(self, dist: Distributed, recipe: str, *overrides: str) -> WiredRun:
-        config = load_recipe(recipe, *QUIET, *overrides)
+        config = load_recipe(recipe, *QUIET, f"train.kimg={self.nimg / 1000}", *overrides)
+        if config.growth.stable_kimg and self.nimg < BATCH_SIZE * ITERATIONS:  # through all stages nevertheless
+            config.growth.stable_kimg = config.growth.fade_kimg = BATCH_SIZE / 1000
         folder = self.folder / "run"
         folder.mkdir(exist_ok=True)
         return build(config, describe(config.data), folder, None, dist)
@@ -72,12 +76,13 @@ class Jobs:
     def train(self, dist: Distributed, name: str, recipe: str, *overrides: str) -> None:
         """The whole loop, with a schedule, flips and a lazy penalty, all functions of images seen."""
         common = ["optim.G.schedule=cosine", "optim.D.warmup_kimg=0.1", "loss.penalty_interval=2"]
-        if load_recipe(recipe).data.name not in POINTS:
+        if recipe_file(recipe).data.name not in POINTS:
             common.append("data.hflip=true")
         run = self.build(dist, recipe, *common, *overrides)
         run.trainer.run(StopSignals())
         state = run.state
-        assert state.nimg >= BATCH_SIZE * ITERATIONS
+        assert state.nimg >= self.nimg
+        self.results[f"{name}: figures"] = run.trainer.step.stats.read()
         if isinstance(state.G, Growing):
             assert state.G.stage == state.G.last_stage
         tensors = {}

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate.state import AcceleratorState
-from conftest import OF_EACH_ARCHITECTURE, RECIPES, load_recipe
+from conftest import OF_EACH_ARCHITECTURE, RECIPES, load_recipe, recipe_file
 from PIL import Image
 
 from gan_dist.build import build
@@ -63,7 +63,7 @@ def train(run_dir: Path, config: Config, dist: Distributed, *, stop: bool) -> No
     with StopSignals() as signals:
         step = run.trainer.step
         take = type(step).__call__
-        signal_at = BETWEEN - (STOP_LAG if dist.world_size > 1 else 0)
+        signal_at = BETWEEN - (STOP_LAG if dist.several else 0)
         taken = 0
 
         class Interrupted(type(step)):  # type: ignore[misc]
@@ -71,7 +71,7 @@ def train(run_dir: Path, config: Config, dist: Distributed, *, stop: bool) -> No
                 nonlocal taken
                 norms = take(self, batches)
                 taken += 1
-                if stop and taken == signal_at:
+                if stop and taken == signal_at and dist.rank == dist.world_size - 1:  # one tells the others
                     os.kill(os.getpid(), signal.SIGTERM)
                 return norms
 
@@ -101,7 +101,7 @@ def main() -> None:
             f"train.precision={precision}",
             f"train.micro_batch_size={4 if 'pggan' in recipe else 2}",  # the smallest that there can be
         ]
-        if load_recipe(recipe).data.name not in POINTS:
+        if recipe_file(recipe).data.name not in POINTS:
             settings += [
                 f"data.root={folder / 'images'}",
                 "data.name=folder",

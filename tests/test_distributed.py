@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import OF_EACH_ARCHITECTURE, RECIPES, ROOT, SMALL, mixes_samples, start_ranks
+from conftest import OF_EACH_ARCHITECTURE, RECIPES, ROOT, SMALL, distance, mixes_samples, start_ranks
 from safetensors.torch import load_file
-from torch import Tensor
 
 from gan_dist import models
 
@@ -36,15 +35,6 @@ def _results(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "results.json").read_text())
 
 
-def _distance(a: dict[str, Tensor], b: dict[str, Tensor], smallest: float = 1e-7) -> float:
-    """The largest difference in any tensor, relative to its largest entry or to `smallest`.
-
-    A difference of 1e-16 is the rounding of float64: D's last bias has no gradient but that in a relativistic loss.
-    """
-    assert a.keys() == b.keys()
-    return max(((a[k].double() - b[k].double()).abs().max() / b[k].abs().max().clamp(min=smallest)).item() for k in a)
-
-
 def test_every_architecture_is_here() -> None:
     assert sorted(SMALL) == sorted(OF_EACH_ARCHITECTURE) == models.names()
 
@@ -56,15 +46,23 @@ def test_weights_averages_and_moments_do_not_depend_on_the_processes(
 ) -> None:
     alone, many = (load_file(ran[n] / f"train-{recipe}.safetensors") for n in (1, world_size))
     assert {key.split(".")[0] for key in alone} == {"G", "D", "G_ema", "opt_G", "opt_D"}
-    assert _distance(many, alone) < 1e-9
+    assert distance(many, alone) < 1e-9
     assert _results(ran[world_size])[f"train-{recipe}: ranks agree"]
+
+
+@pytest.mark.parametrize("world_size", WORLDS[1:])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_logged_figures_do_not_depend_on_the_processes(recipe: str, world_size: int, ran: dict[int, Path]) -> None:
+    """They are summed in fp32."""
+    alone, many = (_results(ran[n])[f"train-{recipe}: figures"] for n in (1, world_size))
+    assert many == pytest.approx(alone, rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize("world_size", WORLDS)
 @pytest.mark.parametrize("recipe", SPLITTABLE)
 def test_micro_batches_change_nothing(recipe: str, world_size: int, ran: dict[int, Path]) -> None:
     whole = load_file(ran[1] / f"train-{recipe}.safetensors")
-    assert _distance(load_file(ran[world_size] / f"split-{recipe}.safetensors"), whole) < 1e-9
+    assert distance(load_file(ran[world_size] / f"split-{recipe}.safetensors"), whole) < 1e-9
 
 
 @pytest.mark.parametrize("world_size", WORLDS[1:])
@@ -72,7 +70,7 @@ def test_micro_batches_change_nothing(recipe: str, world_size: int, ran: dict[in
 def test_first_gradients_in_single_precision(recipe: str, world_size: int, ran: dict[int, Path]) -> None:
     alone, many = (load_file(ran[n] / f"gradients-{recipe}.safetensors") for n in (1, world_size))
     largest = max(tensor.abs().max().item() for tensor in alone.values())  # some gradients are all cancellation
-    assert _distance(many, alone, smallest=1e-2 * largest) < 1e-5
+    assert distance(many, alone, smallest=1e-2 * largest) < 1e-5
     assert _results(ran[world_size])[f"gradients-{recipe}: ranks agree"]
 
 
@@ -109,7 +107,7 @@ def test_metrics_do_not_depend_on_the_processes(world_size: int, ran: dict[int, 
 def test_compressed_gradients_are_bf16(world_size: int, ran: dict[int, Path]) -> None:
     sent, exact = (load_file(ran[world_size] / f"{name}.safetensors") for name in ("compressed", "gradients-default"))
     assert all(torch.equal(tensor, tensor.bfloat16().float()) for tensor in sent.values())
-    assert 0 < _distance(sent, exact) < 2e-2
+    assert 0 < distance(sent, exact) < 2e-2
     assert _results(ran[world_size])["compressed: ranks agree"]
 
 

@@ -17,6 +17,9 @@ from conftest import ROOT, TINY, Train, start_ranks
 from PIL import Image
 from safetensors.torch import load_file
 
+from gan_dist.errors import ConfigError
+from gan_dist.world import check_gpus
+
 LAUNCH = sorted((ROOT / "launch").glob("*.yaml"))
 TRAIN = [str(ROOT / "train.py"), *TINY]
 GPU = torch.cuda.is_available()
@@ -128,6 +131,25 @@ def test_uneven_batch_gets_one_line(settings: list[str], text: str, tmp_path: Pa
     assert text in errors[0]
     assert "".join(errors).count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_more_processes_than_gpus_get_one_line() -> None:
+    check_gpus(4, 4)
+    check_gpus(1, 8)
+    for processes, gpus, text in [
+        (
+            2,
+            1,
+            "2 processes were started on this node, but each sees 1 GPU, and no two .* start 1 process per node, or ",
+        ),
+        (
+            8,
+            4,
+            "8 processes were started on this node, but each sees 4 GPUs, and no two .* start 4 processes per node, or ",
+        ),
+    ]:
+        with pytest.raises(ConfigError, match=f"^{text}compute on CPUs with train.device=cpu$"):
+            check_gpus(processes, gpus)
 
 
 @pytest.mark.parametrize("killed", [0, 1])

@@ -86,7 +86,7 @@ def _agreed(dataset: Images, config: Data, info: DataInfo, dist: Distributed) ->
 
 def _mapped(make: Callable[[], Images], dist: Distributed) -> ImageTensor:
     """What one process of each node makes, in a file that all of them map, and whose name is removed then."""
-    if dist.world_size == 1:
+    if not dist.several:
         dataset = make()
         assert isinstance(dataset, ImageTensor)
         return dataset
