@@ -12,8 +12,8 @@ def check_gpus(processes: int, gpus: int) -> None:
     if processes > gpus:
         sees, start = ("GPU", "process") if gpus == 1 else ("GPUs", "processes")
         raise ConfigError(
-            f"{processes} processes were started on this node, but each sees {gpus} {sees}, and no two processes can use "
-            f"the same one: start {gpus} {start} per node, or compute on CPUs with train.device=cpu"
+            f"{processes} processes were started on this node, but each sees {gpus} {sees}, and no two processes can "
+            f"use the same one: start {gpus} {start} per node, or compute on CPUs with train.device=cpu"
         )
 
 

@@ -7,12 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Train
+from accelerate.state import AcceleratorState
+from conftest import RECIPES, Train, load_recipe
+from resume_worker import COMMON, STOPS
+from resume_worker import train as go_on
 
 from gan_dist.build import build
+from gan_dist.checkpoint import FILES
 from gan_dist.config import load_config
 from gan_dist.data import describe
 from gan_dist.distributed import Distributed
+from gan_dist.kernels.switches import numerics
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU and a CUDA build of torch")
 
@@ -37,3 +42,35 @@ def test_iteration_never_waits_for_the_gpu(tmp_path: Path) -> None:
             trainer.step(trainer.batches)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+# The figures of each iteration are logged, so that those of a resumed run are means over the same iterations.
+SETTINGS = [
+    *COMMON,
+    *("log.every_kimg=0.008", "metrics.every_kimg=0.056", "metrics.num_images=64", "metrics.extractor=classifier"),
+]
+
+
+def _result(run_dir: Path) -> dict[str, object]:
+    """Every file of the last checkpoint, and every logged line but its speed."""
+    checkpoint = max((run_dir / "checkpoints").iterdir())
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    lines = [{name: value for name, value in line.items() if name != "images_per_sec"} for line in lines]
+    return {name: (checkpoint / name).read_bytes() for name in FILES} | {"metrics.jsonl": lines}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_runs_repeat_and_resume_with_the_same_bits(recipe: str, tmp_path: Path) -> None:
+    """Weights, average, moments, logged figures and metrics, in the precision that the recipe names for a GPU."""
+    AcceleratorState._reset_state()
+    config = load_recipe(recipe, *SETTINGS)
+    config.train.precision = config.train.gpu_precision
+    dist = Distributed(config.train.precision)
+    with numerics(config.train.precision, exact=True):
+        for run in ("whole", "again"):
+            go_on(tmp_path / run, config, dist, stop=False)
+        for part in range(STOPS + 1):
+            go_on(tmp_path / "parts", config, dist, stop=part < STOPS)
+    whole, again, parts = (_result(tmp_path / run) for run in ("whole", "again", "parts"))
+    assert [name for name in whole if again[name] != whole[name]] == []
+    assert [name for name in whole if parts[name] != whole[name]] == []
