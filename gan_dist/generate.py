@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gan_dist import rng
 from gan_dist.callbacks.grid import MAX_COLUMNS, grid_picture
 from gan_dist.data.loader import to_uint8
+from gan_dist.kernels.switches import ieee_fp32
 from gan_dist.rng import Purpose
 
 BATCH_SIZE = 64
@@ -31,7 +32,9 @@ def generate(G: nn.Module, n: int, seed: int, classes: Sequence[int]) -> Iterato
             if classes
             else None
         )
-        yield from to_uint8(G(z) if y is None else G(z, y)).cpu()
+        with ieee_fp32():
+            images = to_uint8(G(z) if y is None else G(z, y)).cpu()
+        yield from images
 
 
 def write_images(images: Iterator[Tensor], folder: Path) -> None:

@@ -13,6 +13,7 @@ from gan_dist import rng
 from gan_dist.data.loader import to_uint8
 from gan_dist.data.sources import Images
 from gan_dist.distributed import Distributed
+from gan_dist.kernels.switches import ieee_fp32
 from gan_dist.rng import Purpose
 from gan_dist.state import State
 from gan_dist.stats import Clock
@@ -45,6 +46,7 @@ def grid_columns(num_classes: int, rows: int) -> int:
 
 
 @torch.no_grad()
+@ieee_fp32()
 def sample_grid(G: nn.Module, seed: int, rows: int, dist: Distributed) -> np.ndarray:
     """A picture of samples from latents that depend on the seed alone; with classes, one column a class.
 

@@ -1,4 +1,8 @@
-"""Feature extractors: uint8 images -> features and logits, in fp32, whatever the run's precision."""
+"""Feature extractors: uint8 images -> features and logits, in fp32.
+
+Evaluators run them in IEEE fp32, never in TF32 or half precision, whatever the run's precision is, so that a later
+`gan-dist evaluate` gives the same figures.
+"""
 
 from __future__ import annotations
 
