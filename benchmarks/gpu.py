@@ -143,11 +143,11 @@ def shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def start_background(options: Namespace, parts: list[str], folder: Path) -> None:
+def start_background(options: Namespace, parts: list[str]) -> None:
     """The tests, and the compilers of the official operations: both run while parts that are not timed do."""
-    options.junit, options.pytest, options.builds = folder / "tests.xml", None, {}
+    options.pytest, options.builds = None, {}
     if "tests" in parts:
-        options.pytest = gpu_parts.start_tests(options.junit, options.tiny)
+        options.pytest = gpu_parts.start_tests(options.tiny)
     if {"r3gan", "targets"} & {*parts} and options.r3gan and torch.cuda.is_available():
         code = "import sys; from benchmarks.peers import build_operation; build_operation(*sys.argv[1:])"
         source = str(options.r3gan.resolve())
@@ -169,28 +169,27 @@ def until_quiet(options: Namespace, seconds: float) -> None:
 def run(options: Namespace, parts: list[str], report: dict[str, Any]) -> bool:
     """All parts, one after the other; False if one has failed."""
     began, good = time.monotonic(), True
-    with tempfile.TemporaryDirectory() as folder:
-        start_background(options, parts, Path(folder))
-        try:
-            for name in parts:
-                part = PARTS[name]
-                if part.timed:
-                    until_quiet(options, 150.0)
-                start = time.monotonic()
-                seconds = min(part.limit, TOTAL - (start - began))
-                print(f"\n{name}: {(part.measure.__doc__ or '').strip()}", flush=True)
-                rows, status, failed = run_part(part, options, seconds) if seconds > 0 else ([], "no time left", False)
-                if name == "tests":
-                    options.pytest.kill()
-                took = time.monotonic() - start
-                print(f"  {status}, {took:.0f} s", flush=True)
-                report["parts"][name] = {"rows": rows, "status": status, "seconds": took, **arena.machine()}
-                arena.write(options.json, report)
-                good &= not failed
-        finally:
-            for program in (options.pytest, *options.builds.values()):
-                if program:
-                    program.kill()
+    start_background(options, parts)
+    try:
+        for name in parts:
+            part = PARTS[name]
+            if part.timed:
+                until_quiet(options, 150.0)
+            start = time.monotonic()
+            seconds = min(part.limit, TOTAL - (start - began))
+            print(f"\n{name}: {(part.measure.__doc__ or '').strip()}", flush=True)
+            rows, status, failed = run_part(part, options, seconds) if seconds > 0 else ([], "no time left", False)
+            if name == "tests":
+                options.pytest.kill()
+            took = time.monotonic() - start
+            print(f"  {status}, {took:.0f} s", flush=True)
+            report["parts"][name] = {"rows": rows, "status": status, "seconds": took, **arena.machine()}
+            arena.write(options.json, report)
+            good &= not failed
+    finally:
+        for program in (options.pytest, *options.builds.values()):
+            if program:
+                program.kill()
     return good
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-import xml.etree.ElementTree as ElementTree
+import time
 from argparse import Namespace
 from collections.abc import Generator
 from dataclasses import replace
@@ -50,16 +51,19 @@ class Background:
     def __init__(self, *arguments: str) -> None:
         self.output = tempfile.TemporaryFile("w+")  # noqa: SIM115 (it goes with this object)
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]  # this copy need not be installed
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stdout=self.output,
-                                        stderr=subprocess.STDOUT, start_new_session=True,
-                                        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)})  # fmt: skip
+                                        stderr=subprocess.STDOUT, start_new_session=True, env=env)  # fmt: skip
 
     def wait(self, seconds: float | None = None) -> int:
         return self.process.wait(seconds)
 
+    def printed(self) -> str:
+        """All that it has printed so far, read where it is written without moving there."""
+        return os.pread(self.output.fileno(), 2**24, 0).decode(errors="replace")
+
     def last_lines(self, count: int) -> str:
-        self.output.seek(0)
-        return " | ".join(line.strip() for line in self.output.read().splitlines()[-count:])
+        return " | ".join(line.strip() for line in self.printed().splitlines()[-count:])
 
     def kill(self) -> None:
         """End it, and what it has started."""
@@ -72,31 +76,34 @@ class Background:
 # ----------------------------------------------------------------------------------------------------------------------
 # tests
 
-GPU_TESTS = ["tests/test_gpu.py", "tests/test_shared_gpu.py"]
+GPU_TESTS = [
+    "tests/test_gpu.py",
+    "tests/test_shared_gpu.py",
+    "tests/test_group_of_one.py",
+    "tests/test_precision.py::test_precision_reaches_every_product_of_a_step",
+    "tests/test_precision.py::test_error_of_gradients_beside_fp64",
+]
+OUTCOME = re.compile(r"^(tests/\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED)", re.M)
 
 
-def start_tests(report: Path, tiny: bool) -> Background:
+def start_tests(tiny: bool) -> Background:
     """pytest in a process of its own, without the options that `pyproject.toml` has for the whole suite."""
-    files = [name for name in GPU_TESTS if (ROOT / name).exists()]
     chosen = ["-k", "never_waits" if tiny else "not same_bits"]  # the part `bits` has the recipes' own networks
-    return Background("-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", f"--junitxml={report}",
-                      *files, *chosen)  # fmt: skip
+    return Background("-m", "pytest", "-v", "-o", "addopts=", "-p", "no:cacheprovider", *GPU_TESTS, *chosen)
 
 
 def tests(options: Namespace) -> Rows:
     """The tests that need a GPU, two processes that share it among them; they run beside `bits`."""
-    try:
-        status = options.pytest.wait()
-    except BaseException:  # cut off: there is no report
-        print(options.pytest.last_lines(5), flush=True)
-        raise
-    if options.junit.exists():
-        for case in ElementTree.parse(options.junit).iter("testcase"):
-            kinds = {child.tag: child.get("message", "") for child in case}
-            outcome = next((kind for kind in ("failure", "error", "skipped") if kind in kinds), "passed")
-            why = {"": " ".join(kinds[outcome].split())[:150]} if outcome in kinds else {}
-            name = f"{case.get('classname')}.{case.get('name')}"
-            yield Row(name, {"outcome": outcome, "seconds": float(case.get("time", 0)), **why})
+    shown = 0
+    while True:
+        status = options.pytest.process.poll()
+        found = OUTCOME.findall(options.pytest.printed())
+        for name, outcome in found[shown:]:
+            yield Row(name, {"": outcome.lower()})
+        shown = len(found)
+        if status is not None:
+            break
+        time.sleep(0.5)
     if status:
         raise SystemExit(f"pytest ended with status {status}: {options.pytest.last_lines(3)}")
 

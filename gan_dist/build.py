@@ -33,6 +33,7 @@ from gan_dist.data.sources import Images, ImageTensor, count_readable, load_data
 from gan_dist.distributed import Distributed
 from gan_dist.errors import ConfigError, UserError
 from gan_dist.health import Health
+from gan_dist.kernels.layout import adapt
 from gan_dist.metrics import Judge
 from gan_dist.metrics.classifier import trained_classifier
 from gan_dist.metrics.evaluate import Evaluator
@@ -282,7 +283,8 @@ def evaluate_checkpoints(
     measured = [result.get("checkpoint") for result in known if result.get("protocol") == evaluator.protocol]
     for path in checkpoints:
         if path.name not in measured:
-            G = _generator(path).to(dist.device)
+            # As training has it, so that the figures are the same to the last bit.
+            G = adapt(_generator(path).to(dist.device), config.train.precision)
             kimg = read_facts(path)["nimg"] / 1000
             yield {"checkpoint": path.name, "kimg": kimg, **evaluator(G), "protocol": evaluator.protocol}
 

@@ -256,18 +256,21 @@ def verify(checkpoint: Path) -> None:
 
 
 _FACTS: dict[str, type] = {"nimg": int, "metrics": dict, "metrics_nimg": int, "retries": int, "scalers": dict,
-                           "image_shape": list, "num_classes": int, "num_images": int}  # fmt: skip
+                           "image_shape": list, "num_classes": int, "num_images": int,
+                           "environment": dict}  # fmt: skip
 
 
 def read_facts(checkpoint: Path) -> dict[str, Any]:
     """The content of a checkpoint's `state.json`."""
-    facts = manifest.read_json(checkpoint, "state.json")
+    facts = {"environment": {}, **manifest.read_json(checkpoint, "state.json")}
     wrong = [name for name, kind in _FACTS.items() if type(facts.get(name)) is not kind]
     shape = facts.get("image_shape")
     if not wrong and not (len(shape) == 3 and all(type(n) is int and 0 < n < 2**16 for n in shape)):  # type: ignore[arg-type,union-attr]
         wrong = ["image_shape"]
     if not wrong and not all(isinstance(value, int | float) for value in facts["metrics"].values()):
         wrong = ["metrics"]
+    if not wrong and not all(isinstance(value, str) and value.isprintable() for value in facts["environment"].values()):
+        wrong = ["environment"]
     if wrong:
         raise UserError(f"{checkpoint}: damaged: {wrong[0]} in state.json is not what a checkpoint has there")
     return facts

@@ -186,7 +186,7 @@ def check_resume(checkpoint: Path, config: Config, info: DataInfo) -> None:
 def changed_environment(checkpoint: Path, dist: Distributed) -> str:
     """What a run's last bits depend on and is different now from when the checkpoint was written; "" if nothing is."""
     now = dist.environment
-    before = {**now, **read_facts(checkpoint).get("environment", {})}
+    before = {**now, **read_facts(checkpoint)["environment"]}
     return ", ".join(f"{key} was {before[key]} and is {now[key]}" for key in now if before[key] != now[key])
 
 

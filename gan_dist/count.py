@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -110,15 +110,16 @@ def _twice_differentiable(mixed: MixedPrecision | None, precision: str) -> Calla
 
     @contextmanager
     def context(_: nn.Module, needed: bool = True) -> Iterator[None]:
-        with ExitStack() as stack:
-            if needed:
-                stack.enter_context(convolution.twice_differentiable())
-            if needed and mixed:
-                mixed.paused = precision == "fp16"
-                stack.enter_context(mixed)  # again, so that it casts the arguments before the convolution gets them
-            yield
-        if mixed:
-            mixed.paused = False
+        with convolution.twice_differentiable() if needed else nullcontext():
+            if not mixed:
+                yield
+                return
+            mixed.paused = needed and precision == "fp16"
+            try:
+                with mixed:  # once more, so that it casts the arguments before the convolution gets them
+                    yield
+            finally:
+                mixed.paused = False
 
     return context
 

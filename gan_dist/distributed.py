@@ -71,7 +71,7 @@ class Distributed:
         )
         if shared_gpu:
             os.environ["ACCELERATE_BYPASS_DEVICE_MAP"] = "true"  # else DDP of rank 1 is to be on a second GPU
-        elif not cpu:
+        elif not cpu and os.environ.get("ACCELERATE_BYPASS_DEVICE_MAP") != "true":
             world.check_gpus(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count())
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
         warnings.filterwarnings("ignore", message="Grad strides do not match")  # of 1x1 convolutions: costs nothing
@@ -134,8 +134,8 @@ class Distributed:
             module.compile(dynamic=False)  # in place: neither the wrapper nor the names of weights change
         prepared = self._accelerator.prepare_model(module, device_placement=False)
         trained = any(parameter.requires_grad for parameter in module.parameters())
-        if self.several and trained and not isinstance(prepared, DistributedDataParallel):
-            # Accelerate wraps nothing in a group of one on a GPU.
+        alone = self.several and self.world_size == 1  # for tests: Accelerate wraps nothing then on a GPU
+        if alone and trained and not isinstance(prepared, DistributedDataParallel):
             ids = [self.device.index] if self.device.type == "cuda" else None
             prepared = DistributedDataParallel(prepared, device_ids=ids, **self._ddp.to_kwargs())
             self._ddp.register_comm_hook(prepared)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import get_args
 
 from gan_dist.errors import ConfigError
 from gan_dist.schema import Precision, Train
@@ -21,8 +22,9 @@ def resolve(train: Train, on_gpu: bool) -> Precision:
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if launched not in ("no", chosen):
         config = f"train.precision={train.precision}" + (f" means {chosen} here" if train.precision == "auto" else "")
+        instead = f", or set train.precision={launched}" if launched in get_args(Precision) else ""
         raise ConfigError(
-            f"accelerate launch was told mixed_precision={launched}, but {config}: launch with mixed_precision=no, or "
-            f"set train.precision={launched}"
+            f"accelerate launch was told mixed_precision={launched}, but {config}: launch with "
+            f"mixed_precision=no{instead}"
         )
     return chosen

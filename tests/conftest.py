@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from gan_dist.config import load_config
@@ -106,6 +107,13 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
+def _no_accelerate_state() -> Iterator[None]:
+    """Accelerate keeps one device and one precision for all of a process: each test begins without."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def start_ranks(world_size: int, command: list[str], cwd: Path, **env: str) -> list[subprocess.Popen[str]]:

@@ -131,11 +131,22 @@ def test_modules_and_functions_are_replaced_inside_the_context_alone() -> None:
     assert {type(layer(x).grad_fn).__name__ for layer in layers} == {"ConvolutionBackward0"}
 
 
+def test_arguments_may_be_named_as_torch_names_them() -> None:
+    x, weight = torch.randn(1, 2, 5, 5), torch.randn(2, 2, 3, 3)
+    for function in (F.conv2d, F.conv_transpose2d):
+        expected = function(input=x, weight=weight, bias=None, stride=1, padding=1, dilation=1, groups=1)
+        with twice_differentiable():
+            found = function(input=x, weight=weight, bias=None, stride=1, padding=1, dilation=1, groups=1)
+        torch.testing.assert_close(found, expected)
+
+
 def test_what_is_not_computed_here_is_left_to_torch() -> None:
     layer = nn.Conv2d(2, 2, 3, padding="same")
     with twice_differentiable():
         assert type(layer(torch.randn(1, 2, 5, 5)).grad_fn).__name__ == "ConvolutionBackward0"
         assert layer(torch.randn(2, 5, 5)).shape == (2, 5, 5)
+        padded = nn.ConvTranspose2d(2, 2, 3, dilation=2, output_padding=1)(torch.randn(1, 2, 5, 5))
+    assert type(padded.grad_fn).__name__ == "ConvolutionBackward0", "the output is padded by a whole stride"
 
 
 def test_under_autocast_all_derivatives_are_in_half_precision() -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from conftest import RECIPES, Train, load_recipe
 from resume_worker import COMMON, STOPS
 from resume_worker import train as go_on
@@ -60,14 +59,17 @@ def _result(run_dir: Path) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_runs_repeat_and_resume_with_the_same_bits(recipe: str, tmp_path: Path) -> None:
+def test_runs_repeat_and_resume_with_the_same_bits(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Weights, average, moments, logged figures and metrics, in the precision that the recipe names for a GPU."""
-    AcceleratorState._reset_state()
     config = load_recipe(recipe, *SETTINGS)
     config.train.precision = config.train.gpu_precision
     dist = Distributed(config.train.precision)
+    assert dist.device.type == "cuda"
     with numerics(config.train.precision, exact=True):
         for run in ("whole", "again"):
+            monkeypatch.setenv("GAN_DIST_CACHE", str(tmp_path / f"cache of {run}"))  # each trains its own classifier
             go_on(tmp_path / run, config, dist, stop=False)
         for part in range(STOPS + 1):
             go_on(tmp_path / "parts", config, dist, stop=part < STOPS)

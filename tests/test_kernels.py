@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import suppress
+from typing import Any
 
 import pytest
 import torch
@@ -54,6 +55,13 @@ def test_resampling_is_the_filter(
         assert torch.autograd.gradgradcheck(resample, (x,), fast_mode=True)
 
 
+def test_resampling_by_sums_compiles_as_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gan_dist.kernels.resampling._by_convolution", lambda _: False)
+    x = torch.randn(2, 3, 8, 8)
+    compiled = torch.compile(lambda x: double(halve(x)), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), double(halve(x)))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_resampling_in_half_precision(dtype: torch.dtype) -> None:
     x = torch.randn(2, 3, 8, 8)
@@ -70,6 +78,8 @@ def test_lookup_is_an_embedding() -> None:
     torch.testing.assert_close(lookup(table, rows), F.embedding(rows, table))
     assert torch.autograd.gradcheck(lambda table: lookup(table, rows), (table,))
     assert torch.autograd.gradgradcheck(lambda table: lookup(table, rows), (table,))
+    with pytest.raises(IndexError):
+        lookup(table, torch.tensor([-1]))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (3, 5), (4, 7)])
@@ -95,6 +105,14 @@ def test_joined_groups_compute_the_same() -> None:
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("kept", [{"groups": 3}, {"groups": 24}, {"groups": 4, "padding_mode": "reflect"}], ids=str)
+def test_groups_that_cannot_be_joined_stay(kept: dict[str, Any]) -> None:
+    """An odd number of them, depthwise convolutions, and those that pad by other than zeros."""
+    network = nn.Sequential(nn.Conv2d(24, 24, 3, padding=1, **kept))
+    layout.join_groups(network)
+    assert type(network[0]) is nn.Conv2d
+
+
 def test_layouts_are_chosen_by_what_was_measured() -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     plain, grouped = nn.Sequential(nn.Conv2d(8, 8, 3)), nn.Sequential(nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 8, 3))
@@ -103,6 +121,7 @@ def test_layouts_are_chosen_by_what_was_measured() -> None:
     assert not layout.use_channels_last(grouped, cpu, "fp64")
     assert layout.use_channels_last(grouped, gpu, "bf16")
     assert not layout.use_channels_last(plain, gpu, "tf32")
+    assert not layout.use_channels_last(grouped, gpu, "fp32")
     assert not layout.use_channels_last(nn.Linear(3, 3), cpu, "fp32")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -13,15 +12,17 @@ import torch
 from accelerate.state import AcceleratorState
 from conftest import RECIPES, load_recipe
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gan_dist import distributed
 from gan_dist.data import POINTS, DataInfo, describe
 from gan_dist.distributed import Distributed
 from gan_dist.errors import ConfigError
+from gan_dist.kernels import convolution
 from gan_dist.kernels.switches import numerics
 from gan_dist.models import pggan
-from gan_dist.parts import make_state, make_step
+from gan_dist.parts import make_discriminator, make_generator, make_state, make_step
 from gan_dist.precision import resolve
 from gan_dist.schema import Config, Train
 from gan_dist.state import State
@@ -35,17 +36,11 @@ Batch = tuple[Tensor, Tensor]
 needs_gpu = pytest.mark.skipif(not ON_GPU, reason="needs a GPU")
 
 
-@pytest.fixture(autouse=True)
-def _any_precision() -> Iterator[None]:
-    """Accelerate keeps one precision for all of a process."""
-    yield
-    AcceleratorState._reset_state()
-
-
 def _start(config: Config, info: DataInfo, precision: str) -> tuple[State, Alternation, Batch]:
     """A run at weights that are not the initial ones, where many of R3GAN's gradients are exactly 0; and a batch."""
-    AcceleratorState._reset_state()
+    AcceleratorState._reset_state(reset_partial_state=True)
     dist = Distributed(precision, cpu=not ON_GPU)
+    assert (dist.device.type == "cuda") == ON_GPU
     state = make_state(config, info, dist)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -161,6 +156,18 @@ def test_precision_reaches_every_product_of_a_step(recipe: str, precision: str) 
     assert set.union(*watch.seen.values()) == wanted
 
 
+def _watch_wide_inputs(G: nn.Module, D: nn.Module, dtype: torch.dtype) -> set[str]:
+    """The names of layers that will have got an input of another type."""
+    wide: set[str] = set()
+    for network in (G, D):
+        for name, module in network.named_modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.BatchNorm2d | pggan.Conv):
+                module.register_forward_pre_hook(
+                    lambda _, inputs, name=name: wide.add(name) if inputs[0].dtype != dtype else None
+                )
+    return wide
+
+
 TAKES_IMAGES_OR_LATENTS = r"first|layers\.0|from_image\.\d|blocks\.0\.(conv1|shortcut)"
 AFTER_A_SUM = r"last"  # D's last layer takes what is summed up in fp32
 
@@ -170,14 +177,32 @@ def test_activations_stay_in_half_precision(recipe: str) -> None:
     """No bias, embedding or label turns what goes from layer to layer into fp32."""
     config = _config(recipe, "train.batch_size=12")
     state, step, batch = _start(config, describe(config.data), "bf16")
-    wide: set[str] = set()
-    for network in (state.G, state.D):
-        for name, module in network.named_modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.BatchNorm2d | pggan.Conv):
-                module.register_forward_pre_hook(
-                    lambda _, inputs, name=name: wide.add(name) if inputs[0].dtype != torch.bfloat16 else None
-                )
+    wide = _watch_wide_inputs(state.G, state.D, torch.bfloat16)
     step(iter([batch] * step.n_critic))
+    assert wide
+    assert [name for name in wide if not re.fullmatch(f"{TAKES_IMAGES_OR_LATENTS}|{AFTER_A_SUM}", name)] == []
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_activations_stay_in_half_precision_on_a_gpu(recipe: str, dtype: torch.dtype) -> None:
+    """Autocast on a GPU has other lists than on a CPU: a forward pass of shapes alone, as a GPU would run it."""
+    config = _config(recipe)
+    info = describe(config.data)
+    classes = info.num_classes if config.model.conditional else 0
+    with FakeTensorMode(), torch.device("cuda"):
+        G = make_generator(config.model, info.image_shape, classes)
+        D = make_discriminator(config.model, info.image_shape, classes)
+        wide = _watch_wide_inputs(G, D, dtype)
+        y = torch.zeros(12, dtype=torch.int64) if classes else None
+        torch.set_autocast_enabled("cuda", True)
+        torch.set_autocast_dtype("cuda", dtype)
+        try:
+            with convolution.twice_differentiable():
+                G(torch.zeros(12, config.model.z_dim), y)
+                D(torch.zeros(12, *info.image_shape), y)
+        finally:
+            torch.set_autocast_enabled("cuda", False)
     assert wide
     assert [name for name in wide if not re.fullmatch(f"{TAKES_IMAGES_OR_LATENTS}|{AFTER_A_SUM}", name)] == []
 
@@ -222,7 +247,11 @@ def test_precision_of_a_run(
     [
         ({"gpu_precision": "tf32"}, True, "mixed_precision=fp16, but train.precision=auto means tf32 here"),
         ({"gpu_precision": "fp16"}, False, "mixed_precision=fp16, but train.precision=auto means fp32 here"),
-        ({"precision": "bf16"}, True, "mixed_precision=fp16, but train.precision=bf16"),
+        (
+            {"precision": "bf16"},
+            True,
+            "mixed_precision=fp16, but train.precision=bf16: .*, or set train.precision=fp16",
+        ),
     ],
 )
 def test_launcher_that_was_told_another_precision(

@@ -118,7 +118,7 @@ def _run(config: Config, dist: Distributed, signals: StopSignals) -> tuple[bool,
         log.info(line)
     if checkpoint:
         log.info("going on from %s", checkpoint)
-        if changed := changed_environment(checkpoint, dist):
+        if dist.is_main and (changed := changed_environment(checkpoint, dist)):
             log.warning("%s: the same bits as in one go are not promised", changed)
     try:
         finished = run.trainer.run(signals)

@@ -46,7 +46,7 @@ class _Geometry(NamedTuple):
 
 
 def conv2d(
-    x: Tensor,
+    input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
     stride: Any = 1,
@@ -54,16 +54,16 @@ def conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    """`torch.nn.functional.conv2d`: x (N, C, H, W) and weight (C', C / groups, h, w) to (N, C', H', W')."""
-    if isinstance(padding, str) or x.ndim != 4:
-        return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    """`torch.nn.functional.conv2d`: input (N, C, H, W) and weight (C', C / groups, h, w) to (N, C', H', W')."""
+    if isinstance(padding, str) or input.ndim != 4:
+        return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
     geometry = _Geometry(_pair(stride), _pair(padding), _pair(dilation), groups)
-    x, weight, bias = _cast(x, weight, bias)
+    x, weight, bias = _cast(input, weight, bias)
     return _Convolution.apply(*_in_one_layout(x, weight), bias, geometry)
 
 
 def conv_transpose2d(
-    x: Tensor,
+    input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
     stride: Any = 1,
@@ -72,15 +72,17 @@ def conv_transpose2d(
     groups: int = 1,
     dilation: Any = 1,
 ) -> Tensor:
-    """`torch.nn.functional.conv_transpose2d`: x (N, C, H, W), weight (C, C' / groups, h, w) to (N, C', H', W').
+    """`torch.nn.functional.conv_transpose2d`: input (N, C, H, W), weight (C, C' / groups, h, w) to (N, C', H', W').
 
-    It is the gradient of a convolution from C' to C channels with regard to its input.
+    It is the gradient of a convolution from C' to C channels with regard to its input, unless the output is padded by a
+    whole stride or more.
     """
-    if x.ndim != 4:
-        return torch.conv_transpose2d(x, weight, bias, stride, padding, output_padding, groups, dilation)
     geometry = _Geometry(_pair(stride), _pair(padding), _pair(dilation), groups)
-    x, weight, bias = _cast(x, weight, bias)
-    sizes = zip(x.shape[2:], weight.shape[2:], *geometry[:3], _pair(output_padding))
+    padded = _pair(output_padding)
+    if input.ndim != 4 or any(more >= step for more, step in zip(padded, geometry.stride)):
+        return torch.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
+    x, weight, bias = _cast(input, weight, bias)
+    sizes = zip(x.shape[2:], weight.shape[2:], *geometry[:3], padded)
     size = [(n - 1) * s - 2 * p + d * (k - 1) + 1 + o for n, k, s, p, d, o in sizes]
     shape = torch.Size([len(x), weight.shape[1] * groups, *size])
     return _InputGradient.apply(*_in_one_layout(x, weight), bias, geometry, shape)

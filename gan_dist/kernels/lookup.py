@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gan_dist.kernels.switches import ieee_fp32
+
 
 def lookup(table: Tensor, rows: Tensor) -> Tensor:
     """table (K, D) and rows (N,), int64 below K, to (N, D), differentiable any number of times."""
@@ -22,7 +24,7 @@ class _Lookup(torch.autograd.Function):
     def forward(ctx: Any, table: Tensor, rows: Tensor) -> Tensor:
         ctx.save_for_backward(rows)
         ctx.count = len(table)
-        return table[rows]
+        return torch.embedding(table, rows)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
@@ -36,7 +38,8 @@ class _SumOfRows(torch.autograd.Function):
     def forward(ctx: Any, g: Tensor, rows: Tensor, count: int) -> Tensor:
         ctx.save_for_backward(rows)
         codes = torch.arange(count, device=rows.device)[:, None] == rows
-        return codes.to(g.dtype) @ g
+        with ieee_fp32():  # 0 and 1 are exact in TF32, but the gradients would be rounded
+            return codes.to(g.dtype) @ g
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:

@@ -7,6 +7,7 @@ a sum of shifted maps was faster than a convolution's derivatives; other forms w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,8 +30,7 @@ class _Halve(torch.autograd.Function):
     def forward(_: Any, x: Tensor) -> Tensor:
         if _by_convolution(x):
             return F.conv2d(x, _filter(x) / 4, stride=2, padding=1, groups=x.shape[1])
-        x = F.pad(x, (1, 1, 1, 1))
-        return _halve_along(3, _halve_along(2, x))
+        return _in_layout_of(x, _halve_by_sums)
 
     @staticmethod
     def backward(_: Any, g: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class _Double(torch.autograd.Function):
     def forward(_: Any, x: Tensor) -> Tensor:
         if _by_convolution(x):
             return F.conv_transpose2d(x, _filter(x), stride=2, padding=1, groups=x.shape[1])
-        return _double_along(3, _double_along(2, x))
+        return _in_layout_of(x, _double_by_sums)
 
     @staticmethod
     def backward(_: Any, g: Tensor) -> Tensor:
@@ -60,24 +60,27 @@ def _filter(x: Tensor) -> Tensor:
     return (row[:, None] * row).repeat(x.shape[1], 1, 1, 1)
 
 
-def _halve_along(dim: int, x: Tensor) -> Tensor:
-    """One direction, of a map that has a row of zeros at both ends: (a + 3 b + 3 c + d) / 8 of every other four."""
-    last = x.shape[dim] - 3
-    a, b, c, d = (_every_other(dim, x, i, last + i) for i in range(4))
+def _in_layout_of(x: Tensor, by_sums: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """Apply a sum to both directions of a map, which lies in memory as the result of it does then."""
+    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        return by_sums(by_sums(x.permute(0, 2, 3, 1), 1), 2).permute(0, 3, 1, 2)
+    return by_sums(by_sums(x, 2), 3)
+
+
+def _halve_by_sums(x: Tensor, dim: int) -> Tensor:
+    """One direction: (a + 3 b + 3 c + d) / 8 of the four pixels around each pair."""
+    x, last = _with_zeros(x, dim), x.shape[dim] - 1
+    a, b, c, d = (x[(slice(None),) * dim + (slice(i, last + i, 2),)] for i in range(4))
     return torch.lerp(torch.lerp(a, d, 0.5), torch.lerp(b, c, 0.5), 0.75)
 
 
-def _double_along(dim: int, x: Tensor) -> Tensor:
+def _double_by_sums(x: Tensor, dim: int) -> Tensor:
     """One direction: between each pixel and the next, 3/4 of the one and 1/4 of the other, and the other way round."""
-    n = x.shape[dim]
-    padded = F.pad(x, (0, 0, 1, 1) if dim == 2 else (1, 1))
-    shape = [size * 2 if i == dim else size for i, size in enumerate(x.shape)]
-    layout = torch.channels_last if x.stride(1) == 1 and x.shape[1] > 1 else torch.contiguous_format
-    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
-    torch.lerp(x, padded.narrow(dim, 0, n), 0.25, out=_every_other(dim, y, 0))
-    torch.lerp(x, padded.narrow(dim, 2, n), 0.25, out=_every_other(dim, y, 1))
-    return y
+    padded, n = _with_zeros(x, dim), x.shape[dim]
+    pairs = [torch.lerp(x, padded.narrow(dim, first, n), 0.25) for first in (0, 2)]
+    return torch.stack(pairs, dim + 1).flatten(dim, dim + 1)
 
 
-def _every_other(dim: int, x: Tensor, first: int, end: int | None = None) -> Tensor:
-    return x[:, :, first:end:2] if dim == 2 else x[:, :, :, first:end:2]
+def _with_zeros(x: Tensor, dim: int) -> Tensor:
+    """One more row of them at both ends."""
+    return F.pad(x, (0, 0) * (3 - dim) + (1, 1))

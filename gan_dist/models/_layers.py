@@ -55,6 +55,11 @@ def map_sizes(image_shape: tuple[int, int, int], smallest: int = 16, largest: in
     return sizes
 
 
+def double_nearest(x: Tensor) -> Tensor:
+    """Maps (N, C, H, W) -> (N, C, 2H, 2W), each pixel four times; of x's type, which autocast on a GPU would widen."""
+    return F.interpolate(x, scale_factor=2, mode="nearest").to(x.dtype)
+
+
 def spectral_norm(module: nn.Module) -> nn.Module:
     """Divide a layer's weight by its largest singular value (Miyato et al. 2018, equation 8), as torch does.
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gan_dist.models import Growing
-from gan_dist.models._layers import MinibatchStd, join_label, map_sizes
+from gan_dist.models._layers import MinibatchStd, double_nearest, join_label, map_sizes
 
 
 def check(image_shape: tuple[int, int, int], g_widths: Sequence[int] = (), d_widths: Sequence[int] = ()) -> None:
@@ -65,10 +65,6 @@ def _normed(x: Tensor) -> Tensor:
     return pixel_norm(_activated(x))
 
 
-def _double(x: Tensor) -> Tensor:
-    return F.interpolate(x, scale_factor=2, mode="nearest")
-
-
 class _Pair(nn.Module):
     """Two convolutions of 3x3, each with its activation."""
 
@@ -110,10 +106,12 @@ class Generator(Growing):
         x = smaller = _normed(self.second(x))
         for block in self.blocks[: self.stage]:
             smaller = x
-            x = block(_double(x), _normed)
+            x = block(double_nearest(x), _normed)
         image = self.to_image[self.stage](x)
         if self.stage:
-            image = torch.lerp(_double(self.to_image[self.stage - 1](smaller)), image, self.alpha.to(image.dtype))
+            image = torch.lerp(
+                double_nearest(self.to_image[self.stage - 1](smaller)), image, self.alpha.to(image.dtype)
+            )
         return image if self.training else F.interpolate(image, size=self.image_shape[1:], mode="nearest")
 
     def unused(self) -> Iterator[nn.Parameter]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gan_dist.models._layers import Embedding, map_sizes, needed, spectral_norm
+from gan_dist.models._layers import Embedding, double_nearest, map_sizes, needed, spectral_norm
 
 # Channels by the number of doublings: of G's maps, from the first on, and of D's blocks.
 _G_WIDTHS = {
@@ -86,13 +86,9 @@ class _Up(nn.Module):
         self.shortcut = nn.Conv2d(inputs, outputs, 1, bias=False)
 
     def forward(self, x: Tensor, y: Tensor | None) -> Tensor:
-        h = self.conv1(_double(F.relu(self.norm1(x, y))))
+        h = self.conv1(double_nearest(F.relu(self.norm1(x, y))))
         h = self.conv2(F.relu(self.norm2(h, y)))
-        return h + self.shortcut(_double(x))
-
-
-def _double(x: Tensor) -> Tensor:
-    return F.interpolate(x, scale_factor=2, mode="nearest")
+        return h + self.shortcut(double_nearest(x))
 
 
 class _Down(nn.Module):
