@@ -130,3 +130,10 @@ def test_contestant_that_dies_costs_one_line(tmp_path: Path) -> None:
     )  # fmt: skip
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith("package: RuntimeError")
+
+
+def test_two_copies_of_the_repository_train_in_turns(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    table = _run("trees", ".", ".", "--recipes", "grid_rpgan", "--turns", "2", "--json", str(report))
+    assert "old/new" in table
+    assert len(json.loads(report.read_text())["seconds"]["grid_rpgan"]) == 2
