@@ -9,9 +9,7 @@ processor time of one iteration, which other work on the machine changes less th
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import statistics
 import subprocess
 import sys
 from pathlib import Path

@@ -1,8 +1,8 @@
 """Maps halved and doubled by the filter [1, 3, 3, 1] in both directions, differentiable any number of times.
 
 Each of the two is the other's derivative but for a factor of 4. Outside the map is 0. The result is laid out in memory
-(contiguous or channels_last) as the argument is. On a CPU a depthwise convolution is fastest, which was measured. On a GPU
-a sum of shifted maps was faster than a convolution's derivatives; other forms were not measured there.
+(contiguous or channels_last) as the argument is. On a CPU a depthwise convolution is fastest, which was measured. On a
+GPU a sum of shifted maps was faster than a convolution's derivatives; other forms were not measured there.
 """
 
 from __future__ import annotations
