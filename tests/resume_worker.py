@@ -99,7 +99,8 @@ def main() -> None:
             *COMMON,
             f"data.workers={workers}",
             f"train.precision={precision}",
-            f"train.micro_batch_size={4 if 'pggan' in recipe else 2}",  # the smallest that there can be
+            # Two in each step; D of PGGAN compares groups of 4 images, which stay whole.
+            f"train.micro_batch_size={4 if 'pggan' in recipe else BATCH_SIZE // world_size // 2}",
         ]
         if recipe_file(recipe).data.name not in POINTS:
             settings += [

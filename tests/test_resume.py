@@ -16,7 +16,7 @@ def test_every_combination_resumes_exactly(world_size: int, tmp_path: Path) -> N
     """Recipes, losses, precisions and data workers, stopped by SIGTERM at three places: every file is the same."""
     processes = start_ranks(world_size, [str(ROOT / "tests/resume_worker.py"), str(tmp_path)], tmp_path)
     for process in processes:
-        _, error = process.communicate(timeout=600)
+        _, error = process.communicate(timeout=1800)
         assert process.returncode == 0, error
     results = json.loads((tmp_path / "results.json").read_text())
     assert len(results) == len(RECIPES) + 6 * len(OF_EACH_ARCHITECTURE)
