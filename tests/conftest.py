@@ -109,10 +109,9 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     os.environ.update(before)
 
 
-@pytest.fixture(autouse=True)
-def _no_accelerate_state() -> Iterator[None]:
-    """Accelerate keeps one device and one precision for all of a process: each test begins without."""
-    yield
+@pytest.fixture(autouse=True, scope="module")
+def _no_accelerate_state() -> None:
+    """Accelerate keeps one device and one precision for all of a process: each file of tests begins without."""
     AcceleratorState._reset_state(reset_partial_state=True)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from conftest import RECIPES, Train, load_recipe
 from resume_worker import COMMON, STOPS
 from resume_worker import train as go_on
@@ -19,6 +20,11 @@ from gan_dist.distributed import Distributed
 from gan_dist.kernels.switches import numerics
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU and a CUDA build of torch")
+
+
+@pytest.fixture(autouse=True)
+def _any_precision() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
