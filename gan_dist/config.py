@@ -201,6 +201,8 @@ def check(config: Config) -> None:
             raise ConfigError(f"{name} has {len(value)} entries; at most {_LONGEST}")
         numbers = value if kind in (list[int], list[float]) else [value] if kind in (int, float) else []
         for number in numbers:
+            if not isinstance(number, int | float):  # a list in a list, which OmegaConf lets pass
+                raise ConfigError(f"{name}={value} must be {describe_type(kind)}")
             if not math.isfinite(number) or number < 0:
                 raise ConfigError(f"{name}={number} must not be negative, infinite or nan")
             if number == 0 and name in _POSITIVE:

@@ -171,3 +171,11 @@ def test_parts_that_make_no_sense_together(
     assert text in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ["optim: {G: {betas: [[0.5], 0.9]}}", "model: {g_widths: [[4]]}"])
+def test_list_in_a_list_of_numbers_gets_one_line(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"betas|g_widths"):
+        load_config(path)
