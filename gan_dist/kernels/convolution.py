@@ -39,10 +39,10 @@ class _Geometry(NamedTuple):
     dilation: list[int]
     groups: int
 
-    def output_padding(self, smaller: torch.Size, kernel: torch.Size, larger: torch.Size) -> list[int]:
-        """Rows and columns of the larger map at its end which the kernel, walking over it, does not reach."""
-        steps = zip(smaller[2:], kernel[2:], larger[2:], self.stride, self.padding, self.dilation)
-        return [b - ((a - 1) * s - 2 * p + d * (k - 1) + 1) for a, k, b, s, p, d in steps]
+    def reached(self, smaller: torch.Size, kernel: torch.Size) -> list[int]:
+        """Rows and columns of the larger map that a kernel (C', C, h, w) reaches which makes the smaller one of it."""
+        steps = zip(smaller[2:], kernel[2:], self.stride, self.padding, self.dilation)
+        return [(n - 1) * s - 2 * p + d * (k - 1) + 1 for n, k, s, p, d in steps]
 
 
 def conv2d(
@@ -82,8 +82,7 @@ def conv_transpose2d(
     if input.ndim != 4 or any(more >= step for more, step in zip(padded, geometry.stride)):
         return torch.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
     x, weight, bias = _cast(input, weight, bias)
-    sizes = zip(x.shape[2:], weight.shape[2:], *geometry[:3], padded)
-    size = [(n - 1) * s - 2 * p + d * (k - 1) + 1 + o for n, k, s, p, d, o in sizes]
+    size = [n + more for n, more in zip(geometry.reached(x.shape, weight.shape), padded)]
     shape = torch.Size([len(x), weight.shape[1] * groups, *size])
     return _InputGradient.apply(*_in_one_layout(x, weight), bias, geometry, shape)
 
@@ -160,7 +159,7 @@ class _InputGradient(torch.autograd.Function):
         ctx.geometry = geometry
         ctx.set_materialize_grads(False)
         stride, padding, dilation, groups = geometry
-        output_padding = geometry.output_padding(y.shape, weight.shape, shape)
+        output_padding = [n - reached for n, reached in zip(shape[2:], geometry.reached(y.shape, weight.shape))]
         return aten.convolution(y, weight, bias, stride, padding, dilation, True, output_padding, groups)
 
     @staticmethod
