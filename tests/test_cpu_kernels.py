@@ -90,5 +90,8 @@ def test_large_blocks_are_kept_when_freed() -> None:
         torch.ones(2**24)
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-    faults()
+    # A block that torch aligns leaves a small remainder behind it. glibc keeps the first seven of a size apart, and the
+    # block before each of them can't grow: the same request fits into what was freed only after these.
+    for _ in range(8):
+        faults()
     assert faults() < pages / 10
