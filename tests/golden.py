@@ -1,0 +1,57 @@
+"""`python tests/golden.py` writes `golden_losses.json`: losses of each recipe's first iterations, computed in fp64.
+
+`test_golden.py` compares with them. A commit that changes the file says why the numbers are other ones.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from conftest import RECIPES, load_recipe
+from torch import Tensor
+
+from gan_dist.build import build
+from gan_dist.data import describe
+from gan_dist.distributed import Distributed
+from gan_dist.signals import StopSignals
+
+FILE = Path(__file__).parent / "golden_losses.json"
+ITERATIONS = 8
+
+
+def losses(recipe: str, dist: Distributed, folder: Path) -> list[float]:
+    """D's and G's losses in the order in which a short run computes them."""
+    config = load_recipe(
+        recipe,
+        *("train.batch_size=8", "train.precision=fp64", "train.device=cpu", "loss.penalty_interval=3"),
+        *("sample.every_kimg=0", "metrics.every_kimg=0", "checkpoint.every_kimg=0", "tracking.wandb=disabled"),
+    )
+    config.log.every_kimg = 0
+    config.train.kimg = ITERATIONS * config.train.batch_size * config.train.n_critic / 1000
+    config.growth.batch_sizes = []
+    run = build(config, describe(config.data), folder, None, dist)
+    found = []
+
+    def add(name: str, value: Tensor) -> None:  # in fp64, before the means are rounded to fp32
+        if name.startswith("loss_"):
+            found.append(value.item())
+
+    run.trainer.step.stats.add = add  # type: ignore[method-assign]
+    run.trainer.run(StopSignals())
+    return found
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    dist = Distributed("fp64", cpu=True)
+    with tempfile.TemporaryDirectory() as folder:
+        found = {recipe: losses(recipe, dist, Path(folder)) for recipe in RECIPES}
+    rows = ",\n".join(f' "{recipe}": {json.dumps(values)}' for recipe, values in found.items())
+    FILE.write_text(f"{{\n{rows}\n}}\n")
+
+
+if __name__ == "__main__":
+    main()
