@@ -35,7 +35,7 @@ from benchmarks.gpu_runs import (
     resampling_off,
     torchs_own,
 )
-from gan_dist.config import load_config
+from gan_dist.settings.config import load_config
 
 PROFILED = {
     "MLP": "mlp_fashion_mnist",

@@ -23,7 +23,6 @@ from torch.nn import functional as F
 import gan_dist.build
 from benchmarks.contestants import QUIET
 from benchmarks.gpu_measure import on_gpu
-from gan_dist.config import load_config
 from gan_dist.data import POINTS, DataInfo, describe
 from gan_dist.data.sources import Images, ImageTensor, load_dataset
 from gan_dist.distributed import Distributed
@@ -31,8 +30,9 @@ from gan_dist.ema import ema_beta, update_ema
 from gan_dist.kernels import convolution, layout
 from gan_dist.kernels.switches import numerics
 from gan_dist.models import r3gan
-from gan_dist.precision import resolve
-from gan_dist.schema import Config, Data
+from gan_dist.settings.config import load_config
+from gan_dist.settings.precision import resolve
+from gan_dist.settings.schema import Config, Data
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 EVENTLESS = ["log.every_kimg=0", "sample.every_kimg=0", "checkpoint.every_kimg=0"]

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import arena
-from gan_dist.config import load_config
+from gan_dist.settings.config import load_config
 
 ROOT = Path(__file__).parent.parent
 # In the order in which a beginner meets them.

@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from gan_dist.build import build
-from gan_dist.config import load_config
+from gan_dist.settings.config import load_config
 from gan_dist.data import describe
 from gan_dist.distributed import Distributed
 config = load_config(Path(sys.argv[1]), sys.argv[2:])

@@ -13,14 +13,14 @@ from torch.nn.utils import parametrize
 from gan_dist import models
 from gan_dist.augment import AUGMENTATIONS
 from gan_dist.checkpoint import config_path, read_facts
-from gan_dist.config import changes_that_matter, choose, load_config
 from gan_dist.data import POINTS, DataInfo
 from gan_dist.distributed import Distributed
 from gan_dist.errors import ConfigError
 from gan_dist.losses import LOSSES
 from gan_dist.models._layers import MinibatchStd
 from gan_dist.parts import make_discriminator, make_generator, make_optimizer
-from gan_dist.schema import Config, Model, Optimizer, describe_type
+from gan_dist.settings.config import changes_that_matter, choose, load_config
+from gan_dist.settings.schema import Config, Model, Optimizer, describe_type
 
 MAX_ARG = 4096  # of an architecture's arguments: blocks, channels, …
 

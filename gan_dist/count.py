@@ -24,7 +24,7 @@ from gan_dist.data import DataInfo
 from gan_dist.distributed import Distributed
 from gan_dist.kernels import convolution
 from gan_dist.parts import make_state, make_step
-from gan_dist.schema import Config
+from gan_dist.settings.schema import Config
 from gan_dist.stats import RunningMeans
 
 

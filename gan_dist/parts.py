@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from gan_dist import models
 from gan_dist.augment import Augment
-from gan_dist.config import choose
 from gan_dist.data import DataInfo
 from gan_dist.data.loader import Preprocess
 from gan_dist.distributed import Distributed
@@ -19,7 +18,8 @@ from gan_dist.kernels.layout import adapt
 from gan_dist.losses import LOSSES
 from gan_dist.rng import Purpose, torch_seed
 from gan_dist.schedules import course, optimizer_schedule, stages
-from gan_dist.schema import Config, Model, Optimizer
+from gan_dist.settings.config import choose
+from gan_dist.settings.schema import Config, Model, Optimizer
 from gan_dist.state import State
 from gan_dist.stats import RunningMeans
 from gan_dist.step import Alternation, Penalties

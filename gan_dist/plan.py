@@ -20,7 +20,7 @@ from gan_dist.data import DataInfo
 from gan_dist.errors import ConfigError
 from gan_dist.kernels.layout import adapt
 from gan_dist.kernels.switches import ieee_fp32, numerics
-from gan_dist.schema import Config
+from gan_dist.settings.schema import Config
 
 BUCKET = 25 * 2**20  # bytes of gradients that DistributedDataParallel sends at once
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gan_dist.schema import Growth, Optimizer
+from gan_dist.settings.schema import Growth, Optimizer
 
 
 def course(config: Optimizer, total_nimg: int) -> Callable[[int], float]:

@@ -24,7 +24,7 @@ from gan_dist.checkpoint import FILES, find_checkpoint
 from gan_dist.data import POINTS, describe
 from gan_dist.distributed import STOP_LAG, Distributed
 from gan_dist.losses import LOSSES
-from gan_dist.schema import Config
+from gan_dist.settings.schema import Config
 from gan_dist.signals import StopSignals
 
 # Every recipe in fp32, with its own loss; and in every precision, without and with data workers, every architecture,

@@ -20,7 +20,7 @@ from distributed_worker import CPU, Jobs
 
 from gan_dist import cli
 from gan_dist.distributed import Distributed
-from gan_dist.schema import Config
+from gan_dist.settings.schema import Config
 
 ITERATIONS = 6  # three D steps with a penalty, and all stages of a growing network
 STOPPED = "dcgan_fashion_mnist"

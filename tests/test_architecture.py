@@ -14,7 +14,7 @@ OWNERS = {
     "accelerate": ["gan_dist/distributed.py"],
     "torch.distributed": ["gan_dist/distributed.py", "gan_dist/peers.py"],
     "wandb": ["gan_dist/tracking.py"],
-    "omegaconf": ["gan_dist/config.py"],
+    "omegaconf": ["gan_dist/settings/config.py"],
 }
 PURE = (
     "losses",

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from gan_dist.build import WiredRun, build
 from gan_dist.checkpoint import take_snapshot, write_checkpoint
-from gan_dist.config import as_yaml
 from gan_dist.data import describe
 from gan_dist.distributed import Distributed
+from gan_dist.settings.config import as_yaml
 
 pytestmark = pytest.mark.skipif(
     not (torch.cuda.is_available() or shutil.which("g++") or shutil.which("clang++")),

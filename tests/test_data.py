@@ -19,7 +19,6 @@ from accelerate.data_loader import BatchSamplerShard
 from PIL import Image
 
 from gan_dist import rng
-from gan_dist.config import load_config
 from gan_dist.data import DataInfo, describe
 from gan_dist.data.folder import ImageFiles, list_images
 from gan_dist.data.images import BrokenImage, read_image
@@ -29,7 +28,8 @@ from gan_dist.data.sources import ImageTensor, load_dataset
 from gan_dist.distributed import Distributed
 from gan_dist.errors import UserError
 from gan_dist.rng import Purpose, permuted
-from gan_dist.schema import Data
+from gan_dist.settings.config import load_config
+from gan_dist.settings.schema import Data
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 

@@ -13,7 +13,7 @@ from gan_dist.ema import ema_beta, update_ema
 from gan_dist.losses import LOSSES
 from gan_dist.regularizers import clip_weights, interpolate, lipschitz_penalty, squared_gradient_norms
 from gan_dist.schedules import optimizer_schedule, stages
-from gan_dist.schema import Growth, Optimizer
+from gan_dist.settings.schema import Growth, Optimizer
 
 REAL = torch.tensor([-3.0, -0.5, 0.0, 2.0, 30.0], dtype=torch.float64)
 FAKE = torch.tensor([1.0, -2.0, 0.0, 5.0, -30.0], dtype=torch.float64)

@@ -10,10 +10,10 @@ import torch
 from conftest import RECIPES, ROOT, load_recipe
 
 from gan_dist.cli import main
-from gan_dist.config import load_config
 from gan_dist.count import Counter, Iteration, Operation, count_iteration
 from gan_dist.data import describe
 from gan_dist.plan import GPUS, Expected, expect, pays_up_to
+from gan_dist.settings.config import load_config
 
 MLP = ["model.conditional=false", "model.z_dim=8", "model.g_widths=[32]", "model.d_widths=[16]", "data.hflip=true"]
 

@@ -23,8 +23,8 @@ from gan_dist.kernels import convolution
 from gan_dist.kernels.switches import numerics
 from gan_dist.models import pggan
 from gan_dist.parts import make_discriminator, make_generator, make_state, make_step
-from gan_dist.precision import resolve
-from gan_dist.schema import Config, Train
+from gan_dist.settings.precision import resolve
+from gan_dist.settings.schema import Config, Train
 from gan_dist.state import State
 from gan_dist.stats import RunningMeans
 from gan_dist.step import Alternation

@@ -36,12 +36,12 @@ from gan_dist.checkpoint import (
     write_checkpoint,
 )
 from gan_dist.cli import main
-from gan_dist.config import load_config
 from gan_dist.data import describe
 from gan_dist.distributed import Distributed
 from gan_dist.errors import ConfigError, UserError
 from gan_dist.lock import lock_run
 from gan_dist.parts import optimizer_names
+from gan_dist.settings.config import load_config
 from gan_dist.signals import StopSignals
 
 SMALL = [*TINY, "model.z_dim=8", "log.every_kimg=0", "sample.every_kimg=0"]

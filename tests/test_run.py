@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import gan_dist
 from gan_dist.cli import main
-from gan_dist.config import load_config
+from gan_dist.settings.config import load_config
 
 NETWORKS = ["G.safetensors", "D.safetensors", "G_ema.safetensors", "opt_G.safetensors", "opt_D.safetensors"]
 

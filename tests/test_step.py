@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from gan_dist import rng
 from gan_dist.augment import Augment
-from gan_dist.config import load_config
 from gan_dist.data import DataInfo
 from gan_dist.data.loader import Preprocess
 from gan_dist.distributed import Distributed
@@ -19,7 +18,8 @@ from gan_dist.losses import LOSSES
 from gan_dist.parts import make_state
 from gan_dist.rng import Purpose
 from gan_dist.schedules import Stage
-from gan_dist.schema import Config
+from gan_dist.settings.config import load_config
+from gan_dist.settings.schema import Config
 from gan_dist.state import State
 from gan_dist.stats import RunningMeans
 from gan_dist.step import Alternation, Penalties

@@ -46,9 +46,9 @@ def plan(arguments: list[str]) -> int:
 
     from gan_dist import plan as planning
     from gan_dist.cli.train import read_config
-    from gan_dist.config import choose
     from gan_dist.data import describe
-    from gan_dist.precision import resolve
+    from gan_dist.settings.config import choose
+    from gan_dist.settings.precision import resolve
 
     config = read_config(settings)
     if options.gpu and options.gpu not in planning.GPUS:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from gan_dist.config import as_yaml, for_file, load_config
 from gan_dist.data import describe
 from gan_dist.errors import ConfigError, UserError
-from gan_dist.precision import resolve
-from gan_dist.schema import Config, Precision, settings_help
+from gan_dist.settings.config import as_yaml, for_file, load_config
+from gan_dist.settings.precision import resolve
+from gan_dist.settings.schema import Config, Precision, settings_help
 from gan_dist.signals import StopSignals
 
 if TYPE_CHECKING:

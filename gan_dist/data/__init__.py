@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gan_dist.config import parse_image_size
 from gan_dist.errors import ConfigError
-from gan_dist.schema import Data
+from gan_dist.settings.config import parse_image_size
+from gan_dist.settings.schema import Data
 
 
 @dataclass(frozen=True)

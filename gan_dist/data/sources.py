@@ -23,7 +23,7 @@ from gan_dist.data.points import make_points
 from gan_dist.data.stacked import stack
 from gan_dist.errors import UserError
 from gan_dist.rng import to_device
-from gan_dist.schema import Data
+from gan_dist.settings.schema import Data
 
 log = logging.getLogger(__name__)
 

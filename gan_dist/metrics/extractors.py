@@ -19,7 +19,7 @@ from gan_dist.data.sources import Images
 from gan_dist.distributed import Distributed
 from gan_dist.errors import UserError
 from gan_dist.metrics.classifier import Classifier, trained_classifier
-from gan_dist.schema import Metrics
+from gan_dist.settings.schema import Metrics
 
 _INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 _INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"

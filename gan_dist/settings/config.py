@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, OmegaConfBaseException
 
 from gan_dist.errors import ConfigError
-from gan_dist.schema import Config, Run, describe_type, show, walk_settings
+from gan_dist.settings.schema import Config, Run, describe_type, show, walk_settings
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:

@@ -6,7 +6,7 @@ import os
 from typing import get_args
 
 from gan_dist.errors import ConfigError
-from gan_dist.schema import Precision, Train
+from gan_dist.settings.schema import Precision, Train
 
 
 def resolve(train: Train, on_gpu: bool) -> Precision:
