@@ -29,12 +29,12 @@ from gan_dist.data import DataInfo, describe
 from gan_dist.data.loader import KeyedStream
 from gan_dist.data.sources import Images, load_dataset
 from gan_dist.distributed import Distributed
+from gan_dist.game.losses import LOSSES
+from gan_dist.game.regularizers import squared_gradient_norms
 from gan_dist.kernels import convolution
 from gan_dist.kernels.layout import adapt
 from gan_dist.kernels.switches import numerics
-from gan_dist.losses import LOSSES
 from gan_dist.parts import make_discriminator, make_generator, make_optimizer
-from gan_dist.regularizers import squared_gradient_norms
 from gan_dist.rng import Purpose, torch_seed
 from gan_dist.settings.config import load_config
 from gan_dist.settings.precision import resolve

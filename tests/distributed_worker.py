@@ -22,7 +22,7 @@ from torch import Tensor
 from gan_dist.build import WiredRun, build
 from gan_dist.data import POINTS, describe
 from gan_dist.distributed import Distributed
-from gan_dist.losses import LOSSES
+from gan_dist.game.losses import LOSSES
 from gan_dist.models import Growing
 from gan_dist.moments import flatten
 from gan_dist.parts import make_state

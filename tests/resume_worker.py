@@ -23,7 +23,7 @@ from gan_dist.build import build
 from gan_dist.checkpoint import FILES, find_checkpoint
 from gan_dist.data import POINTS, describe
 from gan_dist.distributed import STOP_LAG, Distributed
-from gan_dist.losses import LOSSES
+from gan_dist.game.losses import LOSSES
 from gan_dist.settings.schema import Config
 from gan_dist.signals import StopSignals
 

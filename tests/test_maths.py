@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from gan_dist.ema import ema_beta, update_ema
-from gan_dist.losses import LOSSES
-from gan_dist.regularizers import clip_weights, interpolate, lipschitz_penalty, squared_gradient_norms
+from gan_dist.game.losses import LOSSES
+from gan_dist.game.regularizers import clip_weights, interpolate, lipschitz_penalty, squared_gradient_norms
 from gan_dist.schedules import optimizer_schedule, stages
 from gan_dist.settings.schema import Growth, Optimizer
 

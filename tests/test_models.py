@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gan_dist import models
+from gan_dist.game.regularizers import iterate_spectral_norms
 from gan_dist.models import r3gan
 from gan_dist.models._layers import MinibatchStd
-from gan_dist.regularizers import iterate_spectral_norms
 
 
 @pytest.mark.parametrize("num_classes", [0, 5])
