@@ -22,7 +22,7 @@ from gan_dist.build import build
 from gan_dist.checkpoint import take_snapshot, write_checkpoint
 from gan_dist.cli.train import read_config
 from gan_dist.data import describe
-from gan_dist.distributed import Distributed
+from gan_dist.parallel.distributed import Distributed
 
 QUIET = ["metrics.every_kimg=0", "sample.every_kimg=0", "tracking.wandb=disabled"]
 

@@ -28,18 +28,18 @@ from gan_dist.build import build
 from gan_dist.data import DataInfo, describe
 from gan_dist.data.loader import KeyedStream
 from gan_dist.data.sources import Images, load_dataset
-from gan_dist.distributed import Distributed
 from gan_dist.game.losses import LOSSES
 from gan_dist.game.regularizers import squared_gradient_norms
 from gan_dist.kernels import convolution
 from gan_dist.kernels.layout import adapt
 from gan_dist.kernels.switches import numerics
+from gan_dist.parallel.distributed import Distributed
+from gan_dist.parallel.signals import StopSignals
 from gan_dist.parts import make_discriminator, make_generator, make_optimizer
 from gan_dist.rng import Purpose, torch_seed
 from gan_dist.settings.config import load_config
 from gan_dist.settings.precision import resolve
 from gan_dist.settings.schema import Config
-from gan_dist.signals import StopSignals
 
 QUIET = ["metrics.every_kimg=0", "tracking.wandb=disabled", "train.kimg=1000000"]  # as long as there are turns
 Draw = tuple[Tensor, Tensor, Tensor]  # real images in [-1, 1] and the latents of the D and the G step

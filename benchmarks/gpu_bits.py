@@ -16,8 +16,8 @@ from gan_dist.checkpoint import NETWORKS, OPTIMIZERS, find_checkpoint
 from gan_dist.data import DataInfo
 from gan_dist.kernels.switches import numerics
 from gan_dist.moments import flatten
+from gan_dist.parallel.signals import StopSignals
 from gan_dist.settings.schema import Config
-from gan_dist.signals import StopSignals
 from gan_dist.state import State
 from gan_dist.tracking import read_metrics
 

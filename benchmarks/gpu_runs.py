@@ -25,11 +25,11 @@ from benchmarks.contestants import QUIET
 from benchmarks.gpu_measure import on_gpu
 from gan_dist.data import POINTS, DataInfo, describe
 from gan_dist.data.sources import Images, ImageTensor, load_dataset
-from gan_dist.distributed import Distributed
 from gan_dist.ema import ema_beta, update_ema
 from gan_dist.kernels import convolution, layout
 from gan_dist.kernels.switches import numerics
 from gan_dist.models import r3gan
+from gan_dist.parallel.distributed import Distributed
 from gan_dist.settings.config import load_config
 from gan_dist.settings.precision import resolve
 from gan_dist.settings.schema import Config, Data

@@ -29,7 +29,7 @@ torch.set_num_threads(1)
 from gan_dist.build import build
 from gan_dist.settings.config import load_config
 from gan_dist.data import describe
-from gan_dist.distributed import Distributed
+from gan_dist.parallel.distributed import Distributed
 config = load_config(Path(sys.argv[1]), sys.argv[2:])
 trainer = build(config, describe(config.data), Path(tempfile.mkdtemp()), None, Distributed("fp32", cpu=True)).trainer
 for _ in range(2):

@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gan_dist.build import build
 from gan_dist.cli.train import read_config
 from gan_dist.data import describe
-from gan_dist.distributed import Distributed
+from gan_dist.parallel.distributed import Distributed
 from gan_dist.parts import make_state
 
 ITERATIONS = 5

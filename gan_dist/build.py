@@ -29,7 +29,6 @@ from gan_dist.data.loader import draw, make_loader
 from gan_dist.data.points import modes
 from gan_dist.data.shared import load_shared, shrink
 from gan_dist.data.sources import Images, ImageTensor, count_readable, load_dataset
-from gan_dist.distributed import Distributed
 from gan_dist.errors import ConfigError, UserError
 from gan_dist.health import Health
 from gan_dist.kernels.layout import adapt
@@ -39,6 +38,7 @@ from gan_dist.metrics.evaluate import Evaluator
 from gan_dist.metrics.extractors import ClassifierExtractor, make_extractor
 from gan_dist.metrics.points import PointsEvaluator, sample_points
 from gan_dist.metrics.stacked import StackedEvaluator, first_channel
+from gan_dist.parallel.distributed import Distributed
 from gan_dist.parts import make_generator, make_state, make_step
 from gan_dist.rng import course_seed
 from gan_dist.settings.config import as_dict, as_yaml, choose, for_file, load_config

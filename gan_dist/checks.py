@@ -13,11 +13,11 @@ from torch.nn.utils import parametrize
 from gan_dist import models
 from gan_dist.checkpoint import config_path, read_facts
 from gan_dist.data import POINTS, DataInfo
-from gan_dist.distributed import Distributed
 from gan_dist.errors import ConfigError
 from gan_dist.game.augment import AUGMENTATIONS
 from gan_dist.game.losses import LOSSES
 from gan_dist.models._layers import MinibatchStd
+from gan_dist.parallel.distributed import Distributed
 from gan_dist.parts import make_discriminator, make_generator, make_optimizer
 from gan_dist.settings.config import changes_that_matter, choose, load_config
 from gan_dist.settings.schema import Config, Model, Optimizer, describe_type

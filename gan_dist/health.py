@@ -9,7 +9,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from gan_dist.distributed import read_later
+from gan_dist.parallel.distributed import read_later
 
 LAG = 4  # iterations between an event and its notice
 MEMORY = 8  # iterations whose norms are kept, to be told with the event

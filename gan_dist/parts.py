@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from gan_dist import models
 from gan_dist.data import DataInfo
 from gan_dist.data.loader import Preprocess
-from gan_dist.distributed import Distributed
 from gan_dist.game.augment import Augment
 from gan_dist.game.losses import LOSSES
 from gan_dist.kernels.layout import adapt
+from gan_dist.parallel.distributed import Distributed
 from gan_dist.rng import Purpose, torch_seed
 from gan_dist.schedules import course, optimizer_schedule, stages
 from gan_dist.settings.config import choose

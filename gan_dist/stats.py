@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from gan_dist.distributed import Distributed
+from gan_dist.parallel.distributed import Distributed
 
 
 class RunningMeans:

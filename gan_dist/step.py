@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from gan_dist import rng
 from gan_dist.data.loader import Preprocess
-from gan_dist.distributed import Distributed
 from gan_dist.game.augment import Augment
 from gan_dist.game.losses import Loss
 from gan_dist.game.regularizers import (
@@ -22,6 +21,7 @@ from gan_dist.game.regularizers import (
     squared_gradient_norms,
 )
 from gan_dist.models import Growing
+from gan_dist.parallel.distributed import Distributed
 from gan_dist.rng import Purpose
 from gan_dist.schedules import Stage
 from gan_dist.state import State

@@ -21,13 +21,13 @@ from torch import Tensor
 
 from gan_dist.build import WiredRun, build
 from gan_dist.data import POINTS, describe
-from gan_dist.distributed import Distributed
 from gan_dist.game.losses import LOSSES
 from gan_dist.models import Growing
 from gan_dist.moments import flatten
+from gan_dist.parallel.distributed import Distributed
+from gan_dist.parallel.signals import StopSignals
 from gan_dist.parts import make_state
 from gan_dist.settings.config import load_config
-from gan_dist.signals import StopSignals
 
 SHARED_GPU = os.environ.get("GAN_DIST_TEST_SHARED_GPU") == "1"
 # NCCL refuses two processes on one GPU.

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from gan_dist.build import build
 from gan_dist.data import describe
-from gan_dist.distributed import Distributed
-from gan_dist.signals import StopSignals
+from gan_dist.parallel.distributed import Distributed
+from gan_dist.parallel.signals import StopSignals
 
 FILE = Path(__file__).parent / "golden_losses.json"
 ITERATIONS = 8

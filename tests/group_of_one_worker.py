@@ -20,8 +20,8 @@ from accelerate.state import AcceleratorState
 from conftest import OF_EACH_ARCHITECTURE, mixes_samples
 from distributed_worker import CPU, Jobs
 
-from gan_dist.distributed import STOP_LAG, Distributed, StopAgreement
-from gan_dist.signals import StopSignals
+from gan_dist.parallel.distributed import STOP_LAG, Distributed, StopAgreement
+from gan_dist.parallel.signals import StopSignals
 
 LAUNCHED = ("LOCAL_RANK", "GAN_DIST_TEST_GROUP_OF_ONE")
 RECIPES = [*OF_EACH_ARCHITECTURE.values(), "wgan_gp_fashion_mnist"]

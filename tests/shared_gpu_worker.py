@@ -19,7 +19,7 @@ from conftest import RECIPES, TINY, load_recipe, mixes_samples
 from distributed_worker import CPU, Jobs
 
 from gan_dist import cli
-from gan_dist.distributed import Distributed
+from gan_dist.parallel.distributed import Distributed
 from gan_dist.settings.schema import Config
 
 ITERATIONS = 6  # three D steps with a penalty, and all stages of a growing network

@@ -11,8 +11,8 @@ from conftest import ROOT
 
 FILES = sorted((ROOT / "gan_dist").rglob("*.py"))
 OWNERS = {
-    "accelerate": ["gan_dist/distributed.py"],
-    "torch.distributed": ["gan_dist/distributed.py", "gan_dist/peers.py"],
+    "accelerate": ["gan_dist/parallel/distributed.py"],
+    "torch.distributed": ["gan_dist/parallel/distributed.py", "gan_dist/parallel/peers.py"],
     "wandb": ["gan_dist/tracking.py"],
     "omegaconf": ["gan_dist/settings/config.py"],
 }

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from gan_dist.build import build
 from gan_dist.data import describe
-from gan_dist.distributed import Distributed
 from gan_dist.game.augment import Augment, color, cutout, translation
+from gan_dist.parallel.distributed import Distributed
 from gan_dist.rng import Purpose
 
 

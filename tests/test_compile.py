@@ -13,7 +13,7 @@ from torch import Tensor
 from gan_dist.build import WiredRun, build
 from gan_dist.checkpoint import take_snapshot, write_checkpoint
 from gan_dist.data import describe
-from gan_dist.distributed import Distributed
+from gan_dist.parallel.distributed import Distributed
 from gan_dist.settings.config import as_yaml
 
 pytestmark = pytest.mark.skipif(

@@ -25,8 +25,8 @@ from gan_dist.data.images import BrokenImage, read_image
 from gan_dist.data.loader import BLOCK, GlobalBatches, KeyedStream, Preprocess, make_loader, to_uint8
 from gan_dist.data.shared import shrink
 from gan_dist.data.sources import ImageTensor, load_dataset
-from gan_dist.distributed import Distributed
 from gan_dist.errors import UserError
+from gan_dist.parallel.distributed import Distributed
 from gan_dist.rng import Purpose, permuted
 from gan_dist.settings.config import load_config
 from gan_dist.settings.schema import Data

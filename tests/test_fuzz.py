@@ -38,10 +38,10 @@ from gan_dist.checkpoint import (
 from gan_dist.checks import check_parts
 from gan_dist.data import DataInfo, describe
 from gan_dist.data.images import BrokenImage, read_image
-from gan_dist.distributed import Distributed
 from gan_dist.errors import UserError
 from gan_dist.manifest import check_file
 from gan_dist.models import names as names_of_models
+from gan_dist.parallel.distributed import Distributed
 from gan_dist.parts import make_state, optimizer_names
 from gan_dist.settings.config import load_config
 from gan_dist.settings.schema import Config, walk_settings

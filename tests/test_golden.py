@@ -9,7 +9,7 @@ import pytest
 from conftest import RECIPES
 from golden import FILE, ITERATIONS, losses
 
-from gan_dist.distributed import Distributed
+from gan_dist.parallel.distributed import Distributed
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from gan_dist.data import describe
 from gan_dist.data.sources import ImageTensor
-from gan_dist.distributed import Distributed
 from gan_dist.game.regularizers import iterate_spectral_norms
 from gan_dist.kernels import layout
 from gan_dist.kernels.gradients import with_regard_to
@@ -24,6 +23,7 @@ from gan_dist.kernels.switches import full_precision, ieee_fp32, numerics
 from gan_dist.metrics.classifier import _Quarters
 from gan_dist.metrics.evaluate import Evaluator
 from gan_dist.models._layers import spectral_norm
+from gan_dist.parallel.distributed import Distributed
 from gan_dist.parts import make_state, make_step
 from gan_dist.stats import RunningMeans
 

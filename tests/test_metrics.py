@@ -16,11 +16,11 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from gan_dist.data import describe
 from gan_dist.data.sources import ImageTensor, load_dataset
-from gan_dist.distributed import Distributed
 from gan_dist.errors import UserError
 from gan_dist.metrics.classifier import trained_classifier
 from gan_dist.metrics.evaluate import Evaluator, scores
 from gan_dist.metrics.extractors import ClassifierExtractor, InceptionExtractor, inception_weights
+from gan_dist.parallel.distributed import Distributed
 from gan_dist.parts import make_generator
 from gan_dist.settings.schema import Data, Metrics, Model
 

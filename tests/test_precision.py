@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gan_dist import distributed
 from gan_dist.data import POINTS, DataInfo, describe
-from gan_dist.distributed import Distributed
 from gan_dist.errors import ConfigError
 from gan_dist.kernels import convolution
 from gan_dist.kernels.switches import numerics
 from gan_dist.models import pggan
+from gan_dist.parallel import distributed
+from gan_dist.parallel.distributed import Distributed
 from gan_dist.parts import make_discriminator, make_generator, make_state, make_step
 from gan_dist.settings.precision import resolve
 from gan_dist.settings.schema import Config, Train

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from gan_dist.errors import ConfigError
-from gan_dist.world import check_gpus
+from gan_dist.parallel.world import check_gpus
 
 LAUNCH = sorted((ROOT / "launch").glob("*.yaml"))
 TRAIN = [str(ROOT / "train.py"), *TINY]
@@ -170,7 +170,8 @@ def test_process_that_is_killed_before_a_barrier_is_named(tmp_path: Path) -> Non
     """Nothing is under way between the two that would break: the other one misses its signs of life."""
     script = """if True:
         import os, signal
-        from gan_dist import distributed, peers
+        from gan_dist.parallel import peers
+        from gan_dist.parallel import distributed
         peers.BEAT, peers.SILENCE = 0.1, 0.5
         dist = distributed.Distributed("fp32", cpu=True)
         dist.barrier()
@@ -199,7 +200,8 @@ def test_node_with_other_images_is_named(tmp_path: Path) -> None:
     (tmp_path / "1/images/40.png").write_bytes(b"torn")
     script = """if True:
         import os, sys
-        from gan_dist import cli, peers
+        from gan_dist import cli
+        from gan_dist.parallel import peers
         peers.BEAT = 0.1
         os.chdir(os.environ["RANK"])
         sys.exit(cli.main(sys.argv[1:]))

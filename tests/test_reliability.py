@@ -37,12 +37,12 @@ from gan_dist.checkpoint import (
 )
 from gan_dist.cli import main
 from gan_dist.data import describe
-from gan_dist.distributed import Distributed
 from gan_dist.errors import ConfigError, UserError
 from gan_dist.lock import lock_run
+from gan_dist.parallel.distributed import Distributed
+from gan_dist.parallel.signals import StopSignals
 from gan_dist.parts import optimizer_names
 from gan_dist.settings.config import load_config
-from gan_dist.signals import StopSignals
 
 SMALL = [*TINY, "model.z_dim=8", "log.every_kimg=0", "sample.every_kimg=0"]
 
@@ -337,7 +337,7 @@ def test_second_interrupt_ends_at_once_inside_a_blocked_call() -> None:
     """The main thread is where no handler of Python's runs, as inside a collective: it locks a mutex twice."""
     script = """if True:
         import ctypes
-        from gan_dist import signals
+        from gan_dist.parallel import signals
         signals.SAME = 0
         with signals.StopSignals():
             libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)

@@ -17,7 +17,7 @@ from shared_gpu_worker import config_to_stop
 from torch import Tensor
 
 from gan_dist.checkpoint import FILES
-from gan_dist.distributed import Distributed
+from gan_dist.parallel.distributed import Distributed
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU and a CUDA build of torch")
 

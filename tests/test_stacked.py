@@ -16,8 +16,8 @@ from gan_dist.cli import main
 from gan_dist.data import NUM_STACKED, describe
 from gan_dist.data.loader import Preprocess
 from gan_dist.data.sources import ImageTensor, load_dataset
-from gan_dist.distributed import Distributed
 from gan_dist.metrics.stacked import mode_coverage
+from gan_dist.parallel.distributed import Distributed
 from gan_dist.settings.config import load_config
 from gan_dist.settings.schema import Config, Data, Model
 

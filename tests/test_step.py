@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from gan_dist import rng
 from gan_dist.data import DataInfo
 from gan_dist.data.loader import Preprocess
-from gan_dist.distributed import Distributed
 from gan_dist.game.augment import Augment
 from gan_dist.game.losses import LOSSES
+from gan_dist.parallel.distributed import Distributed
 from gan_dist.parts import make_state
 from gan_dist.rng import Purpose
 from gan_dist.schedules import Stage

@@ -42,8 +42,8 @@ def evaluate(arguments: list[str]) -> int:
         config.metrics.num_images = 50_000 if options.n is None else options.n
         check(config)
     from gan_dist.build import evaluate_checkpoints
-    from gan_dist.distributed import Distributed
     from gan_dist.kernels.switches import numerics
+    from gan_dist.parallel.distributed import Distributed
 
     dist = Distributed("fp32", cpu=config.train.device == "cpu")
     try:

@@ -20,7 +20,7 @@ def prefetch(arguments: list[str]) -> int:
         return 0
     config = read_config(arguments)
     from gan_dist.build import fetch
-    from gan_dist.distributed import Distributed
+    from gan_dist.parallel.distributed import Distributed
 
     log_to(None)
     for line in fetch(config, Distributed("fp32", cpu=True)):

@@ -13,13 +13,13 @@ from tqdm import tqdm
 
 from gan_dist.data import describe
 from gan_dist.errors import ConfigError, UserError
+from gan_dist.parallel.signals import StopSignals
 from gan_dist.settings.config import as_yaml, for_file, load_config
 from gan_dist.settings.precision import resolve
 from gan_dist.settings.schema import Config, Precision, settings_help
-from gan_dist.signals import StopSignals
 
 if TYPE_CHECKING:
-    from gan_dist.distributed import Distributed
+    from gan_dist.parallel.distributed import Distributed
 
 USAGE = """\
 usage: python train.py [CONFIG.yaml] [key.sub=value ...]
@@ -55,8 +55,8 @@ def train(arguments: list[str]) -> int:
 def _train(config: Config, signals: StopSignals, started: float) -> int:
     import torch  # it takes some seconds: after what can be refused without
 
-    from gan_dist.distributed import Distributed
     from gan_dist.kernels.switches import numerics
+    from gan_dist.parallel.distributed import Distributed
 
     settings = config.train
     cpu = settings.device == "cpu" or not torch.cuda.is_available()

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from gan_dist.data import DataInfo
 from gan_dist.data.folder import ImageFiles
 from gan_dist.data.sources import Images, ImageTensor, data_key, decode_all, load_dataset
-from gan_dist.distributed import Distributed
 from gan_dist.errors import UserError
+from gan_dist.parallel.distributed import Distributed
 from gan_dist.settings.schema import Data
 
 log = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from gan_dist.data.loader import Preprocess, make_loader
 from gan_dist.data.sources import Images, data_key
-from gan_dist.distributed import Distributed
 from gan_dist.kernels.switches import ieee_fp32
+from gan_dist.parallel.distributed import Distributed
 from gan_dist.rng import Purpose, torch_seed
 
 log = logging.getLogger(__name__)

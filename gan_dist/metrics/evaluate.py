@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from gan_dist import rng
 from gan_dist.data.loader import to_uint8
 from gan_dist.data.sources import Images
-from gan_dist.distributed import Distributed
 from gan_dist.kernels.switches import ieee_fp32
 from gan_dist.metrics.extractors import Extractor
+from gan_dist.parallel.distributed import Distributed
 from gan_dist.rng import Purpose
 
 MAX_REAL = 50_000  # images of the data set that the reference is made of, evenly spaced

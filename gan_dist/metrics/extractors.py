@@ -16,9 +16,9 @@ from torch import Tensor
 from gan_dist.data import DataInfo
 from gan_dist.data.loader import Preprocess
 from gan_dist.data.sources import Images
-from gan_dist.distributed import Distributed
 from gan_dist.errors import UserError
 from gan_dist.metrics.classifier import Classifier, trained_classifier
+from gan_dist.parallel.distributed import Distributed
 from gan_dist.settings.schema import Metrics
 
 _INCEPTION = "weights-inception-2015-12-05-6726825d.pth"

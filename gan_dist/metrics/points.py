@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from gan_dist import rng
 from gan_dist.data.points import STD, modes
-from gan_dist.distributed import Distributed
 from gan_dist.kernels.switches import ieee_fp32
+from gan_dist.parallel.distributed import Distributed
 from gan_dist.rng import Purpose
 
 

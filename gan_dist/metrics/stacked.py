@@ -11,9 +11,9 @@ from gan_dist import rng
 from gan_dist.data.loader import to_uint8
 from gan_dist.data.sources import ImageTensor
 from gan_dist.data.stacked import join_classes
-from gan_dist.distributed import Distributed
 from gan_dist.kernels.switches import ieee_fp32
 from gan_dist.metrics.extractors import Extractor
+from gan_dist.parallel.distributed import Distributed
 from gan_dist.rng import Purpose
 
 

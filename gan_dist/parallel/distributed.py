@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from gan_dist import peers, sync_batch_norm, world
 from gan_dist.errors import ConfigError, UserError
 from gan_dist.kernels import convolution, switches
 from gan_dist.kernels.cpu import keep_freed_memory
-from gan_dist.signals import StopSignals
+from gan_dist.parallel import peers, sync_batch_norm, world
+from gan_dist.parallel.signals import StopSignals
 
 # Asked in each step of each optimizer, it looks through all folders that Python imports from: 0.3 ms.
 accelerate.optimizer.is_lomo_available = functools.cache(accelerate.optimizer.is_lomo_available)

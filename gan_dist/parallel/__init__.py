@@ -1,0 +1,1 @@
+"""Processes and devices: the only files that know Accelerate and torch.distributed."""
