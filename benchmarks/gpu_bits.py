@@ -12,13 +12,13 @@ from torch import Tensor
 
 import gan_dist.build
 from benchmarks.gpu_runs import CONFIGS, configure, distributed, precision_of, stand_in_data
-from gan_dist.checkpoint import NETWORKS, OPTIMIZERS, find_checkpoint
+from gan_dist.checkpoint.files import NETWORKS, OPTIMIZERS, find_checkpoint
+from gan_dist.checkpoint.moments import flatten
+from gan_dist.checkpoint.state import State
 from gan_dist.data import DataInfo
 from gan_dist.kernels.switches import numerics
-from gan_dist.moments import flatten
 from gan_dist.parallel.signals import StopSignals
 from gan_dist.settings.schema import Config
-from gan_dist.state import State
 from gan_dist.tracking import read_metrics
 
 ITERATIONS, GROWING = 8, 24  # of a run; of one that goes through up to six stages

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from gan_dist import models
-from gan_dist.checkpoint import config_path, read_facts
+from gan_dist.checkpoint.files import config_path, read_facts
 from gan_dist.data import POINTS, DataInfo
 from gan_dist.errors import ConfigError
 from gan_dist.game.augment import AUGMENTATIONS

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gan_dist import models
+from gan_dist.checkpoint.state import State
 from gan_dist.data import DataInfo
 from gan_dist.data.loader import Preprocess
 from gan_dist.game.augment import Augment
@@ -20,7 +21,6 @@ from gan_dist.rng import Purpose, torch_seed
 from gan_dist.schedules import course, optimizer_schedule, stages
 from gan_dist.settings.config import choose
 from gan_dist.settings.schema import Config, Model, Optimizer
-from gan_dist.state import State
 from gan_dist.stats import RunningMeans
 from gan_dist.step import Alternation, Penalties
 

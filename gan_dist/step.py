@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gan_dist import rng
+from gan_dist.checkpoint.state import State
 from gan_dist.data.loader import Preprocess
 from gan_dist.game.augment import Augment
 from gan_dist.game.losses import Loss
@@ -24,7 +25,6 @@ from gan_dist.models import Growing
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.rng import Purpose
 from gan_dist.schedules import Stage
-from gan_dist.state import State
 from gan_dist.stats import RunningMeans
 
 Judged = tuple[Tensor, Tensor | None]  # images x and labels y, as D takes them

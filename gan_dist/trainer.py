@@ -8,12 +8,12 @@ from typing import Protocol
 from torch import Tensor
 
 from gan_dist.callbacks.save import SaveCheckpoint
+from gan_dist.checkpoint.state import State
 from gan_dist.ema import ema_beta, update_ema
 from gan_dist.errors import UserError
 from gan_dist.health import Health
 from gan_dist.parallel.distributed import StopAgreement
 from gan_dist.parallel.signals import StopSignals
-from gan_dist.state import State
 from gan_dist.stats import Clock
 from gan_dist.step import Alternation
 

@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gan_dist.build import WiredRun, build
+from gan_dist.checkpoint.moments import flatten
 from gan_dist.data import POINTS, describe
 from gan_dist.game.losses import LOSSES
 from gan_dist.models import Growing
-from gan_dist.moments import flatten
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.parallel.signals import StopSignals
 from gan_dist.parts import make_state

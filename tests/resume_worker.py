@@ -20,7 +20,7 @@ from conftest import OF_EACH_ARCHITECTURE, RECIPES, load_recipe, recipe_file
 from PIL import Image
 
 from gan_dist.build import build
-from gan_dist.checkpoint import FILES, find_checkpoint
+from gan_dist.checkpoint.files import FILES, find_checkpoint
 from gan_dist.data import POINTS, describe
 from gan_dist.game.losses import LOSSES
 from gan_dist.parallel.distributed import STOP_LAG, Distributed

@@ -11,7 +11,7 @@ from conftest import Train, load_recipe
 from torch import Tensor
 
 from gan_dist.build import WiredRun, build
-from gan_dist.checkpoint import take_snapshot, write_checkpoint
+from gan_dist.checkpoint.files import take_snapshot, write_checkpoint
 from gan_dist.data import describe
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.settings.config import as_yaml

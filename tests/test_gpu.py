@@ -13,7 +13,7 @@ from resume_worker import COMMON, STOPS
 from resume_worker import train as go_on
 
 from gan_dist.build import build
-from gan_dist.checkpoint import FILES
+from gan_dist.checkpoint.files import FILES
 from gan_dist.data import describe
 from gan_dist.kernels.switches import numerics
 from gan_dist.parallel.distributed import Distributed

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gan_dist.checkpoint.state import State
 from gan_dist.data import POINTS, DataInfo, describe
 from gan_dist.errors import ConfigError
 from gan_dist.kernels import convolution
@@ -25,7 +26,6 @@ from gan_dist.parallel.distributed import Distributed
 from gan_dist.parts import make_discriminator, make_generator, make_state, make_step
 from gan_dist.settings.precision import resolve
 from gan_dist.settings.schema import Config, Train
-from gan_dist.state import State
 from gan_dist.stats import RunningMeans
 from gan_dist.step import Alternation
 

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from gan_dist.build import WiredRun, build
-from gan_dist.checkpoint import (
+from gan_dist.checkpoint.files import (
     clean_up,
     find_checkpoint,
     list_checkpoints,
@@ -35,10 +35,10 @@ from gan_dist.checkpoint import (
     verify,
     write_checkpoint,
 )
+from gan_dist.checkpoint.lock import lock_run
 from gan_dist.cli import main
 from gan_dist.data import describe
 from gan_dist.errors import ConfigError, UserError
-from gan_dist.lock import lock_run
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.parallel.signals import StopSignals
 from gan_dist.parts import optimizer_names

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gan_dist import rng
+from gan_dist.checkpoint.state import State
 from gan_dist.data import DataInfo
 from gan_dist.data.loader import Preprocess
 from gan_dist.game.augment import Augment
@@ -20,7 +21,6 @@ from gan_dist.rng import Purpose
 from gan_dist.schedules import Stage
 from gan_dist.settings.config import load_config
 from gan_dist.settings.schema import Config
-from gan_dist.state import State
 from gan_dist.stats import RunningMeans
 from gan_dist.step import Alternation, Penalties
 

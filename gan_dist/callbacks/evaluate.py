@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from gan_dist.checkpoint.state import State
 from gan_dist.metrics import Judge
 from gan_dist.parallel.distributed import Distributed
-from gan_dist.state import State
 from gan_dist.stats import Clock
 from gan_dist.tracking import Tracker
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from gan_dist.state import State
+from gan_dist.checkpoint.state import State
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ import sys
 
 from tqdm import tqdm
 
+from gan_dist.checkpoint.state import State
 from gan_dist.parallel.distributed import Distributed
-from gan_dist.state import State
 from gan_dist.stats import Clock, RunningMeans
 from gan_dist.tracking import Tracker
 

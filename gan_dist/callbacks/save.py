@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from gan_dist.checkpoint import NETWORKS, Snapshot, fid_of, prune, take_snapshot, write_checkpoint
+from gan_dist.checkpoint.files import NETWORKS, Snapshot, fid_of, prune, take_snapshot, write_checkpoint
+from gan_dist.checkpoint.state import State
 from gan_dist.parallel.distributed import Distributed
-from gan_dist.state import State
 
 log = logging.getLogger(__name__)
 

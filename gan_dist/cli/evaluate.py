@@ -31,8 +31,8 @@ def evaluate(arguments: list[str]) -> int:
     )
     options = parser.parse_intermixed_args(arguments)
 
-    from gan_dist.checkpoint import find_checkpoint, list_checkpoints
-    from gan_dist.lock import refuse_links
+    from gan_dist.checkpoint.files import find_checkpoint, list_checkpoints
+    from gan_dist.checkpoint.lock import refuse_links
 
     refuse_links(options.run)
     every = options.checkpoint == "all"

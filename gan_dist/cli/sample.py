@@ -33,8 +33,8 @@ def sample(arguments: list[str]) -> int:
     num_classes: int = G.num_classes  # type: ignore[assignment]
     classes = _classes(options.classes, num_classes)
     out: Path = options.out or options.run / "generated"
+    from gan_dist.checkpoint.lock import refuse_links
     from gan_dist.generate import generate, write_grid, write_images
-    from gan_dist.lock import refuse_links
 
     if not options.out:
         refuse_links(options.run)

@@ -85,9 +85,9 @@ def _saved_precision(config: Config) -> Precision:
 def _run(config: Config, dist: Distributed, signals: StopSignals) -> tuple[bool, Path, int]:
     """Everything between starting the processes and the last words: (finished, run directory, images seen)."""
     from gan_dist.build import build
-    from gan_dist.checkpoint import clean_up, find_checkpoint, set_aside
+    from gan_dist.checkpoint.files import clean_up, find_checkpoint, set_aside
+    from gan_dist.checkpoint.lock import lock_run
     from gan_dist.checks import changed_environment, check_parts, check_resume
-    from gan_dist.lock import lock_run
 
     info = dist.from_main(lambda: describe(config.data))
     check_parts(config, info, dist)
@@ -183,7 +183,7 @@ def _refuse_another_run(config: Config) -> None:
 
 def _find_start(config: Config) -> Path | None:
     """The checkpoint to go on from, if any."""
-    from gan_dist.checkpoint import find_checkpoint, list_checkpoints
+    from gan_dist.checkpoint.files import find_checkpoint, list_checkpoints
 
     run_dir = Path(config.run.dir)
     if config.resume == "never" or (config.resume == "auto" and not list_checkpoints(run_dir)):
@@ -233,7 +233,7 @@ class TerminalHandler(logging.Handler):
 
 
 def _report(run_dir: Path, nimg: int, seconds: float, finished: bool, launcher: str) -> None:
-    from gan_dist.checkpoint import list_checkpoints
+    from gan_dist.checkpoint.files import list_checkpoints
     from gan_dist.plot import plot_run
 
     checkpoints = list_checkpoints(run_dir)

@@ -23,10 +23,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from gan_dist import manifest
+from gan_dist.checkpoint import manifest
+from gan_dist.checkpoint.moments import flatten, unflatten
+from gan_dist.checkpoint.state import State
 from gan_dist.errors import UserError
-from gan_dist.moments import flatten, unflatten
-from gan_dist.state import State
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Checkpoints: the state that is saved, and writing, finding and restoring it."""
