@@ -18,8 +18,8 @@ from gan_dist.checkpoint.state import State
 from gan_dist.data import DataInfo
 from gan_dist.kernels.switches import numerics
 from gan_dist.parallel.signals import StopSignals
+from gan_dist.report.tracking import read_metrics
 from gan_dist.settings.schema import Config
-from gan_dist.tracking import read_metrics
 
 ITERATIONS, GROWING = 8, 24  # of a run; of one that goes through up to six stages
 LARGEST = 64  # batch

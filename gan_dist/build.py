@@ -21,7 +21,6 @@ from gan_dist.callbacks.grid import SampleGrid, real_grid, sample_grid
 from gan_dist.callbacks.profile import Profile
 from gan_dist.callbacks.progress import LogProgress, ProgressBar
 from gan_dist.callbacks.save import Retention, SaveCheckpoint
-from gan_dist.callbacks.scatter import scatter_picture
 from gan_dist.checkpoint.files import config_path, find_checkpoint, load_network, read_facts, restore, set_aside
 from gan_dist.checkpoint.state import State
 from gan_dist.checks import check_args, check_content, check_metrics, check_parts
@@ -41,11 +40,12 @@ from gan_dist.metrics.points import PointsEvaluator, sample_points
 from gan_dist.metrics.stacked import StackedEvaluator, first_channel
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.parts import make_generator, make_state, make_step
+from gan_dist.report.scatter import scatter_picture
+from gan_dist.report.tracking import LocalTracker, Tracker, Trackers, WandbTracker
 from gan_dist.rng import course_seed
 from gan_dist.settings.config import as_dict, as_yaml, choose, for_file, load_config
 from gan_dist.settings.schema import Config
 from gan_dist.stats import Clock, RunningMeans
-from gan_dist.tracking import LocalTracker, Tracker, Trackers, WandbTracker
 from gan_dist.trainer import Batches, Callback, Trainer
 
 log = logging.getLogger(__name__)

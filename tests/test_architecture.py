@@ -13,7 +13,7 @@ FILES = sorted((ROOT / "gan_dist").rglob("*.py"))
 OWNERS = {
     "accelerate": ["gan_dist/parallel/distributed.py"],
     "torch.distributed": ["gan_dist/parallel/distributed.py", "gan_dist/parallel/peers.py"],
-    "wandb": ["gan_dist/tracking.py"],
+    "wandb": ["gan_dist/report/tracking.py"],
     "omegaconf": ["gan_dist/settings/config.py"],
 }
 PURE = (

@@ -12,10 +12,10 @@ import torch
 from conftest import Train
 from PIL import Image
 
-from gan_dist.callbacks.scatter import scatter_picture
 from gan_dist.cli import main
 from gan_dist.data.points import STD, make_points, modes
 from gan_dist.metrics.points import coverage
+from gan_dist.report.scatter import scatter_picture
 
 
 @pytest.mark.parametrize(("name", "count", "nearest"), [("ring", 8, 4 * math.sin(math.pi / 8)), ("grid", 25, 2.0)])

@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from gan_dist.checkpoint.state import State
 from gan_dist.parallel.distributed import Distributed
+from gan_dist.report.tracking import Tracker
 from gan_dist.stats import Clock, RunningMeans
-from gan_dist.tracking import Tracker
 
 log = logging.getLogger(__name__)
 

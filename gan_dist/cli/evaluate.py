@@ -8,8 +8,8 @@ from pathlib import Path
 
 from gan_dist.data import POINTS
 from gan_dist.errors import UserError
+from gan_dist.report.tracking import read_metrics
 from gan_dist.settings.config import check, load_config
-from gan_dist.tracking import read_metrics
 
 FILE = "evaluations.jsonl"
 

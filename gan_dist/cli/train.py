@@ -234,7 +234,7 @@ class TerminalHandler(logging.Handler):
 
 def _report(run_dir: Path, nimg: int, seconds: float, finished: bool, launcher: str) -> None:
     from gan_dist.checkpoint.files import list_checkpoints
-    from gan_dist.plot import plot_run
+    from gan_dist.report.plot import plot_run
 
     checkpoints = list_checkpoints(run_dir)
     if finished:

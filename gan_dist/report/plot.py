@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gan_dist.tracking import read_metrics
+from gan_dist.report.tracking import read_metrics
 
 
 def plot_run(run_dir: Path) -> Path:
