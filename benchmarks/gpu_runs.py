@@ -25,7 +25,7 @@ from benchmarks.contestants import QUIET
 from benchmarks.gpu_measure import on_gpu
 from gan_dist.data import POINTS, DataInfo, describe
 from gan_dist.data.sources import Images, ImageTensor, load_dataset
-from gan_dist.ema import ema_beta, update_ema
+from gan_dist.engine.ema import ema_beta, update_ema
 from gan_dist.kernels import convolution, layout
 from gan_dist.kernels.switches import numerics
 from gan_dist.models import r3gan

@@ -16,11 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from gan_dist import models
-from gan_dist.callbacks.evaluate import Evaluate
-from gan_dist.callbacks.grid import SampleGrid, real_grid, sample_grid
-from gan_dist.callbacks.profile import Profile
-from gan_dist.callbacks.progress import LogProgress, ProgressBar
-from gan_dist.callbacks.save import Retention, SaveCheckpoint
 from gan_dist.checkpoint.files import config_path, find_checkpoint, load_network, read_facts, restore, set_aside
 from gan_dist.checkpoint.state import State
 from gan_dist.checks import check_args, check_content, check_metrics, check_parts
@@ -29,8 +24,15 @@ from gan_dist.data.loader import draw, make_loader
 from gan_dist.data.points import modes
 from gan_dist.data.shared import load_shared, shrink
 from gan_dist.data.sources import Images, ImageTensor, count_readable, load_dataset
+from gan_dist.engine.callbacks.evaluate import Evaluate
+from gan_dist.engine.callbacks.grid import SampleGrid, real_grid, sample_grid
+from gan_dist.engine.callbacks.profile import Profile
+from gan_dist.engine.callbacks.progress import LogProgress, ProgressBar
+from gan_dist.engine.callbacks.save import Retention, SaveCheckpoint
+from gan_dist.engine.health import Health
+from gan_dist.engine.stats import Clock, RunningMeans
+from gan_dist.engine.trainer import Batches, Callback, Trainer
 from gan_dist.errors import ConfigError, UserError
-from gan_dist.health import Health
 from gan_dist.kernels.layout import adapt
 from gan_dist.metrics import Judge
 from gan_dist.metrics.classifier import trained_classifier
@@ -45,8 +47,6 @@ from gan_dist.report.tracking import LocalTracker, Tracker, Trackers, WandbTrack
 from gan_dist.rng import course_seed
 from gan_dist.settings.config import as_dict, as_yaml, choose, for_file, load_config
 from gan_dist.settings.schema import Config
-from gan_dist.stats import Clock, RunningMeans
-from gan_dist.trainer import Batches, Callback, Trainer
 
 log = logging.getLogger(__name__)
 

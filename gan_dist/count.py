@@ -21,11 +21,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
 from gan_dist.data import DataInfo
+from gan_dist.engine.stats import RunningMeans
 from gan_dist.kernels import convolution
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.parts import make_state, make_step
 from gan_dist.settings.schema import Config
-from gan_dist.stats import RunningMeans
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gan_dist import rng
-from gan_dist.callbacks.grid import MAX_COLUMNS, grid_picture
 from gan_dist.data.loader import to_uint8
+from gan_dist.engine.callbacks.grid import MAX_COLUMNS, grid_picture
 from gan_dist.kernels.switches import ieee_fp32
 from gan_dist.rng import Purpose
 

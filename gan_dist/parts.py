@@ -13,16 +13,16 @@ from gan_dist import models
 from gan_dist.checkpoint.state import State
 from gan_dist.data import DataInfo
 from gan_dist.data.loader import Preprocess
+from gan_dist.engine.schedules import course, optimizer_schedule, stages
+from gan_dist.engine.stats import RunningMeans
+from gan_dist.engine.step import Alternation, Penalties
 from gan_dist.game.augment import Augment
 from gan_dist.game.losses import LOSSES
 from gan_dist.kernels.layout import adapt
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.rng import Purpose, torch_seed
-from gan_dist.schedules import course, optimizer_schedule, stages
 from gan_dist.settings.config import choose
 from gan_dist.settings.schema import Config, Model, Optimizer
-from gan_dist.stats import RunningMeans
-from gan_dist.step import Alternation, Penalties
 
 
 def optimizer_names() -> list[str]:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from gan_dist.data import describe
 from gan_dist.data.sources import ImageTensor
+from gan_dist.engine.stats import RunningMeans
 from gan_dist.game.regularizers import iterate_spectral_norms
 from gan_dist.kernels import layout
 from gan_dist.kernels.gradients import with_regard_to
@@ -25,7 +26,6 @@ from gan_dist.metrics.evaluate import Evaluator
 from gan_dist.models._layers import spectral_norm
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.parts import make_state, make_step
-from gan_dist.stats import RunningMeans
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gan_dist.ema import ema_beta, update_ema
+from gan_dist.engine.ema import ema_beta, update_ema
+from gan_dist.engine.schedules import optimizer_schedule, stages
 from gan_dist.game.losses import LOSSES
 from gan_dist.game.regularizers import clip_weights, interpolate, lipschitz_penalty, squared_gradient_norms
-from gan_dist.schedules import optimizer_schedule, stages
 from gan_dist.settings.schema import Growth, Optimizer
 
 REAL = torch.tensor([-3.0, -0.5, 0.0, 2.0, 30.0], dtype=torch.float64)

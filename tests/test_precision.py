@@ -17,6 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gan_dist.checkpoint.state import State
 from gan_dist.data import POINTS, DataInfo, describe
+from gan_dist.engine.stats import RunningMeans
+from gan_dist.engine.step import Alternation
 from gan_dist.errors import ConfigError
 from gan_dist.kernels import convolution
 from gan_dist.kernels.switches import numerics
@@ -26,8 +28,6 @@ from gan_dist.parallel.distributed import Distributed
 from gan_dist.parts import make_discriminator, make_generator, make_state, make_step
 from gan_dist.settings.precision import resolve
 from gan_dist.settings.schema import Config, Train
-from gan_dist.stats import RunningMeans
-from gan_dist.step import Alternation
 
 PENALISED = [name for name in RECIPES if (loss := load_recipe(name).loss).r1_gamma or loss.gradient_penalty]
 BATCH = 64  # the recipes' own: single roundings that turn a leaky ReLU about are many, and none counts for much

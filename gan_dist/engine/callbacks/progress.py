@@ -8,9 +8,9 @@ import sys
 from tqdm import tqdm
 
 from gan_dist.checkpoint.state import State
+from gan_dist.engine.stats import Clock, RunningMeans
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.report.tracking import Tracker
-from gan_dist.stats import Clock, RunningMeans
 
 log = logging.getLogger(__name__)
 

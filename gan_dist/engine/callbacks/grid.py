@@ -13,11 +13,11 @@ from gan_dist import rng
 from gan_dist.checkpoint.state import State
 from gan_dist.data.loader import to_uint8
 from gan_dist.data.sources import Images
+from gan_dist.engine.stats import Clock
 from gan_dist.kernels.switches import ieee_fp32
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.report.tracking import Tracker
 from gan_dist.rng import Purpose
-from gan_dist.stats import Clock
 
 MAX_COLUMNS = 16
 

@@ -7,15 +7,15 @@ from typing import Protocol
 
 from torch import Tensor
 
-from gan_dist.callbacks.save import SaveCheckpoint
 from gan_dist.checkpoint.state import State
-from gan_dist.ema import ema_beta, update_ema
+from gan_dist.engine.callbacks.save import SaveCheckpoint
+from gan_dist.engine.ema import ema_beta, update_ema
+from gan_dist.engine.health import Health
+from gan_dist.engine.stats import Clock
+from gan_dist.engine.step import Alternation
 from gan_dist.errors import UserError
-from gan_dist.health import Health
 from gan_dist.parallel.distributed import StopAgreement
 from gan_dist.parallel.signals import StopSignals
-from gan_dist.stats import Clock
-from gan_dist.step import Alternation
 
 Batches = Generator[tuple[Tensor, Tensor]]  # closed, it ends its data workers
 

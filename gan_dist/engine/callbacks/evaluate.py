@@ -6,10 +6,10 @@ import logging
 from collections.abc import Callable
 
 from gan_dist.checkpoint.state import State
+from gan_dist.engine.stats import Clock
 from gan_dist.metrics import Judge
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.report.tracking import Tracker
-from gan_dist.stats import Clock
 
 log = logging.getLogger(__name__)
 

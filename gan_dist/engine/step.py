@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from gan_dist import rng
 from gan_dist.checkpoint.state import State
 from gan_dist.data.loader import Preprocess
+from gan_dist.engine.schedules import Stage
+from gan_dist.engine.stats import RunningMeans
 from gan_dist.game.augment import Augment
 from gan_dist.game.losses import Loss
 from gan_dist.game.regularizers import (
@@ -24,8 +26,6 @@ from gan_dist.game.regularizers import (
 from gan_dist.models import Growing
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.rng import Purpose
-from gan_dist.schedules import Stage
-from gan_dist.stats import RunningMeans
 
 Judged = tuple[Tensor, Tensor | None]  # images x and labels y, as D takes them
 
