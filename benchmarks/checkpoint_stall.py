@@ -18,11 +18,11 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from gan_dist.build import build
 from gan_dist.checkpoint.files import take_snapshot, write_checkpoint
 from gan_dist.cli.train import read_config
 from gan_dist.data import describe
 from gan_dist.parallel.distributed import Distributed
+from gan_dist.wiring.build import build
 
 QUIET = ["metrics.every_kimg=0", "sample.every_kimg=0", "tracking.wandb=disabled"]
 

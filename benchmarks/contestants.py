@@ -24,7 +24,6 @@ from torchvision import datasets, transforms
 
 from benchmarks.arena import peak_mib
 from gan_dist import rng
-from gan_dist.build import build
 from gan_dist.data import DataInfo, describe
 from gan_dist.data.loader import KeyedStream
 from gan_dist.data.sources import Images, load_dataset
@@ -35,11 +34,12 @@ from gan_dist.kernels.layout import adapt
 from gan_dist.kernels.switches import numerics
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.parallel.signals import StopSignals
-from gan_dist.parts import make_discriminator, make_generator, make_optimizer
 from gan_dist.rng import Purpose, torch_seed
 from gan_dist.settings.config import load_config
 from gan_dist.settings.precision import resolve
 from gan_dist.settings.schema import Config
+from gan_dist.wiring.build import build
+from gan_dist.wiring.parts import make_discriminator, make_generator, make_optimizer
 
 QUIET = ["metrics.every_kimg=0", "tracking.wandb=disabled", "train.kimg=1000000"]  # as long as there are turns
 Draw = tuple[Tensor, Tensor, Tensor]  # real images in [-1, 1] and the latents of the D and the G step

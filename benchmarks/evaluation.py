@@ -25,15 +25,15 @@ import torch
 from torch import Tensor
 
 from benchmarks import arena
-from gan_dist.build import cache_dir, make_evaluator
 from gan_dist.data import DataInfo, describe
 from gan_dist.data.sources import ImageTensor, load_dataset
 from gan_dist.metrics.evaluate import Evaluator, scores
 from gan_dist.metrics.extractors import Extractor, make_extractor
 from gan_dist.parallel.distributed import Distributed
-from gan_dist.parts import make_state
 from gan_dist.settings.config import load_config
 from gan_dist.settings.schema import Config
+from gan_dist.wiring.build import cache_dir, make_evaluator
+from gan_dist.wiring.parts import make_state
 
 
 def timed(work: Callable[[], Any]) -> float:

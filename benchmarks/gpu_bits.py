@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-import gan_dist.build
+import gan_dist.wiring.build
 from benchmarks.gpu_runs import CONFIGS, configure, distributed, precision_of, stand_in_data
 from gan_dist.checkpoint.files import NETWORKS, OPTIMIZERS, find_checkpoint
 from gan_dist.checkpoint.moments import flatten
@@ -96,7 +96,7 @@ def train(
     """From the newest checkpoint, if there is one, to the end or to `nimg` images: what it is there, and at its end."""
     run_dir.mkdir(exist_ok=True)
     checkpoint = find_checkpoint(run_dir) if (run_dir / "checkpoints").exists() else None
-    run = gan_dist.build.build(config, info, run_dir, checkpoint, distributed(config))
+    run = gan_dist.wiring.build.build(config, info, run_dir, checkpoint, distributed(config))
     signals = StopSignals()
     watch = Stop(nimg, signals, stop)
     run.trainer.callbacks = [*run.trainer.callbacks, watch]

@@ -20,7 +20,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import gan_dist.build
+import gan_dist.wiring.build
 from benchmarks.contestants import QUIET
 from benchmarks.gpu_measure import on_gpu
 from gan_dist.data import POINTS, DataInfo, describe
@@ -103,7 +103,7 @@ def stand_in_data() -> AbstractContextManager[Any]:
         labels = torch.arange(STAND_INS) % max(1, info.num_classes)
         return ImageTensor(random_images(info.image_shape), labels), "random"
 
-    return mock.patch.object(gan_dist.build, "load_shared", load)
+    return mock.patch.object(gan_dist.wiring.build, "load_shared", load)
 
 
 def torchs_own() -> AbstractContextManager[Any]:
@@ -161,7 +161,7 @@ class Recipe:
         self.precision = precision_of(config)
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         with self.around(), stand_in_data():
-            run = gan_dist.build.build(config, info, Path(self._folder.name), None, distributed(config))
+            run = gan_dist.wiring.build.build(config, info, Path(self._folder.name), None, distributed(config))
         self.trainer = run.trainer
         self.images = self.trainer.step.batch_size * config.train.n_critic
         self.batch = next(self.trainer.batches)

@@ -26,7 +26,7 @@ import sys, tempfile, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from gan_dist.build import build
+from gan_dist.wiring.build import build
 from gan_dist.settings.config import load_config
 from gan_dist.data import describe
 from gan_dist.parallel.distributed import Distributed

@@ -24,11 +24,11 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from gan_dist.build import build
 from gan_dist.cli.train import read_config
 from gan_dist.data import describe
 from gan_dist.parallel.distributed import Distributed
-from gan_dist.parts import make_state
+from gan_dist.wiring.build import build
+from gan_dist.wiring.parts import make_state
 
 ITERATIONS = 5
 QUIET = ["metrics.every_kimg=0", "sample.every_kimg=0", "checkpoint.every_kimg=0", "tracking.wandb=disabled",

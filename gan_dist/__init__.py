@@ -25,6 +25,8 @@ def load_generator(run_dir: str | Path, checkpoint: str = "latest", device: str 
     Raises:
         gan_dist.errors.UserError: there is no such run or checkpoint, or its files don't fit together.
     """
-    from gan_dist.build import load_generator as load  # torch is imported when it is needed, not with the package
+    from gan_dist.wiring.build import (
+        load_generator as load,  # torch is imported when it is needed, not with the package
+    )
 
     return load(Path(run_dir), checkpoint, device)

@@ -24,8 +24,8 @@ from gan_dist.data import DataInfo
 from gan_dist.engine.stats import RunningMeans
 from gan_dist.kernels import convolution
 from gan_dist.parallel.distributed import Distributed
-from gan_dist.parts import make_state, make_step
 from gan_dist.settings.schema import Config
+from gan_dist.wiring.parts import make_state, make_step
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from gan_dist.data import POINTS, describe
 from gan_dist.models._layers import MinibatchStd
-from gan_dist.parts import make_discriminator, make_generator
 from gan_dist.settings.config import load_config
 from gan_dist.settings.schema import Config, Growth
+from gan_dist.wiring.parts import make_discriminator, make_generator
 
 ROOT = Path(__file__).parent.parent
 

@@ -19,15 +19,15 @@ from conftest import OF_EACH_ARCHITECTURE, RECIPES, load_recipe, mixes_samples, 
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gan_dist.build import WiredRun, build
 from gan_dist.checkpoint.moments import flatten
 from gan_dist.data import POINTS, describe
 from gan_dist.game.losses import LOSSES
 from gan_dist.models import Growing
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.parallel.signals import StopSignals
-from gan_dist.parts import make_state
 from gan_dist.settings.config import load_config
+from gan_dist.wiring.build import WiredRun, build
+from gan_dist.wiring.parts import make_state
 
 SHARED_GPU = os.environ.get("GAN_DIST_TEST_SHARED_GPU") == "1"
 # NCCL refuses two processes on one GPU.

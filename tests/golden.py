@@ -13,10 +13,10 @@ import torch
 from conftest import RECIPES, load_recipe
 from torch import Tensor
 
-from gan_dist.build import build
 from gan_dist.data import describe
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.parallel.signals import StopSignals
+from gan_dist.wiring.build import build
 
 FILE = Path(__file__).parent / "golden_losses.json"
 ITERATIONS = 8

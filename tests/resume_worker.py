@@ -19,13 +19,13 @@ from accelerate.state import AcceleratorState
 from conftest import OF_EACH_ARCHITECTURE, RECIPES, load_recipe, recipe_file
 from PIL import Image
 
-from gan_dist.build import build
 from gan_dist.checkpoint.files import FILES, find_checkpoint
 from gan_dist.data import POINTS, describe
 from gan_dist.game.losses import LOSSES
 from gan_dist.parallel.distributed import STOP_LAG, Distributed
 from gan_dist.parallel.signals import StopSignals
 from gan_dist.settings.schema import Config
+from gan_dist.wiring.build import build
 
 # Every recipe in fp32, with its own loss; and in every precision, without and with data workers, every architecture,
 # each of these six times with another loss.

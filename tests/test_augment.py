@@ -8,11 +8,11 @@ import torch
 from conftest import load_recipe
 from torch import Tensor
 
-from gan_dist.build import build
 from gan_dist.data import describe
 from gan_dist.game.augment import Augment, color, cutout, translation
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.rng import Purpose
+from gan_dist.wiring.build import build
 
 
 def _images(*shape: int) -> Tensor:

@@ -8,12 +8,12 @@ import pytest
 import torch
 from conftest import OF_EACH_ARCHITECTURE, load_recipe
 
-from gan_dist.build import build
-from gan_dist.checks import check_parts
 from gan_dist.data import describe
 from gan_dist.errors import ConfigError
 from gan_dist.game.losses import LOSSES
 from gan_dist.parallel.distributed import Distributed
+from gan_dist.wiring.build import build
+from gan_dist.wiring.checks import check_parts
 
 NONE = {"r1_gamma": 0, "r2_gamma": 0, "gradient_penalty": 0, "clip_weights": 0, "drift": 0, "label_smoothing": 0}
 REGULARIZERS = {

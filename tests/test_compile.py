@@ -10,11 +10,11 @@ import torch
 from conftest import Train, load_recipe
 from torch import Tensor
 
-from gan_dist.build import WiredRun, build
 from gan_dist.checkpoint.files import take_snapshot, write_checkpoint
 from gan_dist.data import describe
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.settings.config import as_yaml
+from gan_dist.wiring.build import WiredRun, build
 
 pytestmark = pytest.mark.skipif(
     not (torch.cuda.is_available() or shutil.which("g++") or shutil.which("clang++")),

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Train
 
-from gan_dist.checks import check_game
 from gan_dist.cli import main
 from gan_dist.data import DataInfo, describe
 from gan_dist.errors import ConfigError
 from gan_dist.settings.config import as_yaml, load_config
 from gan_dist.settings.schema import settings_help, walk_settings
+from gan_dist.wiring.checks import check_game
 
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
 

@@ -37,15 +37,15 @@ from gan_dist.checkpoint.files import (
 )
 from gan_dist.checkpoint.manifest import check_file
 from gan_dist.checkpoint.state import State
-from gan_dist.checks import check_parts
 from gan_dist.data import DataInfo, describe
 from gan_dist.data.images import BrokenImage, read_image
 from gan_dist.errors import UserError
 from gan_dist.models import names as names_of_models
 from gan_dist.parallel.distributed import Distributed
-from gan_dist.parts import make_state, optimizer_names
 from gan_dist.settings.config import load_config
 from gan_dist.settings.schema import Config, walk_settings
+from gan_dist.wiring.checks import check_parts
+from gan_dist.wiring.parts import make_state, optimizer_names
 
 many = settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 ALL_FILES = (*FILES, "manifest.json")

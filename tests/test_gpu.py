@@ -12,12 +12,12 @@ from conftest import RECIPES, Train, load_recipe
 from resume_worker import COMMON, STOPS
 from resume_worker import train as go_on
 
-from gan_dist.build import build
 from gan_dist.checkpoint.files import FILES
 from gan_dist.data import describe
 from gan_dist.kernels.switches import numerics
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.settings.config import load_config
+from gan_dist.wiring.build import build
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU and a CUDA build of torch")
 

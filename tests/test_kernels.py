@@ -25,7 +25,7 @@ from gan_dist.metrics.classifier import _Quarters
 from gan_dist.metrics.evaluate import Evaluator
 from gan_dist.models._layers import spectral_norm
 from gan_dist.parallel.distributed import Distributed
-from gan_dist.parts import make_state, make_step
+from gan_dist.wiring.parts import make_state, make_step
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 

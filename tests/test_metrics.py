@@ -21,8 +21,8 @@ from gan_dist.metrics.classifier import trained_classifier
 from gan_dist.metrics.evaluate import Evaluator, scores
 from gan_dist.metrics.extractors import ClassifierExtractor, InceptionExtractor, inception_weights
 from gan_dist.parallel.distributed import Distributed
-from gan_dist.parts import make_generator
 from gan_dist.settings.schema import Data, Metrics, Model
+from gan_dist.wiring.parts import make_generator
 
 CPU = torch.device("cpu")
 

@@ -25,9 +25,9 @@ from gan_dist.kernels.switches import numerics
 from gan_dist.models import pggan
 from gan_dist.parallel import distributed
 from gan_dist.parallel.distributed import Distributed
-from gan_dist.parts import make_discriminator, make_generator, make_state, make_step
 from gan_dist.settings.precision import resolve
 from gan_dist.settings.schema import Config, Train
+from gan_dist.wiring.parts import make_discriminator, make_generator, make_state, make_step
 
 PENALISED = [name for name in RECIPES if (loss := load_recipe(name).loss).r1_gamma or loss.gradient_penalty]
 BATCH = 64  # the recipes' own: single roundings that turn a leaky ReLU about are many, and none counts for much

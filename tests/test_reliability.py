@@ -23,7 +23,6 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from gan_dist.build import WiredRun, build
 from gan_dist.checkpoint.files import (
     clean_up,
     find_checkpoint,
@@ -41,8 +40,9 @@ from gan_dist.data import describe
 from gan_dist.errors import ConfigError, UserError
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.parallel.signals import StopSignals
-from gan_dist.parts import optimizer_names
 from gan_dist.settings.config import load_config
+from gan_dist.wiring.build import WiredRun, build
+from gan_dist.wiring.parts import optimizer_names
 
 SMALL = [*TINY, "model.z_dim=8", "log.every_kimg=0", "sample.every_kimg=0"]
 
@@ -104,7 +104,7 @@ def test_due_checkpoint_is_there_before_an_evaluation_and_best_after_it(
             there.append([int(path.name) for path in list_checkpoints(tmp_path)])
             return {"fid_classifier": float(len(there))}
 
-    monkeypatch.setattr("gan_dist.build.make_evaluator", lambda *_: Watching())
+    monkeypatch.setattr("gan_dist.wiring.build.make_evaluator", lambda *_: Watching())
     run = _build(tmp_path, dist, "metrics.every_kimg=2")
     assert run.trainer.run(StopSignals())
     assert there == [[], [2016], [2016, 4000]]

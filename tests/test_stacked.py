@@ -11,7 +11,6 @@ import torch
 from conftest import Train
 from torch import Tensor, nn
 
-from gan_dist.build import make_evaluator
 from gan_dist.cli import main
 from gan_dist.data import NUM_STACKED, describe
 from gan_dist.data.loader import Preprocess
@@ -20,6 +19,7 @@ from gan_dist.metrics.stacked import mode_coverage
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.settings.config import load_config
 from gan_dist.settings.schema import Config, Data, Model
+from gan_dist.wiring.build import make_evaluator
 
 
 @pytest.fixture(scope="module")

@@ -19,10 +19,10 @@ from gan_dist.engine.step import Alternation, Penalties
 from gan_dist.game.augment import Augment
 from gan_dist.game.losses import LOSSES
 from gan_dist.parallel.distributed import Distributed
-from gan_dist.parts import make_state
 from gan_dist.rng import Purpose
 from gan_dist.settings.config import load_config
 from gan_dist.settings.schema import Config
+from gan_dist.wiring.parts import make_state
 
 INFO = DataInfo((1, 8, 8), 4, 100)
 PROBS = torch.full((4,), 0.25)

@@ -41,9 +41,9 @@ def evaluate(arguments: list[str]) -> int:
     if options.n is not None or not (config.data.stacked or config.data.name in POINTS):
         config.metrics.num_images = 50_000 if options.n is None else options.n
         check(config)
-    from gan_dist.build import evaluate_checkpoints
     from gan_dist.kernels.switches import numerics
     from gan_dist.parallel.distributed import Distributed
+    from gan_dist.wiring.build import evaluate_checkpoints
 
     dist = Distributed("fp32", cpu=config.train.device == "cpu")
     try:

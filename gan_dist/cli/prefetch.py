@@ -19,8 +19,8 @@ def prefetch(arguments: list[str]) -> int:
         print(USAGE, end="")
         return 0
     config = read_config(arguments)
-    from gan_dist.build import fetch
     from gan_dist.parallel.distributed import Distributed
+    from gan_dist.wiring.build import fetch
 
     log_to(None)
     for line in fetch(config, Distributed("fp32", cpu=True)):

@@ -84,10 +84,10 @@ def _saved_precision(config: Config) -> Precision:
 
 def _run(config: Config, dist: Distributed, signals: StopSignals) -> tuple[bool, Path, int]:
     """Everything between starting the processes and the last words: (finished, run directory, images seen)."""
-    from gan_dist.build import build
     from gan_dist.checkpoint.files import clean_up, find_checkpoint, set_aside
     from gan_dist.checkpoint.lock import lock_run
-    from gan_dist.checks import changed_environment, check_parts, check_resume
+    from gan_dist.wiring.build import build
+    from gan_dist.wiring.checks import changed_environment, check_parts, check_resume
 
     info = dist.from_main(lambda: describe(config.data))
     check_parts(config, info, dist)

@@ -18,9 +18,9 @@ from gan_dist.game.augment import AUGMENTATIONS
 from gan_dist.game.losses import LOSSES
 from gan_dist.models._layers import MinibatchStd
 from gan_dist.parallel.distributed import Distributed
-from gan_dist.parts import make_discriminator, make_generator, make_optimizer
 from gan_dist.settings.config import changes_that_matter, choose, load_config
 from gan_dist.settings.schema import Config, Model, Optimizer, describe_type
+from gan_dist.wiring.parts import make_discriminator, make_generator, make_optimizer
 
 MAX_ARG = 4096  # of an architecture's arguments: blocks, channels, …
 

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from gan_dist import models
 from gan_dist.checkpoint.files import config_path, find_checkpoint, load_network, read_facts, restore, set_aside
 from gan_dist.checkpoint.state import State
-from gan_dist.checks import check_args, check_content, check_metrics, check_parts
 from gan_dist.data import POINTS, DataInfo, describe
 from gan_dist.data.loader import draw, make_loader
 from gan_dist.data.points import modes
@@ -41,12 +40,13 @@ from gan_dist.metrics.extractors import ClassifierExtractor, make_extractor
 from gan_dist.metrics.points import PointsEvaluator, sample_points
 from gan_dist.metrics.stacked import StackedEvaluator, first_channel
 from gan_dist.parallel.distributed import Distributed
-from gan_dist.parts import make_generator, make_state, make_step
 from gan_dist.report.scatter import scatter_picture
 from gan_dist.report.tracking import LocalTracker, Tracker, Trackers, WandbTracker
 from gan_dist.rng import course_seed
 from gan_dist.settings.config import as_dict, as_yaml, choose, for_file, load_config
 from gan_dist.settings.schema import Config
+from gan_dist.wiring.checks import check_args, check_content, check_metrics, check_parts
+from gan_dist.wiring.parts import make_generator, make_state, make_step
 
 log = logging.getLogger(__name__)
 
