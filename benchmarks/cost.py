@@ -23,7 +23,7 @@ from PIL import Image
 from benchmarks import arena
 from benchmarks.arena import Contestant, Entry
 from benchmarks.contestants import configured
-from gan_dist import plan
+from gan_dist.planning import plan
 
 ROOT = Path(__file__).parent.parent
 CONFIG = str(ROOT / "configs/dcgan_fashion_mnist.yaml")

@@ -40,7 +40,7 @@ from benchmarks.gpu_measure import (
     take_turns,
 )
 from benchmarks.gpu_runs import Recipe, configure, layers_by_type, precision_of, reset_accelerate
-from gan_dist import plan as planning
+from gan_dist.planning import plan as planning
 
 ROOT = Path(__file__).parent.parent
 

@@ -10,9 +10,9 @@ import torch
 from conftest import RECIPES, ROOT, load_recipe
 
 from gan_dist.cli import main
-from gan_dist.count import Counter, Iteration, Operation, count_iteration
 from gan_dist.data import describe
-from gan_dist.plan import GPUS, Expected, expect, pays_up_to
+from gan_dist.planning.count import Counter, Iteration, Operation, count_iteration
+from gan_dist.planning.plan import GPUS, Expected, expect, pays_up_to
 from gan_dist.settings.config import load_config
 
 MLP = ["model.conditional=false", "model.z_dim=8", "model.g_widths=[32]", "model.d_widths=[16]", "data.hflip=true"]
@@ -147,7 +147,7 @@ class Calls(Counter):
 
 def _calls(monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]) -> Calls:
     calls = Calls()
-    monkeypatch.setattr("gan_dist.count.Counter", lambda: calls)
+    monkeypatch.setattr("gan_dist.planning.count.Counter", lambda: calls)
     count_iteration(replace(CIFAR10, model=replace(CIFAR10.model, **settings)), describe(CIFAR10.data), share=64)
     return calls
 

@@ -44,9 +44,9 @@ def plan(arguments: list[str]) -> int:
 
     import torch
 
-    from gan_dist import plan as planning
     from gan_dist.cli.train import read_config
     from gan_dist.data import describe
+    from gan_dist.planning import plan as planning
     from gan_dist.settings.config import choose
     from gan_dist.settings.precision import resolve
 

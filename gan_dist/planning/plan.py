@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gan_dist.count import Iteration, Operation, count_iteration
 from gan_dist.data import DataInfo
 from gan_dist.errors import ConfigError
 from gan_dist.kernels.layout import adapt
 from gan_dist.kernels.switches import ieee_fp32, numerics
+from gan_dist.planning.count import Iteration, Operation, count_iteration
 from gan_dist.settings.schema import Config
 from gan_dist.wiring.checks import check_game
 
