@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
 import gan_dist
-from gan_dist.generate import generate
+from gan_dist.sampling import generate
 
 
 def test_half_the_main_job_makes_recognisable_digits(train: Train, tmp_path: Path) -> None:

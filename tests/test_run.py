@@ -183,7 +183,7 @@ def test_sample_needs_only_the_run_directory(run_dir: Path, tmp_path: Path, caps
     other = sample("--n", "3", "--seed", "1")
     assert not any(np.array_equal(other[name], fewer[name]) for name in fewer)
     G = gan_dist.load_generator(run_dir)
-    from gan_dist.generate import generate
+    from gan_dist.sampling import generate
 
     direct = list(generate(G, 2, 0, [3, 7]))
     chosen = sample("--n", "2", "--classes", "3,7")

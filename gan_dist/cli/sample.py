@@ -34,7 +34,7 @@ def sample(arguments: list[str]) -> int:
     classes = _classes(options.classes, num_classes)
     out: Path = options.out or options.run / "generated"
     from gan_dist.checkpoint.lock import refuse_links
-    from gan_dist.generate import generate, write_grid, write_images
+    from gan_dist.sampling import generate, write_grid, write_images
 
     if not options.out:
         refuse_links(options.run)
