@@ -18,11 +18,12 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from gan_dist.checkpoint.files import take_snapshot, write_checkpoint
-from gan_dist.cli.train import read_config
-from gan_dist.data import describe
+from gan_dist.checkpoint.write import take_snapshot, write_checkpoint
+from gan_dist.cli.arguments import read_config
+from gan_dist.data.datasets import describe
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.wiring.build import build
+from gan_dist.wiring.data import source_of
 
 QUIET = ["metrics.every_kimg=0", "sample.every_kimg=0", "tracking.wandb=disabled"]
 
@@ -46,7 +47,7 @@ def main() -> None:
         "written in the loop": [],
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        run = build(config, describe(config.data), Path(folder), None, dist)
+        run = build(config, describe(source_of(config.data)), Path(folder), None, dist)
         trainer, save = run.trainer, run.save
         for _ in range(5):
             trainer.step(trainer.batches)

@@ -24,9 +24,10 @@ from torchvision import datasets, transforms
 
 from benchmarks.arena import peak_mib
 from gan_dist import rng
-from gan_dist.data import DataInfo, describe
+from gan_dist.data import DataInfo
+from gan_dist.data.datasets import describe, load_dataset
+from gan_dist.data.in_memory import Images
 from gan_dist.data.loader import KeyedStream
-from gan_dist.data.sources import Images, load_dataset
 from gan_dist.game.losses import LOSSES
 from gan_dist.game.regularizers import squared_gradient_norms
 from gan_dist.kernels import convolution
@@ -39,7 +40,8 @@ from gan_dist.settings.config import load_config
 from gan_dist.settings.precision import resolve
 from gan_dist.settings.schema import Config
 from gan_dist.wiring.build import build
-from gan_dist.wiring.parts import make_discriminator, make_generator, make_optimizer
+from gan_dist.wiring.data import source_of
+from gan_dist.wiring.networks import make_discriminator, make_generator, make_optimizer
 
 QUIET = ["metrics.every_kimg=0", "tracking.wandb=disabled", "train.kimg=1000000"]  # as long as there are turns
 Draw = tuple[Tensor, Tensor, Tensor]  # real images in [-1, 1] and the latents of the D and the G step
@@ -47,7 +49,7 @@ Draw = tuple[Tensor, Tensor, Tensor]  # real images in [-1, 1] and the latents o
 
 def configured(path: str, settings: list[str]) -> tuple[Config, DataInfo]:
     config = load_config(Path(path), [*settings, *QUIET])
-    return config, describe(config.data)
+    return config, describe(source_of(config.data))
 
 
 def on_cpu(config: Config) -> bool:
@@ -100,7 +102,7 @@ class Simple:
             self.run(images)
 
     def losses(self, n: int) -> list[tuple[float, float]]:
-        dataset = load_dataset(self.config.data, self.info)
+        dataset = load_dataset(source_of(self.config.data), self.info)
         draws = first_draws(self.config, dataset, n, self.share(), self.device)
         return [tuple(float(loss) for loss in self.step(*draw)) for draw in draws]  # type: ignore[misc]
 
@@ -176,7 +178,7 @@ class PlainAccelerate(Simple):
         G, D = networks(self.config, self.info, torch.device("cpu"))
         opt_G = torch.optim.Adam(G.parameters(), lr=2e-4, betas=(0.5, 0.999))
         opt_D = torch.optim.Adam(D.parameters(), lr=2e-4, betas=(0.5, 0.999))
-        images = load_dataset(self.config.data, self.info)
+        images = load_dataset(source_of(self.config.data), self.info)
         everything, _ = images.__getitems__(list(range(len(images))))
         dataset = torch.utils.data.TensorDataset(everything.float() / 127.5 - 1)
         self.n = self.config.train.batch_size // self.accelerator.num_processes
@@ -242,7 +244,7 @@ class Package:
             self.turns, self.until = turns, self.trainer.state.nimg + next(turns)
             self.trainer.callbacks = [*self.trainer.callbacks, self]
             try:
-                self.trainer.run(StopSignals())
+                self.wired.train(StopSignals())
             except StopIteration:
                 self.trainer.batches.close()
         shutil.rmtree(self.folder, ignore_errors=True)

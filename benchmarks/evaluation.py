@@ -25,15 +25,17 @@ import torch
 from torch import Tensor
 
 from benchmarks import arena
-from gan_dist.data import DataInfo, describe
-from gan_dist.data.sources import ImageTensor, load_dataset
-from gan_dist.metrics.evaluate import Evaluator, scores
-from gan_dist.metrics.extractors import Extractor, make_extractor
+from gan_dist.data import DataInfo
+from gan_dist.data.datasets import describe, load_dataset
+from gan_dist.data.in_memory import ImageTensor
+from gan_dist.metrics.extractors import EXTRACTORS, Extractor
+from gan_dist.metrics.features import FeatureEvaluator, scores
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.settings.config import load_config
 from gan_dist.settings.schema import Config
-from gan_dist.wiring.build import cache_dir, make_evaluator
-from gan_dist.wiring.parts import make_state
+from gan_dist.wiring.data import cache_dir, source_of
+from gan_dist.wiring.kinds import kind_of
+from gan_dist.wiring.networks import make_state
 
 
 def timed(work: Callable[[], Any]) -> float:
@@ -58,13 +60,21 @@ def random_inception(folder: str) -> str:
     return str(path)
 
 
+def extractor_of(config: Config, info: DataInfo, dataset: ImageTensor, dist: Distributed) -> Extractor:
+    """The configured feature extractor."""
+    metrics = config.metrics
+    make = EXTRACTORS[metrics.extractor]
+    return make(dataset, info.num_classes, metrics.seed, cache_dir(), dist, metrics.inception_weights)
+
+
 def overhead(config: Config, info: DataInfo, dataset: ImageTensor, rounds: int) -> dict[str, list[float]]:
     """Seconds of the extractor's bare passes, and of whole evaluations, in turn."""
     dist = Distributed("fp32")
     G = make_state(config, info, dist).G_ema
-    extractor = make_extractor(config.metrics, info, dataset, cache_dir(), dist)
+    extractor = extractor_of(config, info, dataset, dist)
     n = config.metrics.num_images
-    evaluator = make_evaluator(config, info, ImageTensor(dataset.images[:n], dataset.labels[:n]), None, dist)
+    reference = ImageTensor(dataset.images[:n], dataset.labels[:n])
+    evaluator = kind_of(config.data).make_evaluator(config, info, reference, None, dist)
     batch = dataset.__getitems__(list(range(config.metrics.batch_size)))[0].to(dist.device)
 
     @torch.no_grad()
@@ -141,12 +151,12 @@ def beside(
 ) -> tuple[dict[str, list[float]], list[Any]]:
     """Seconds for the figures of two sets of images, of both libraries in turn; and the figures."""
     dist = Distributed("fp32")
-    extractor = make_extractor(config.metrics, info, dataset, cache_dir(), dist)
+    extractor = extractor_of(config, info, dataset, dist)
     n = config.metrics.num_images
     real, _ = dataset.__getitems__(list(range(n)))
     fake = (real.float() + 25 * torch.randn(real.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 255)
     fake = fake.to(torch.uint8)
-    evaluator = Evaluator(
+    evaluator = FeatureEvaluator(
         extractor, dataset, dist, None, num_images=n, batch_size=250, seed=0
     )  # its own reference is not timed
 
@@ -182,8 +192,8 @@ def main() -> None:
         weights = [f"metrics.inception_weights={random_inception(folder)}"] if name == "inception" else []
         own = [f"metrics.extractor={name}", f"metrics.num_images={options.images}", "model.conditional=false", *weights]
         config = load_config(paths[0], [*own, *(text for text in options.settings if "=" in text)])
-        info = describe(config.data)
-        dataset = load_dataset(config.data, info)
+        info = describe(source_of(config.data))
+        dataset = load_dataset(source_of(config.data), info)
         assert isinstance(dataset, ImageTensor)
         if options.beside_torch_fidelity:
             seconds, figures = beside(config, info, dataset, options.rounds)

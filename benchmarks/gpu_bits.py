@@ -12,7 +12,7 @@ from torch import Tensor
 
 import gan_dist.wiring.build
 from benchmarks.gpu_runs import CONFIGS, configure, distributed, precision_of, stand_in_data
-from gan_dist.checkpoint.files import NETWORKS, OPTIMIZERS, find_checkpoint
+from gan_dist.checkpoint.find import NETWORKS, OPTIMIZERS, find_checkpoint
 from gan_dist.checkpoint.moments import flatten
 from gan_dist.checkpoint.state import State
 from gan_dist.data import DataInfo
@@ -100,7 +100,7 @@ def train(
     signals = StopSignals()
     watch = Stop(nimg, signals, stop)
     run.trainer.callbacks = [*run.trainer.callbacks, watch]
-    if run.trainer.run(signals) == stop:
+    if run.train(signals) == stop:
         raise RuntimeError("a run that was to be stopped went on" if stop else "a run was stopped")
     run.tracker.finish("stopped" if stop else "finished")
     return watch.copy, copied(run.state)

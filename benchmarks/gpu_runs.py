@@ -23,16 +23,18 @@ from torch.nn import functional as F
 import gan_dist.wiring.build
 from benchmarks.contestants import QUIET
 from benchmarks.gpu_measure import on_gpu
-from gan_dist.data import POINTS, DataInfo, describe
-from gan_dist.data.sources import Images, ImageTensor, load_dataset
-from gan_dist.engine.ema import ema_beta, update_ema
+from gan_dist.data import DataInfo, Source
+from gan_dist.data.datasets import describe, load_dataset
+from gan_dist.data.in_memory import Images, ImageTensor
+from gan_dist.data.points import POINTS
 from gan_dist.kernels import convolution, layout
 from gan_dist.kernels.switches import numerics
 from gan_dist.models import r3gan
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.settings.config import load_config
 from gan_dist.settings.precision import resolve
-from gan_dist.settings.schema import Config, Data
+from gan_dist.settings.schema import Config
+from gan_dist.wiring.data import source_of
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 EVENTLESS = ["log.every_kimg=0", "sample.every_kimg=0", "checkpoint.every_kimg=0"]
@@ -69,7 +71,7 @@ def configure(name: str, settings: Sequence[str] = (), tiny: bool = False) -> tu
     config = load_config(path, [*own, *settings])
     # A folder need not be there to know its images' shape; it has no classes.
     data = replace(config.data, name="CelebA") if config.data.name == "folder" else config.data
-    info = describe(data)
+    info = describe(source_of(data))
     return config, info if data.name in POINTS else replace(info, num_images=STAND_INS)
 
 
@@ -97,9 +99,9 @@ def random_images(shape: tuple[int, int, int]) -> Tensor:
 def stand_in_data() -> AbstractContextManager[Any]:
     """Within it, runs are built on random images instead of reading their data set; points are what they are."""
 
-    def load(config: Data, info: DataInfo, *_: Any) -> tuple[Images, str]:
-        if config.name in POINTS:
-            return load_dataset(config, info), "points"
+    def load(source: Source, info: DataInfo, *_: Any) -> tuple[Images, str]:
+        if source.name in POINTS:
+            return load_dataset(source, info), "points"
         labels = torch.arange(STAND_INS) % max(1, info.num_classes)
         return ImageTensor(random_images(info.image_shape), labels), "random"
 
@@ -163,7 +165,7 @@ class Recipe:
         with self.around(), stand_in_data():
             run = gan_dist.wiring.build.build(config, info, Path(self._folder.name), None, distributed(config))
         self.trainer = run.trainer
-        self.images = self.trainer.step.batch_size * config.train.n_critic
+        self.images = self.trainer.step.growth.batch_size * config.train.n_critic
         self.batch = next(self.trainer.batches)
 
     @contextlib.contextmanager
@@ -172,11 +174,8 @@ class Recipe:
             yield
 
     def iteration(self) -> None:
-        trainer, state = self.trainer, self.trainer.state
-        before = state.nimg
-        norms = trainer.step(trainer.batches)
-        update_ema(state.G_ema, state.G, ema_beta(state.nimg - before, before, *trainer.ema))
-        trainer.health(state.nimg, *norms)
+        trainer = self.trainer
+        trainer.recovery.after_iteration(*trainer.step(trainer.batches))
 
     def d_step(self) -> None:
         self.trainer.step.d_step(*self.batch)

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from benchmarks import arena
-from gan_dist.cli.train import read_config
+from gan_dist.cli.arguments import read_config
 
 ROOT = Path(__file__).parent.parent
 

@@ -26,12 +26,14 @@ import sys, tempfile, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from gan_dist.wiring.build import build
-from gan_dist.settings.config import load_config
-from gan_dist.data import describe
+from gan_dist.data.datasets import describe
 from gan_dist.parallel.distributed import Distributed
+from gan_dist.settings.config import load_config
+from gan_dist.wiring.build import build
+from gan_dist.wiring.data import source_of
 config = load_config(Path(sys.argv[1]), sys.argv[2:])
-trainer = build(config, describe(config.data), Path(tempfile.mkdtemp()), None, Distributed("fp32", cpu=True)).trainer
+info, dist = describe(source_of(config.data)), Distributed("fp32", cpu=True)
+trainer = build(config, info, Path(tempfile.mkdtemp()), None, dist).trainer
 for _ in range(2):
     trainer.step(trainer.batches)
 print(flush=True)

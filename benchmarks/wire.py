@@ -24,11 +24,12 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from gan_dist.cli.train import read_config
-from gan_dist.data import describe
+from gan_dist.cli.arguments import read_config
+from gan_dist.data.datasets import describe
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.wiring.build import build
-from gan_dist.wiring.parts import make_state
+from gan_dist.wiring.data import source_of
+from gan_dist.wiring.networks import make_state
 
 ITERATIONS = 5
 QUIET = ["metrics.every_kimg=0", "sample.every_kimg=0", "checkpoint.every_kimg=0", "tracking.wandb=disabled",
@@ -48,7 +49,7 @@ def ours(arguments: list[str], dist: Distributed) -> dict[str, int]:
     config = read_config([*arguments, *QUIET])
     sent = {"G": 0, "D": 0}
     with tempfile.TemporaryDirectory() as folder:
-        trainer = build(config, describe(config.data), Path(folder), None, dist).trainer
+        trainer = build(config, describe(source_of(config.data)), Path(folder), None, dist).trainer
         for name in sent:
             getattr(trainer.step, name).register_comm_hook(None, counter(sent, name))
         for _ in range(ITERATIONS):
@@ -58,7 +59,7 @@ def ours(arguments: list[str], dist: Distributed) -> dict[str, int]:
 
 def plain(arguments: list[str], dist: Distributed) -> dict[str, int]:
     config = read_config([*arguments, "train.sync_batch_norm=false"])
-    info = describe(config.data)
+    info = describe(source_of(config.data))
     state = make_state(config, info, dist)
     G: nn.Module = DistributedDataParallel(state.G, broadcast_buffers=False)
     D: nn.Module = DistributedDataParallel(state.D, broadcast_buffers=False)

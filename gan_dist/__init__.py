@@ -25,7 +25,7 @@ def load_generator(run_dir: str | Path, checkpoint: str = "latest", device: str 
     Raises:
         gan_dist.errors.UserError: there is no such run or checkpoint, or its files don't fit together.
     """
-    from gan_dist.wiring.build import (
+    from gan_dist.wiring.networks import (
         load_generator as load,  # torch is imported when it is needed, not with the package
     )
 

@@ -53,7 +53,7 @@ def uniform(seed: int, purpose: Purpose, first: int, count: int, dim: int) -> np
     return np.random.Generator(philox).random((count, 4 * blocks))[:, :dim]
 
 
-def course_seed(seed: int, retries: int) -> int:
+def retry_seed(seed: int, retries: int) -> int:
     """The seed of a run's data and latents after it went back to a checkpoint so often."""
     return (seed + retries * 0x9E3779B97F4A7C15) % 2**63
 

@@ -1,19 +1,18 @@
-"""Images from a trained generator, and writing them."""
+"""Images from a trained generator."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
+import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from gan_dist import rng
-from gan_dist.data.loader import to_uint8
-from gan_dist.engine.callbacks.grid import MAX_COLUMNS, grid_picture
+from gan_dist.data.preprocess import to_uint8
 from gan_dist.kernels.switches import ieee_fp32
+from gan_dist.parallel.distributed import Distributed
+from gan_dist.report.pictures import columns_of, grid_picture
 from gan_dist.rng import Purpose
 
 BATCH_SIZE = 64
@@ -37,18 +36,21 @@ def generate(G: nn.Module, n: int, seed: int, classes: Sequence[int]) -> Iterato
         yield from images
 
 
-def write_images(images: Iterator[Tensor], folder: Path) -> None:
-    """One PNG each: 000000.png, 000001.png, …"""
-    for i, image in enumerate(images):
-        Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy()).save(folder / f"{i:06d}.png")
+@torch.no_grad()
+@ieee_fp32()
+def sample_grid(G: nn.Module, seed: int, rows: int, dist: Distributed) -> np.ndarray:
+    """A picture of samples from latents that depend on the seed alone; with classes, one column a class.
 
-
-def write_grid(images: Iterator[Tensor], classes: Sequence[int], folder: Path) -> Path:
-    """One picture, grid.png, with a column for each class, or nearly square without classes."""
-    stack = torch.stack(list(images))
-    columns = min(len(classes), MAX_COLUMNS) or math.isqrt(len(stack) - 1) + 1
-    missing = -len(stack) % columns
-    stack = torch.cat([stack, stack.new_full((missing, *stack.shape[1:]), 255)])
-    path = folder / "grid.png"
-    Image.fromarray(grid_picture(stack, columns).squeeze()).save(path)
-    return path
+    All processes call it together, and each generates its share.
+    """
+    num_classes: int = G.num_classes  # type: ignore[assignment]
+    z_dim: int = G.z_dim  # type: ignore[assignment]
+    columns = columns_of(num_classes, rows)
+    share = dist.share(rows * columns)
+    z = rng.latents(seed, Purpose.SAMPLE_LATENT, share.start, len(share), z_dim, like=next(G.parameters()))
+    if num_classes:
+        labels = torch.arange(columns).repeat(rows) % num_classes
+        x = G(z, labels[share.start : share.stop].to(z.device))
+    else:
+        x = G(z)
+    return grid_picture(dist.gather(to_uint8(x)), columns)

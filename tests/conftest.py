@@ -15,11 +15,13 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from gan_dist.data import POINTS, describe
+from gan_dist.data.datasets import describe
+from gan_dist.data.points import POINTS
 from gan_dist.models._layers import MinibatchStd
 from gan_dist.settings.config import load_config
 from gan_dist.settings.schema import Config, Growth
-from gan_dist.wiring.parts import make_discriminator, make_generator
+from gan_dist.wiring.data import source_of
+from gan_dist.wiring.networks import make_discriminator, make_generator
 
 ROOT = Path(__file__).parent.parent
 
@@ -77,7 +79,7 @@ def load_recipe(name: str, *overrides: str) -> Config:
 def mixes_samples(name: str) -> bool:
     """D or G of a recipe has statistics of a batch, so that micro-batches change what it computes."""
     config = load_recipe(name)
-    info = describe(config.data)
+    info = describe(source_of(config.data))
     with torch.device("meta"):
         networks = [make(config.model, info.image_shape, 0) for make in (make_generator, make_discriminator)]
     return any(isinstance(m, nn.BatchNorm2d | MinibatchStd) for network in networks for m in network.modules())

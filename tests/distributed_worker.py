@@ -20,14 +20,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gan_dist.checkpoint.moments import flatten
-from gan_dist.data import POINTS, describe
+from gan_dist.data.datasets import describe
+from gan_dist.data.points import POINTS
 from gan_dist.game.losses import LOSSES
 from gan_dist.models import Growing
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.parallel.signals import StopSignals
 from gan_dist.settings.config import load_config
 from gan_dist.wiring.build import WiredRun, build
-from gan_dist.wiring.parts import make_state
+from gan_dist.wiring.data import source_of
+from gan_dist.wiring.networks import make_state
 
 SHARED_GPU = os.environ.get("GAN_DIST_TEST_SHARED_GPU") == "1"
 # NCCL refuses two processes on one GPU.
@@ -63,7 +65,7 @@ class Jobs:
             config.growth.stable_kimg = config.growth.fade_kimg = BATCH_SIZE / 1000
         folder = self.folder / "run"
         folder.mkdir(exist_ok=True)
-        return build(config, describe(config.data), folder, None, dist)
+        return build(config, describe(source_of(config.data)), folder, None, dist)
 
     def save(self, dist: Distributed, name: str, tensors: dict[str, Tensor]) -> None:
         """Keep rank 0's tensors, and whether all ranks have the same bits."""
@@ -79,7 +81,7 @@ class Jobs:
         if recipe_file(recipe).data.name not in POINTS:
             common.append("data.hflip=true")
         run = self.build(dist, recipe, *common, *overrides)
-        run.trainer.run(StopSignals())
+        run.train(StopSignals())
         state = run.state
         assert state.nimg >= self.nimg
         self.results[f"{name}: figures"] = run.trainer.step.stats.read()
@@ -97,7 +99,7 @@ class Jobs:
         tensors = {}
         for part in ("D", "G"):
             trainer = self.build(dist, recipe, *overrides).trainer
-            trainer.step.preprocess.hflip = False  # of a batch that G's step alone would number from below 0
+            trainer.step.draws.hflip = False  # of a batch that G's step alone would number from below 0
             batch = next(trainer.batches)
             trainer.step.d_step(*batch) if part == "D" else trainer.step.g_step(*batch)
             for key, parameter in getattr(trainer.state, part).named_parameters():
@@ -110,16 +112,22 @@ class Jobs:
         run = self.build(dist, recipe, *overrides)
         step = run.trainer.step
         run.state.nimg = nimg
-        step.enter_stage()
+        step.growth.advance()
         sent = {"G": 0, "D": 0}
         sizes = {k: sum(p.nbytes for p in getattr(run.state, k).parameters() if p.requires_grad) for k in sent}
         with _counted_all_reduces() as total:
             for part in sent:
-                getattr(step, part).register_comm_hook(None, _recorder(sent, part))
+                getattr(step.wrapped, part).wrapper.register_comm_hook(None, _recorder(sent, part))
             for _ in range(2):
                 step(run.trainer.batches)
         run.trainer.batches.close()
-        return {"sent": sent, "sizes": sizes, "total": total[0], "n_critic": step.n_critic, "said": run.summary[-1]}
+        return {
+            "sent": sent,
+            "sizes": sizes,
+            "total": total[0],
+            "n_critic": step.game.n_critic,
+            "said": run.summary[-1],
+        }
 
     def wires(self, dist: Distributed) -> None:
         """For every loss and penalty, micro-batches and n_critic; and for every recipe."""
@@ -153,7 +161,7 @@ class Jobs:
         dist = Distributed("bf16", cpu=CPU)
         self.gradients(dist, "mixed", "digits", "loss.r1_gamma=10", "loss.r2_gamma=10", "loss.gradient_penalty=10")
         config = load_config(None, QUIET)
-        state = make_state(config, describe(config.data), dist)
+        state = make_state(config, describe(source_of(config.data)), dist)
         self.results["mixed: weights"] = str(next(state.G.parameters()).dtype)
 
 

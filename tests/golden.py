@@ -13,10 +13,11 @@ import torch
 from conftest import RECIPES, load_recipe
 from torch import Tensor
 
-from gan_dist.data import describe
+from gan_dist.data.datasets import describe
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.parallel.signals import StopSignals
 from gan_dist.wiring.build import build
+from gan_dist.wiring.data import source_of
 
 FILE = Path(__file__).parent / "golden_losses.json"
 ITERATIONS = 8
@@ -32,7 +33,7 @@ def losses(recipe: str, dist: Distributed, folder: Path) -> list[float]:
     config.log.every_kimg = 0
     config.train.kimg = ITERATIONS * config.train.batch_size * config.train.n_critic / 1000
     config.growth.batch_sizes = []
-    run = build(config, describe(config.data), folder, None, dist)
+    run = build(config, describe(source_of(config.data)), folder, None, dist)
     found = []
 
     def add(name: str, value: Tensor) -> None:  # in fp64, before the means are rounded to fp32
@@ -40,7 +41,7 @@ def losses(recipe: str, dist: Distributed, folder: Path) -> list[float]:
             found.append(value.item())
 
     run.trainer.step.stats.add = add  # type: ignore[method-assign]
-    run.trainer.run(StopSignals())
+    run.train(StopSignals())
     return found
 
 

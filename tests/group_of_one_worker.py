@@ -20,8 +20,9 @@ from accelerate.state import AcceleratorState
 from conftest import OF_EACH_ARCHITECTURE, mixes_samples
 from distributed_worker import CPU, Jobs
 
-from gan_dist.parallel.distributed import STOP_LAG, Distributed, StopAgreement
+from gan_dist.parallel.distributed import Distributed
 from gan_dist.parallel.signals import StopSignals
+from gan_dist.parallel.stop import STOP_LAG, StopAgreement
 
 LAUNCHED = ("LOCAL_RANK", "GAN_DIST_TEST_GROUP_OF_ONE")
 RECIPES = [*OF_EACH_ARCHITECTURE.values(), "wgan_gp_fashion_mnist"]
@@ -53,7 +54,7 @@ def look(jobs: Jobs, dist: Distributed) -> dict[str, Any]:
         found["stop"] = collectives(stop)
         os.kill(os.getpid(), signal.SIGTERM)
         found["answers after a signal"] = [stop() for _ in range(STOP_LAG + 1)]
-    found["wrapped"] = [type(network).__name__ for network in (step.G, step.D)]
+    found["wrapped"] = [type(network).__name__ for network in (step.wrapped.G.wrapper, step.wrapped.D.wrapper)]
     found["batch norm"] = type(next(_norms(jobs, dist))).__name__
     return found
 

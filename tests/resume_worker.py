@@ -19,13 +19,16 @@ from accelerate.state import AcceleratorState
 from conftest import OF_EACH_ARCHITECTURE, RECIPES, load_recipe, recipe_file
 from PIL import Image
 
-from gan_dist.checkpoint.files import FILES, find_checkpoint
-from gan_dist.data import POINTS, describe
+from gan_dist.checkpoint.find import FILES, find_checkpoint
+from gan_dist.data.datasets import describe
+from gan_dist.data.points import POINTS
 from gan_dist.game.losses import LOSSES
-from gan_dist.parallel.distributed import STOP_LAG, Distributed
+from gan_dist.parallel.distributed import Distributed
 from gan_dist.parallel.signals import StopSignals
+from gan_dist.parallel.stop import STOP_LAG
 from gan_dist.settings.schema import Config
 from gan_dist.wiring.build import build
+from gan_dist.wiring.data import source_of
 
 # Every recipe in fp32, with its own loss; and in every precision, without and with data workers, every architecture,
 # each of these six times with another loss.
@@ -59,7 +62,7 @@ def train(run_dir: Path, config: Config, dist: Distributed, *, stop: bool) -> No
         run_dir.mkdir(exist_ok=True)
     dist.barrier()
     checkpoint = dist.from_main(lambda: find_checkpoint(run_dir) if (run_dir / "checkpoints").exists() else None)
-    run = build(config, describe(config.data), run_dir, checkpoint, dist)
+    run = build(config, describe(source_of(config.data)), run_dir, checkpoint, dist)
     with StopSignals() as signals:
         step = run.trainer.step
         take = type(step).__call__
@@ -76,7 +79,7 @@ def train(run_dir: Path, config: Config, dist: Distributed, *, stop: bool) -> No
                 return norms
 
         step.__class__ = Interrupted
-        finished = run.trainer.run(signals)
+        finished = run.train(signals)
     assert finished != stop
     assert taken == BETWEEN or finished
     dist.barrier()

@@ -8,11 +8,17 @@ import torch
 from conftest import load_recipe
 from torch import Tensor
 
-from gan_dist.data import describe
-from gan_dist.game.augment import Augment, color, cutout, translation
+from gan_dist.data import DataInfo
+from gan_dist.data.datasets import describe
+from gan_dist.data.preprocess import images_to_float
+from gan_dist.engine.draws import Draws
+from gan_dist.game.augment import color, cutout, translation
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.rng import Purpose
+from gan_dist.settings.config import load_config
 from gan_dist.wiring.build import build
+from gan_dist.wiring.data import source_of
+from gan_dist.wiring.networks import make_state
 
 
 def _images(*shape: int) -> Tensor:
@@ -70,13 +76,18 @@ def test_derivatives(apply) -> None:  # type: ignore[no-untyped-def]
 
 
 def test_draws_follow_the_image() -> None:
-    augment = Augment(["cutout", "color", "translation"], seed=3)
+    state = make_state(load_config(None), DataInfo((1, 8, 8), 10, 100), Distributed("fp64", cpu=True))
+
+    def draws(*names: str) -> Draws:
+        return Draws(state, 3, None, images_to_float, False, names)
+
+    augment = draws("cutout", "color", "translation").augmented
     x = _images(6, 1, 8, 8)
     whole = augment(x, Purpose.AUGMENT_REAL, 100)
     assert torch.equal(augment(x[2:5], Purpose.AUGMENT_REAL, 102), whole[2:5])
     assert not torch.equal(augment(x, Purpose.AUGMENT_G_FAKE, 100), whole)
     assert not torch.equal(augment(x, Purpose.AUGMENT_REAL, 106), whole)
-    assert Augment([], seed=3)(x, Purpose.AUGMENT_REAL, 0) is x
+    assert draws().augmented(x, Purpose.AUGMENT_REAL, 0) is x
 
 
 def test_d_sees_nothing_else_and_g_learns_through_it(tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -84,7 +95,7 @@ def test_d_sees_nothing_else_and_g_learns_through_it(tmp_path) -> None:  # type:
     dist = Distributed("fp64", cpu=True)
     quiet = [f"{section}.every_kimg=0" for section in ("log", "sample", "metrics", "checkpoint")]
     config = load_recipe("digits_augment", *quiet, "tracking.wandb=disabled", "train.batch_size=8", "loss.r1_gamma=0")
-    step = build(config, describe(config.data), tmp_path, None, dist).trainer.step
+    step = build(config, describe(source_of(config.data)), tmp_path, None, dist).trainer.step
     seen: list[Tensor] = []
     step.state.D.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
     images = torch.full((8, 1, 16, 16), 255, dtype=torch.uint8)
@@ -92,10 +103,10 @@ def test_d_sees_nothing_else_and_g_learns_through_it(tmp_path) -> None:  # type:
     step.d_step(images, labels)
     step.g_step(images, labels)
     assert [len(x) for x in seen] == [16, 8], "real and generated images in one pass, and G's"
-    real = step.augment(torch.ones(8, 1, 16, 16, dtype=torch.float64), Purpose.AUGMENT_REAL, 0)
+    real = step.draws.augmented(torch.ones(8, 1, 16, 16, dtype=torch.float64), Purpose.AUGMENT_REAL, 0)
     assert torch.equal(seen[0][:8], real)
     assert all((x == 0).flatten(1).sum(1).min() >= 16 for x in seen), "a corner is missing from every image"
-    step.augment.names = []
+    step.draws.augmentations = []
     without = [p.grad.clone() for p in step.state.G.parameters()]
     step.g_step(images, labels)
     assert any(not torch.allclose(a, p.grad) for a, p in zip(without, step.state.G.parameters()))

@@ -8,12 +8,13 @@ import pytest
 import torch
 from conftest import OF_EACH_ARCHITECTURE, load_recipe
 
-from gan_dist.data import describe
+from gan_dist.data.datasets import describe
 from gan_dist.errors import ConfigError
 from gan_dist.game.losses import LOSSES
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.wiring.build import build
 from gan_dist.wiring.checks import check_parts
+from gan_dist.wiring.data import source_of
 
 NONE = {"r1_gamma": 0, "r2_gamma": 0, "gradient_penalty": 0, "clip_weights": 0, "drift": 0, "label_smoothing": 0}
 REGULARIZERS = {
@@ -55,7 +56,7 @@ def test_combination_trains_or_is_refused(architecture: str, loss: str, regulari
         f"loss.name={loss}", "train.batch_size=8", "train.n_critic=1", "tracking.wandb=disabled",
     )  # fmt: skip
     config.growth.batch_sizes = []
-    dist, info = Distributed(cpu=True), describe(config.data)
+    dist, info = Distributed(cpu=True), describe(source_of(config.data))
     if refusal := _refusal(architecture, loss, regularizer):
         with pytest.raises(ConfigError, match=refusal):
             check_parts(config, info, dist)

@@ -10,11 +10,12 @@ import torch
 from conftest import Train, load_recipe
 from torch import Tensor
 
-from gan_dist.checkpoint.files import take_snapshot, write_checkpoint
-from gan_dist.data import describe
+from gan_dist.checkpoint.write import take_snapshot, write_checkpoint
+from gan_dist.data.datasets import describe
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.settings.config import as_yaml
 from gan_dist.wiring.build import WiredRun, build
+from gan_dist.wiring.data import source_of
 
 pytestmark = pytest.mark.skipif(
     not (torch.cuda.is_available() or shutil.which("g++") or shutil.which("clang++")),
@@ -29,7 +30,7 @@ def _start(folder: Path, compiled: bool, checkpoint: Path | None = None) -> Wire
     config = load_recipe("digits", *SETTINGS)
     dist = Distributed("fp64", cpu=True, compile=compiled)
     folder.mkdir(exist_ok=True)
-    return build(config, describe(config.data), folder, checkpoint, dist)
+    return build(config, describe(source_of(config.data)), folder, checkpoint, dist)
 
 
 def _go_on(run: WiredRun, iterations: int) -> dict[str, Tensor]:

@@ -8,11 +8,13 @@ import pytest
 from conftest import ROOT, Train
 
 from gan_dist.cli import main
-from gan_dist.data import DataInfo, describe
+from gan_dist.data import DataInfo
+from gan_dist.data.datasets import describe
 from gan_dist.errors import ConfigError
 from gan_dist.settings.config import as_yaml, load_config
 from gan_dist.settings.schema import settings_help, walk_settings
 from gan_dist.wiring.checks import check_game
+from gan_dist.wiring.data import source_of
 
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
 
@@ -36,7 +38,7 @@ def test_saved_config_loads_to_the_same(tmp_path: Path) -> None:
 def test_recipe_can_be_run_and_says_what_it_is(path: Path) -> None:
     config = load_config(path)
     size = int(config.data.image_size or 64)
-    info = DataInfo((3, size, size), 0, 1000) if config.data.name == "folder" else describe(config.data)
+    info = DataInfo((3, size, size), 0, 1000) if config.data.name == "folder" else describe(source_of(config.data))
     check_game(config, info, world_size=1)  # networks of the real size, on the meta device
     assert path.read_text().startswith("# ")
 

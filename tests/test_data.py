@@ -19,17 +19,22 @@ from accelerate.data_loader import BatchSamplerShard
 from PIL import Image
 
 from gan_dist import rng
-from gan_dist.data import DataInfo, describe
+from gan_dist.data import DataInfo, Source
+from gan_dist.data.datasets import describe, load_dataset
 from gan_dist.data.folder import ImageFiles, list_images
 from gan_dist.data.images import BrokenImage, read_image
-from gan_dist.data.loader import BLOCK, GlobalBatches, KeyedStream, Preprocess, make_loader, to_uint8
+from gan_dist.data.in_memory import ImageTensor
+from gan_dist.data.loader import GlobalBatches, KeyedStream, make_loader
+from gan_dist.data.preprocess import images_to_float, to_uint8
 from gan_dist.data.shared import shrink
-from gan_dist.data.sources import ImageTensor, load_dataset
+from gan_dist.engine.draws import Draws
 from gan_dist.errors import UserError
 from gan_dist.parallel.distributed import Distributed
-from gan_dist.rng import Purpose, permuted
+from gan_dist.rng import BLOCK, Purpose, permuted
 from gan_dist.settings.config import load_config
 from gan_dist.settings.schema import Data
+from gan_dist.wiring.data import source_of
+from gan_dist.wiring.networks import make_state
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -154,10 +159,10 @@ def folder(tmp_path: Path) -> Path:
 
 def test_folder_is_decoded_with_broken_files_counted(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = Data(name="folder", root=str(folder), image_size="8", class_folders=True)
-    info = describe(config)
+    info = describe(source_of(config))
     assert (info.image_shape, info.num_classes, info.num_images) == ((3, 8, 8), 2, 10)
     with caplog.at_level(logging.WARNING):
-        dataset = load_dataset(config, info)
+        dataset = load_dataset(source_of(config), info)
     assert isinstance(dataset, ImageTensor)
     assert dataset.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert tuple(dataset.images[0, :, 0, 0].tolist()) == BLUE
@@ -166,12 +171,12 @@ def test_folder_is_decoded_with_broken_files_counted(folder: Path, caplog: pytes
     assert "huge.png" in caplog.text
     config.broken_files = "error"
     with pytest.raises(UserError, match=r"cut\.png"):
-        load_dataset(config, info)
+        load_dataset(source_of(config), info)
 
 
 def test_folder_larger_than_memory_is_read_file_by_file(folder: Path) -> None:
     config = Data(name="folder", root=str(folder), image_size="8", memory_gib=1e-9)
-    dataset = load_dataset(config, describe(config))
+    dataset = load_dataset(source_of(config), describe(source_of(config)))
     assert isinstance(dataset, ImageFiles)
     assert len(dataset) == 10, "the numbering stays whatever is broken"
     images, labels = dataset.__getitems__(list(range(10)))
@@ -184,7 +189,7 @@ def test_folder_larger_than_memory_is_read_file_by_file(folder: Path) -> None:
 
 def test_loader_processes_give_the_same_batches_as_memory(folder: Path) -> None:
     config = Data(name="folder", root=str(folder), image_size="8", memory_gib=1e-9)
-    files = load_dataset(config, describe(config))
+    files = load_dataset(source_of(config), describe(source_of(config)))
     images, labels = files.__getitems__(list(range(10)))
     memory = ImageTensor(images, labels)
     streams = (make_loader(data, 4, seed=1, start=8, workers=2) for data in (files, memory))
@@ -213,12 +218,12 @@ def test_idx_files_are_read_where_debian_or_torchvision_put_them(place: str, tmp
     images = np.random.default_rng(0).integers(0, 256, (5, 28, 28), dtype=np.uint8)
     _write_idx(tmp_path / place, images, np.arange(5, dtype=np.uint8))
     config = load_config(None, ["data.name=FashionMNIST", f"data.root={tmp_path}"]).data
-    dataset = load_dataset(config, describe(config))
+    dataset = load_dataset(source_of(config), describe(source_of(config)))
     assert isinstance(dataset, ImageTensor)
     np.testing.assert_array_equal(dataset.images[:, 0].numpy(), images)
     assert dataset.labels.tolist() == [0, 1, 2, 3, 4]
     config.image_size, config.channels = "32", 3
-    assert load_dataset(config, describe(config))[0][0].shape == (3, 32, 32)
+    assert load_dataset(source_of(config), describe(source_of(config)))[0][0].shape == (3, 32, 32)
 
 
 def test_damaged_idx_file_is_named(tmp_path: Path) -> None:
@@ -227,7 +232,7 @@ def test_damaged_idx_file_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:40])
     config = Data(name="MNIST", root=str(tmp_path))
     with pytest.raises(UserError, match=r"train-images-idx3-ubyte\.gz: damaged"):
-        load_dataset(config, describe(config))
+        load_dataset(source_of(config), describe(source_of(config)))
 
 
 def test_layouts_of_torchvision_become_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,19 +249,19 @@ def test_layouts_of_torchvision_become_one(monkeypatch: pytest.MonkeyPatch) -> N
     for name, attributes in layouts.items():
         monkeypatch.setattr(torchvision.datasets, name, lambda *_, a=attributes, **__: SimpleNamespace(**a))
         config = load_config(None, [f"data.name={name}", "data.root=nowhere", "data.image_size=28"]).data
-        dataset = load_dataset(config, describe(config))
+        dataset = load_dataset(source_of(config), describe(source_of(config)))
         assert isinstance(dataset, ImageTensor)
         assert dataset.images.shape == (6, 1 if name == "KMNIST" else 3, 28, 28)
         assert dataset.labels.tolist() == ([0] * 6 if name == "STL10" else [3, 1, 4, 1, 5, 9])
     config.image_size = "32"
-    stl = load_dataset(config, describe(config))
+    stl = load_dataset(source_of(config), describe(source_of(config)))
     assert isinstance(stl, ImageTensor)
     np.testing.assert_array_equal(stl.images.numpy(), images)
 
 
 def test_digits_are_scikit_learns() -> None:
     config = Data()
-    dataset = load_dataset(config, describe(config))
+    dataset = load_dataset(source_of(config), describe(source_of(config)))
     assert isinstance(dataset, ImageTensor)
     assert dataset.images.shape == (1797, 1, 8, 8)
     assert int(dataset.images.max()) == 255, "gray level 16 is white"
@@ -319,7 +324,7 @@ def test_start_of_a_process_costs_its_share_and_a_block(monkeypatch: pytest.Monk
 
 def test_preprocess_and_its_inverse() -> None:
     images = torch.arange(256, dtype=torch.uint8).reshape(4, 1, 8, 8)
-    x = Preprocess(seed=0, hflip=False)(images, 0)
+    x = images_to_float(images)
     assert (x.min().item(), x.max().item()) == (-1.0, 1.0)
     assert torch.equal(to_uint8(x), images)
     beyond = torch.tensor([-1.5, -1.002, 1.002, 1.5])
@@ -328,10 +333,11 @@ def test_preprocess_and_its_inverse() -> None:
 
 def test_flips_depend_on_the_number_of_the_image_alone() -> None:
     images = torch.randint(0, 256, (1000, 1, 4, 4), dtype=torch.uint8)
-    preprocess = Preprocess(seed=0, hflip=True)
-    whole = preprocess(images, 50)
-    assert torch.equal(torch.cat([preprocess(images[:300], 50), preprocess(images[300:], 350)]), whole)
-    plain = Preprocess(seed=0, hflip=False)(images, 50)
+    state = make_state(load_config(None), DataInfo((1, 4, 4), 10, 1000), Distributed("fp32", cpu=True))
+    seen = Draws(state, 0, None, images_to_float, True, []).real_images
+    whole = seen(images, 50)
+    assert torch.equal(torch.cat([seen(images[:300], 50), seen(images[300:], 350)]), whole)
+    plain = images_to_float(images)
     flipped = (whole == plain.flip(3)).flatten(1).all(1)
     kept = (whole == plain).flatten(1).all(1)
     assert (flipped | kept).all()
@@ -345,11 +351,11 @@ def test_smaller_images_of_a_stage_are_made_once_if_they_fit(tmp_path: Path) -> 
     files, _ = list_images(tmp_path, False)
     dataset, dist = ImageFiles(files, (3, 16, 16), skip_broken=True), Distributed(cpu=True)
     info, gib = DataInfo((3, 16, 16), 0, 4), 4 * 3 * 8 * 8 / 2**30
-    halves = shrink(dataset, 2, Data(memory_gib=gib), info, dist)
+    halves = shrink(dataset, 2, Source(memory=gib * 2**30), info, dist)
     assert isinstance(halves, ImageTensor)
     assert halves.images[:, 0, 0, 0].tolist() == [0, 60, 120, 180]
     assert halves.images.shape == (4, 3, 8, 8)
-    assert isinstance(shrink(dataset, 2, Data(memory_gib=gib / 2), info, dist), ImageFiles)
-    quarters = shrink(halves, 2, Data(), info, dist)
+    assert isinstance(shrink(dataset, 2, Source(memory=gib * 2**29), info, dist), ImageFiles)
+    quarters = shrink(halves, 2, Source(), info, dist)
     assert isinstance(quarters, ImageTensor)
     assert quarters.images.shape == (4, 3, 4, 4)

@@ -24,20 +24,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import gan_dist
-from gan_dist.checkpoint.files import (
-    FILES,
-    MOMENTS,
-    _read_tensors,
-    config_path,
-    find_checkpoint,
-    load_network,
-    read_facts,
-    restore,
-    verify,
-)
+from gan_dist.checkpoint.find import FILES, config_path, find_checkpoint, read_facts, verify
 from gan_dist.checkpoint.manifest import check_file
+from gan_dist.checkpoint.restore import MOMENTS, _read_tensors, load_network, restore
 from gan_dist.checkpoint.state import State
-from gan_dist.data import DataInfo, describe
+from gan_dist.data import DataInfo
+from gan_dist.data.datasets import describe
 from gan_dist.data.images import BrokenImage, read_image
 from gan_dist.errors import UserError
 from gan_dist.models import names as names_of_models
@@ -45,7 +37,8 @@ from gan_dist.parallel.distributed import Distributed
 from gan_dist.settings.config import load_config
 from gan_dist.settings.schema import Config, walk_settings
 from gan_dist.wiring.checks import check_parts
-from gan_dist.wiring.parts import make_state, optimizer_names
+from gan_dist.wiring.data import source_of
+from gan_dist.wiring.networks import make_state, optimizer_names
 
 many = settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 ALL_FILES = (*FILES, "manifest.json")
@@ -305,7 +298,7 @@ def test_hostile_config_gets_one_line(document: str | bytes, dist: Distributed, 
         assert ".." not in Path(config.run.dir).parts
         assert "/" not in config.run.name
         try:
-            check_parts(config, describe(config.data), dist)
+            check_parts(config, describe(source_of(config.data)), dist)
         except UserError as error:
             _assert_one_line(error)
     assert not Path("executed").exists()

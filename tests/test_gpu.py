@@ -12,12 +12,13 @@ from conftest import RECIPES, Train, load_recipe
 from resume_worker import COMMON, STOPS
 from resume_worker import train as go_on
 
-from gan_dist.checkpoint.files import FILES
-from gan_dist.data import describe
+from gan_dist.checkpoint.find import FILES
+from gan_dist.data.datasets import describe
 from gan_dist.kernels.switches import numerics
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.settings.config import load_config
 from gan_dist.wiring.build import build
+from gan_dist.wiring.data import source_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU and a CUDA build of torch")
 
@@ -38,7 +39,7 @@ def test_gpu_trains_like_the_cpu(train: Train, tmp_path: Path, precision: str) -
 
 def test_iteration_never_waits_for_the_gpu(tmp_path: Path) -> None:
     config = load_config(None, ["metrics.every_kimg=0", "tracking.wandb=disabled", "data.hflip=true"])
-    run = build(config, describe(config.data), tmp_path, None, Distributed("fp32"))
+    run = build(config, describe(source_of(config.data)), tmp_path, None, Distributed("fp32"))
     trainer = run.trainer
     trainer.step(trainer.batches)  # allocations and kernels of the first iteration
     torch.cuda.set_sync_debug_mode("error")

@@ -12,8 +12,8 @@ from conftest import load_recipe
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gan_dist.data import describe
-from gan_dist.data.sources import ImageTensor
+from gan_dist.data.datasets import describe
+from gan_dist.data.in_memory import ImageTensor
 from gan_dist.engine.stats import RunningMeans
 from gan_dist.game.regularizers import iterate_spectral_norms
 from gan_dist.kernels import layout
@@ -22,10 +22,12 @@ from gan_dist.kernels.lookup import lookup
 from gan_dist.kernels.resampling import double, halve
 from gan_dist.kernels.switches import full_precision, ieee_fp32, numerics
 from gan_dist.metrics.classifier import _Quarters
-from gan_dist.metrics.evaluate import Evaluator
+from gan_dist.metrics.features import FeatureEvaluator
 from gan_dist.models._layers import spectral_norm
 from gan_dist.parallel.distributed import Distributed
-from gan_dist.wiring.parts import make_state, make_step
+from gan_dist.wiring.data import source_of
+from gan_dist.wiring.iteration import make_step
+from gan_dist.wiring.networks import make_state
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
@@ -206,14 +208,14 @@ class _Extractor:
 
 def test_metrics_are_ieee_in_a_tf32_run() -> None:
     config = load_recipe("sngan_fashion_mnist", "train.batch_size=4")
-    info, dist = describe(config.data), Distributed("tf32", cpu=True)
+    info, dist = describe(source_of(config.data)), Distributed("tf32", cpu=True)
     state = make_state(config, info, dist)
     step = make_step(config, state, dist, RunningMeans(dist), None)
     images, labels = torch.zeros(8, *info.image_shape, dtype=torch.uint8), torch.zeros(8, dtype=torch.int64)
     with numerics("tf32", exact=True):
         with _WatchTf32() as metrics:
             sizes = {"num_images": 4, "batch_size": 4, "seed": 0}
-            Evaluator(_Extractor(), ImageTensor(images, labels), dist, None, **sizes)(state.G_ema)
+            FeatureEvaluator(_Extractor(), ImageTensor(images, labels), dist, None, **sizes)(state.G_ema)
         with _WatchTf32() as training:
             step(iter([(images[:4], labels[:4])]))
     assert metrics.seen["convolution"] == {False}

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gan_dist.engine.ema import ema_beta, update_ema
-from gan_dist.engine.schedules import optimizer_schedule, stages
+from gan_dist.engine.ema import Average, update_ema
 from gan_dist.game.losses import LOSSES
 from gan_dist.game.regularizers import clip_weights, interpolate, lipschitz_penalty, squared_gradient_norms
-from gan_dist.settings.schema import Growth, Optimizer
+from gan_dist.settings.schema import Config, Growth, Optimizer
+from gan_dist.wiring.iteration import optimizer_schedule, stages
 
 REAL = torch.tensor([-3.0, -0.5, 0.0, 2.0, 30.0], dtype=torch.float64)
 FAKE = torch.tensor([1.0, -2.0, 0.0, 5.0, -30.0], dtype=torch.float64)
@@ -132,16 +132,16 @@ def test_ema_forgets_half_in_one_half_life() -> None:
     model.weight.data.zero_()
     model.num_batches_tracked.fill_(7)  # type: ignore[union-attr]
     for nimg in range(0, 6400, 64):
-        update_ema(average, model, ema_beta(64, nimg, half_life=6400, rampup=0))
+        update_ema(average, model, Average(6400, 0).beta(64, nimg))
     torch.testing.assert_close(average.weight.data, torch.full((3,), 0.5))
     torch.testing.assert_close(average.running_mean, torch.full((3,), 0.5))
     assert average.num_batches_tracked == 7
 
 
 def test_ema_ramp_starts_from_the_weights_and_reaches_the_half_life() -> None:
-    assert ema_beta(64, 0, half_life=1e4, rampup=0.05) == 0.0
-    assert ema_beta(64, 64_000, half_life=1e4, rampup=0.05) == pytest.approx(0.5 ** (64 / 3200))
-    assert ema_beta(64, 10**6, half_life=1e4, rampup=0.05) == pytest.approx(0.5 ** (64 / 1e4))
+    assert Average(1e4, 0.05).beta(64, 0) == 0.0
+    assert Average(1e4, 0.05).beta(64, 64_000) == pytest.approx(0.5 ** (64 / 3200))
+    assert Average(1e4, 0.05).beta(64, 10**6) == pytest.approx(0.5 ** (64 / 1e4))
 
 
 def test_learning_rates() -> None:
@@ -164,14 +164,14 @@ def test_beta2_follows_the_schedule() -> None:
 
 def test_average_grows_on_half_a_cosine() -> None:
     for nimg, share in ((250, (1 - math.cos(math.pi / 4)) / 2), (500, 0.5), (2000, 1.0)):
-        beta = ema_beta(64, nimg, half_life=1e4, rampup=0, growth=1000)
+        beta = Average(1e4, 0, 1000).beta(64, nimg)
         assert beta == pytest.approx(0.5 ** (64 / (1e4 * share)))
-    assert ema_beta(64, 0, half_life=1e4, rampup=0, growth=1000) == 0.0
+    assert Average(1e4, 0, 1000).beta(64, 0) == 0.0
 
 
 def test_stages_of_growth() -> None:
     """Figure 2 of Karras et al. 2018: a size alone, then each next one faded in and trained."""
-    at = stages(Growth(stable_kimg=3, fade_kimg=2, batch_sizes=[8, 4, 2]), 64, last=2)
+    at = stages(Config(growth=Growth(stable_kimg=3, fade_kimg=2, batch_sizes=[8, 4, 2])), last=2)
     seen = [(n, at(n).number, at(n).alpha, at(n).batch_size) for n in (0, 2999, 3000, 4000, 5000, 7999, 8000, 9500)]
     assert seen == [
         *[(0, 0, 1.0, 8), (2999, 0, 1.0, 8)],
@@ -179,5 +179,5 @@ def test_stages_of_growth() -> None:
         *[(8000, 2, 0.0, 2), (9500, 2, 0.75, 2)],
     ]
     assert (at(10**6).number, at(10**6).alpha) == (2, 1.0)
-    whole = stages(Growth(), 64, last=2)(0)
+    whole = stages(Config(), last=2)(0)
     assert (whole.number, whole.alpha, whole.batch_size) == (2, 1.0, 64), "no growth: the whole network"

@@ -14,15 +14,16 @@ from scipy import linalg
 from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from gan_dist.data import describe
-from gan_dist.data.sources import ImageTensor, load_dataset
+from gan_dist.data.datasets import describe, load_dataset
+from gan_dist.data.in_memory import ImageTensor
 from gan_dist.errors import UserError
 from gan_dist.metrics.classifier import trained_classifier
-from gan_dist.metrics.evaluate import Evaluator, scores
 from gan_dist.metrics.extractors import ClassifierExtractor, InceptionExtractor, inception_weights
+from gan_dist.metrics.features import FeatureEvaluator, scores
 from gan_dist.parallel.distributed import Distributed
-from gan_dist.settings.schema import Data, Metrics, Model
-from gan_dist.wiring.parts import make_generator
+from gan_dist.settings.schema import Data, Model
+from gan_dist.wiring.data import source_of
+from gan_dist.wiring.networks import make_generator
 
 CPU = torch.device("cpu")
 
@@ -35,7 +36,7 @@ def dist() -> Distributed:
 @pytest.fixture(scope="module")
 def digits() -> ImageTensor:
     config = Data()
-    dataset = load_dataset(config, describe(config))
+    dataset = load_dataset(source_of(config), describe(source_of(config)))
     assert isinstance(dataset, ImageTensor)
     return dataset
 
@@ -116,7 +117,7 @@ def test_batch_size_changes_nothing(digits: ImageTensor, extractor: ClassifierEx
     G = make_generator(Model(), (1, 8, 8), 10).eval()
     results = []
     for batch_size in (250, 77):
-        evaluator = Evaluator(
+        evaluator = FeatureEvaluator(
             extractor, digits, dist, torch.full((10,), 0.1), num_images=503, batch_size=batch_size, seed=0
         )
         results.append(evaluator(G))
@@ -131,7 +132,7 @@ def test_batch_size_changes_nothing(digits: ImageTensor, extractor: ClassifierEx
 def test_absent_inception_weights_get_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # no network for this test, wherever it runs
     with pytest.raises(UserError) as caught:
-        inception_weights(Metrics(), tmp_path)
+        inception_weights("", tmp_path)
     for text in (str(tmp_path), "weights-inception-2015-12-05-6726825d.pth", "metrics.extractor=classifier"):
         assert text in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -141,7 +142,7 @@ def test_damaged_inception_weights_in_the_cache_get_one_line(tmp_path: Path) -> 
     path = tmp_path / "weights-inception-2015-12-05-6726825d.pth"
     path.write_bytes(b"half of a download")
     with pytest.raises(UserError, match=f"no usable weights at {path}.*damaged"):
-        inception_weights(Metrics(), tmp_path)
+        inception_weights("", tmp_path)
 
 
 class _Malicious:

@@ -10,10 +10,11 @@ import torch
 from conftest import RECIPES, ROOT, load_recipe
 
 from gan_dist.cli import main
-from gan_dist.data import describe
+from gan_dist.data.datasets import describe
 from gan_dist.planning.count import Counter, Iteration, Operation, count_iteration
 from gan_dist.planning.plan import GPUS, Expected, expect, pays_up_to
 from gan_dist.settings.config import load_config
+from gan_dist.wiring.data import source_of
 
 MLP = ["model.conditional=false", "model.z_dim=8", "model.g_widths=[32]", "model.d_widths=[16]", "data.hflip=true"]
 
@@ -21,7 +22,7 @@ MLP = ["model.conditional=false", "model.z_dim=8", "model.g_widths=[32]", "model
 @pytest.mark.parametrize("n_critic", [1, 3])
 def test_operations_of_an_mlp_by_hand(n_critic: int) -> None:
     config = load_config(None, [*MLP, "loss.r1_gamma=0", "train.batch_size=40", f"train.n_critic={n_critic}"])
-    found = count_iteration(config, describe(config.data), share=10)
+    found = count_iteration(config, describe(source_of(config.data)), share=10)
     # Products of (10, a) and (a, b), twice as many operations as factors; layers of G and D, the first one first.
     g, d = [8 * 32, 32 * 64], [64 * 16, 16 * 1]
     d_step = sum(g) + 2 * (sum(d) + sum(d) + d[1])  # G; D on both; gradients of weights, and of the inner activations
@@ -37,7 +38,7 @@ def test_operations_of_an_mlp_by_hand(n_critic: int) -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_can_be_counted(recipe: str) -> None:
     config = load_recipe(recipe, "train.batch_size=8")
-    found = count_iteration(config, describe(config.data), share=8)
+    found = count_iteration(config, describe(source_of(config.data)), share=8)
     assert found.gradients["G"] > 0
     assert found.gradients["D"] > 0
     assert {operation.backward_of for operation in found.operations if operation.flops} == {"", "D", "G"}
@@ -46,7 +47,7 @@ def test_every_recipe_can_be_counted(recipe: str) -> None:
 def test_batch_normalizations_are_counted_forward_and_backward() -> None:
     config = load_config(None, ["model.name=dcgan", "data.image_size=28", "loss.r1_gamma=0"])
     # Two in G, one in D. D step: G, D twice, and D's two backward passes; G step: G, D, and back through both.
-    assert count_iteration(config, describe(config.data), share=4).norms == (2 + 2 + 2) + (3 + 3)
+    assert count_iteration(config, describe(source_of(config.data)), share=4).norms == (2 + 2 + 2) + (3 + 3)
 
 
 def test_largest_sum_of_what_is_alive() -> None:
@@ -78,7 +79,7 @@ def test_seconds_by_hand() -> None:
 
 def test_more_gpus_take_less_time_until_they_do_not_pay() -> None:
     config = load_config(None, [*MLP, "train.batch_size=64"])
-    info = describe(config.data)
+    info = describe(source_of(config.data))
     slow = replace(GPUS["h100"], matmul=1e8, traffic=1e8, bandwidth=1e12, latency=0.0)
     assert pays_up_to(config, info, slow) >= 16
     assert pays_up_to(config, info, replace(slow, latency=1.0)) == 1
@@ -112,7 +113,7 @@ def test_half_precision_reaches_penalised_steps_but_in_fp16() -> None:
     """Those of fp16 stay in fp32, as second derivatives leave its range."""
     plain = [*MLP, "train.batch_size=40"]
     penalised = [*plain, "loss.r1_gamma=1", "loss.r2_gamma=1"]
-    info = describe(load_config(None, plain).data)
+    info = describe(source_of(load_config(None, plain).data))
 
     def flops(*settings: str) -> dict[bool, int]:
         operations = count_iteration(load_config(None, [*settings]), info, share=10).operations
@@ -148,7 +149,9 @@ class Calls(Counter):
 def _calls(monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]) -> Calls:
     calls = Calls()
     monkeypatch.setattr("gan_dist.planning.count.Counter", lambda: calls)
-    count_iteration(replace(CIFAR10, model=replace(CIFAR10.model, **settings)), describe(CIFAR10.data), share=64)
+    count_iteration(
+        replace(CIFAR10, model=replace(CIFAR10.model, **settings)), describe(source_of(CIFAR10.data)), share=64
+    )
     return calls
 
 

@@ -16,7 +16,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gan_dist.checkpoint.state import State
-from gan_dist.data import POINTS, DataInfo, describe
+from gan_dist.data import DataInfo
+from gan_dist.data.datasets import describe
+from gan_dist.data.points import POINTS
 from gan_dist.engine.stats import RunningMeans
 from gan_dist.engine.step import Alternation
 from gan_dist.errors import ConfigError
@@ -27,7 +29,9 @@ from gan_dist.parallel import distributed
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.settings.precision import resolve
 from gan_dist.settings.schema import Config, Train
-from gan_dist.wiring.parts import make_discriminator, make_generator, make_state, make_step
+from gan_dist.wiring.data import source_of
+from gan_dist.wiring.iteration import make_step
+from gan_dist.wiring.networks import make_discriminator, make_generator, make_state
 
 PENALISED = [name for name in RECIPES if (loss := load_recipe(name).loss).r1_gamma or loss.gradient_penalty]
 BATCH = 64  # the recipes' own: single roundings that turn a leaky ReLU about are many, and none counts for much
@@ -51,14 +55,13 @@ def _start(config: Config, info: DataInfo, precision: str) -> tuple[State, Alter
             p.copy_(p.float())  # the same numbers in every precision
     probs = torch.full((info.num_classes,), 1 / info.num_classes) if config.model.conditional else None
     step = make_step(config, state, dist, RunningMeans(dist), probs)
-    stage = step.enter_stage()
-    step.preprocess.hflip = False
-    shape = (stage.batch_size, *info.image_shape)
+    step.draws.hflip = False
+    shape = (step.growth.batch_size, *info.image_shape)
     if config.data.name in POINTS:
         images = torch.randn(shape, generator=generator)
     else:
         images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
-    labels = torch.arange(stage.batch_size) % max(1, info.num_classes)
+    labels = torch.arange(step.growth.batch_size) % max(1, info.num_classes)
     return state, step, (images.to(dist.device), labels.to(dist.device))
 
 
@@ -71,7 +74,7 @@ def _config(recipe: str, *settings: str) -> Config:
 
 def _gradients(config: Config, precision: str, watch: Any = None) -> dict[str, Tensor]:
     """The whole gradients of D's and of G's step, each at the same weights: fp64, flat, on the CPU."""
-    info = describe(config.data)
+    info = describe(source_of(config.data))
     found = {}
     for name in ("D", "G"):
         state, step, batch = _start(config, info, precision)
@@ -146,7 +149,7 @@ class _Products(TorchDispatchMode):
 def test_precision_reaches_every_product_of_a_step(recipe: str, precision: str) -> None:
     """Forward, backward, and where penalties differentiate twice, which in fp16 stays in fp32."""
     config = _config(recipe, "train.batch_size=12")
-    watch = _Products(describe(config.data).num_classes)
+    watch = _Products(describe(source_of(config.data)).num_classes)
     _gradients(config, precision, watch)
     wanted = {"bf16": {torch.bfloat16}, "fp16": {torch.float16}}.get(precision, {torch.float32})
     if precision == "fp16" and recipe in PENALISED:
@@ -176,9 +179,9 @@ AFTER_A_SUM = r"last"  # D's last layer takes what is summed up in fp32
 def test_activations_stay_in_half_precision(recipe: str) -> None:
     """No bias, embedding or label turns what goes from layer to layer into fp32."""
     config = _config(recipe, "train.batch_size=12")
-    state, step, batch = _start(config, describe(config.data), "bf16")
+    state, step, batch = _start(config, describe(source_of(config.data)), "bf16")
     wide = _watch_wide_inputs(state.G, state.D, torch.bfloat16)
-    step(iter([batch] * step.n_critic))
+    step(iter([batch] * step.game.n_critic))
     assert wide
     assert [name for name in wide if not re.fullmatch(f"{TAKES_IMAGES_OR_LATENTS}|{AFTER_A_SUM}", name)] == []
 
@@ -188,7 +191,7 @@ def test_activations_stay_in_half_precision(recipe: str) -> None:
 def test_activations_stay_in_half_precision_on_a_gpu(recipe: str, dtype: torch.dtype) -> None:
     """Autocast on a GPU has other lists than on a CPU: a forward pass of shapes alone, as a GPU would run it."""
     config = _config(recipe)
-    info = describe(config.data)
+    info = describe(source_of(config.data))
     classes = info.num_classes if config.model.conditional else 0
     with FakeTensorMode(), torch.device("cuda"):
         G = make_generator(config.model, info.image_shape, classes)
@@ -211,14 +214,14 @@ def test_activations_stay_in_half_precision_on_a_gpu(recipe: str, dtype: torch.d
 def test_what_stays_in_full_precision(recipe: str) -> None:
     """In bf16: weights, moments, the average, logits, penalties and other figures."""
     config = _config(recipe, "train.batch_size=12")
-    state, step, batch = _start(config, describe(config.data), "bf16")
-    step(iter([batch] * step.n_critic))
+    state, step, batch = _start(config, describe(source_of(config.data)), "bf16")
+    step(iter([batch] * step.game.n_critic))
     for module in (state.G, state.D, state.G_ema):
         assert {t.dtype for t in module.state_dict().values() if t.is_floating_point()} == {torch.float32}
     moments = [m for optimizer in (state.opt_G, state.opt_D) for v in optimizer.state.values() for m in v.values()]
     assert {m.dtype for m in moments} == {torch.float32}
     y = batch[1] if config.model.conditional else None
-    assert state.D(step.preprocess(batch[0], 0), y).dtype == torch.float32
+    assert state.D(step.draws.real_images(batch[0], 0), y).dtype == torch.float32
     assert {total.dtype for total in step.stats._sums.values()} == {torch.float32}
 
 

@@ -23,26 +23,19 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from gan_dist.checkpoint.files import (
-    clean_up,
-    find_checkpoint,
-    list_checkpoints,
-    prune,
-    restore,
-    set_aside,
-    take_snapshot,
-    verify,
-    write_checkpoint,
-)
+from gan_dist.checkpoint.find import find_checkpoint, list_checkpoints, verify
 from gan_dist.checkpoint.lock import lock_run
+from gan_dist.checkpoint.restore import restore
+from gan_dist.checkpoint.write import clean_up, prune, set_aside, take_snapshot, write_checkpoint
 from gan_dist.cli import main
-from gan_dist.data import describe
+from gan_dist.data.datasets import describe
 from gan_dist.errors import ConfigError, UserError
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.parallel.signals import StopSignals
 from gan_dist.settings.config import load_config
 from gan_dist.wiring.build import WiredRun, build
-from gan_dist.wiring.parts import optimizer_names
+from gan_dist.wiring.data import source_of
+from gan_dist.wiring.networks import optimizer_names
 
 SMALL = [*TINY, "model.z_dim=8", "log.every_kimg=0", "sample.every_kimg=0"]
 
@@ -55,7 +48,7 @@ def dist() -> Distributed:
 def _build(folder: Path, dist: Distributed, *settings: str, checkpoint: Path | None = None) -> WiredRun:
     config = load_config(None, [*SMALL, *settings])
     folder.mkdir(exist_ok=True)
-    return build(config, describe(config.data), folder, checkpoint, dist)
+    return build(config, describe(source_of(config.data)), folder, checkpoint, dist)
 
 
 # --- the soak test in small -----------------------------------------------------------------------------------------
@@ -104,9 +97,9 @@ def test_due_checkpoint_is_there_before_an_evaluation_and_best_after_it(
             there.append([int(path.name) for path in list_checkpoints(tmp_path)])
             return {"fid_classifier": float(len(there))}
 
-    monkeypatch.setattr("gan_dist.wiring.build.make_evaluator", lambda *_: Watching())
+    monkeypatch.setattr("gan_dist.wiring.kinds.images.ImagesKind.make_evaluator", lambda *_: Watching())
     run = _build(tmp_path, dist, "metrics.every_kimg=2")
-    assert run.trainer.run(StopSignals())
+    assert run.train(StopSignals())
     assert there == [[], [2016], [2016, 4000]]
     assert int(find_checkpoint(tmp_path, "best").name) == 2016
 
@@ -370,7 +363,7 @@ def _train_with_nan(run: WiredRun, at: list[int]) -> bool:
         return gradient
 
     next(state.D.parameters()).register_hook(spoil)
-    return run.trainer.run(StopSignals())
+    return run.train(StopSignals())
 
 
 def test_rollback_goes_on_with_other_data(tmp_path: Path, dist: Distributed, caplog: pytest.LogCaptureFixture) -> None:
@@ -383,7 +376,7 @@ def test_rollback_goes_on_with_other_data(tmp_path: Path, dist: Distributed, cap
     assert "gradients are not finite at 1.6 kimg; norms of D/G in the iterations before: " in text
     assert "went back to 1.5 kimg, to go on with other data (1 of 3)" in text
     again = _build(tmp_path / "again", dist, "checkpoint.every_kimg=0.5")
-    again.trainer.run(StopSignals())
+    again.train(StopSignals())
     assert not torch.equal(again.state.D.state_dict()["layers.0.weight"], run.state.D.state_dict()["layers.0.weight"])
     fresh = _build(tmp_path / "fresh", dist)
     restore(find_checkpoint(tmp_path), fresh.state)
@@ -392,7 +385,7 @@ def test_rollback_goes_on_with_other_data(tmp_path: Path, dist: Distributed, cap
 
 def test_rollback_beyond_a_damaged_checkpoint_comes_by_it_again(tmp_path: Path, dist: Distributed) -> None:
     run = _build(tmp_path, dist, "checkpoint.every_kimg=0.5", "checkpoint.keep=0", "train.kimg=2")
-    run.trainer.step.schedule_D = lambda nimg: _tear(run, nimg)
+    run.trainer.step.update_D.schedule = lambda nimg: _tear(run, nimg)
     assert _train_with_nan(run, [1600])
     folder = tmp_path / "checkpoints"
     assert [p.name for p in folder.glob("aside-*")] == ["aside-000000001504"]

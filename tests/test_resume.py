@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import OF_EACH_ARCHITECTURE, RECIPES, ROOT, SMALL, Train, start_ranks
 
-from gan_dist.checkpoint.files import FILES
+from gan_dist.checkpoint.find import FILES
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from shared_gpu_worker import config_to_stop
 from torch import Tensor
 
-from gan_dist.checkpoint.files import FILES
+from gan_dist.checkpoint.find import FILES
 from gan_dist.parallel.distributed import Distributed
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU and a CUDA build of torch")

@@ -12,26 +12,28 @@ from conftest import Train
 from torch import Tensor, nn
 
 from gan_dist.cli import main
-from gan_dist.data import NUM_STACKED, describe
-from gan_dist.data.loader import Preprocess
-from gan_dist.data.sources import ImageTensor, load_dataset
+from gan_dist.data.datasets import describe, load_dataset
+from gan_dist.data.in_memory import ImageTensor
+from gan_dist.data.preprocess import images_to_float
+from gan_dist.data.stacked import NUM_STACKED
 from gan_dist.metrics.stacked import mode_coverage
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.settings.config import load_config
 from gan_dist.settings.schema import Config, Data, Model
-from gan_dist.wiring.build import make_evaluator
+from gan_dist.wiring.data import source_of
+from gan_dist.wiring.kinds import kind_of
 
 
 @pytest.fixture(scope="module")
 def stacked() -> ImageTensor:
     config = Data(stacked=True)
-    dataset = load_dataset(config, describe(config))
+    dataset = load_dataset(source_of(config), describe(source_of(config)))
     assert isinstance(dataset, ImageTensor)
     return dataset
 
 
 def test_channels_are_images_and_labels_their_classes(stacked: ImageTensor) -> None:
-    plain = load_dataset(Data(), describe(Data()))
+    plain = load_dataset(source_of(Data()), describe(source_of(Data())))
     assert stacked.images.shape == (NUM_STACKED, 3, 8, 8)
     assert stacked.images.dtype == torch.uint8
     known = {image.numpy().tobytes(): int(label) for image, label in zip(plain.images[:, 0], plain.labels)}
@@ -56,7 +58,7 @@ class _Replay(nn.Module):
 
     def __init__(self, images: Tensor) -> None:
         super().__init__()
-        self.z_dim, self.images, self.next = 1, Preprocess(0, hflip=False)(images, 0), 0
+        self.z_dim, self.images, self.next = 1, images_to_float(images), 0
         self.weight = nn.Parameter(torch.zeros(()))
 
     def forward(self, z: Tensor) -> Tensor:
@@ -68,7 +70,7 @@ def test_real_images_have_all_modes_and_one_image_has_one(stacked: ImageTensor) 
     config = Config(data=Data(stacked=True), model=Model(conditional=False))
     config.metrics.num_images = 26_000
     dist = Distributed(cpu=True)
-    evaluator = make_evaluator(config, describe(config.data), stacked, None, dist)
+    evaluator = kind_of(config.data).make_evaluator(config, describe(source_of(config.data)), stacked, None, dist)
     real = evaluator(_Replay(stacked.images[:26_000]))
     assert real["modes"] == 1000
     assert real["kl"] < 0.03, "999 degrees of freedom over 2 x 26,000 samples make 0.019"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,17 +13,14 @@ from torch.nn import functional as F
 from gan_dist import rng
 from gan_dist.checkpoint.state import State
 from gan_dist.data import DataInfo
-from gan_dist.data.loader import Preprocess
-from gan_dist.engine.schedules import Stage
 from gan_dist.engine.stats import RunningMeans
-from gan_dist.engine.step import Alternation, Penalties
-from gan_dist.game.augment import Augment
-from gan_dist.game.losses import LOSSES
+from gan_dist.engine.step import Alternation
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.rng import Purpose
 from gan_dist.settings.config import load_config
 from gan_dist.settings.schema import Config
-from gan_dist.wiring.parts import make_state
+from gan_dist.wiring.iteration import make_step
+from gan_dist.wiring.networks import make_state
 
 INFO = DataInfo((1, 8, 8), 4, 100)
 PROBS = torch.full((4,), 0.25)
@@ -39,34 +37,10 @@ def _config(*overrides: str) -> Config:
 
 
 def _step(config: Config, state: State, dist: Distributed) -> Alternation:
-    return Alternation(
-        state,
-        dist,
-        RunningMeans(dist),
-        LOSSES[config.loss.name],
-        Preprocess(0, hflip=False, dtype=torch.float64),
-        Augment(config.train.augment, config.train.seed),
-        PROBS if config.model.conditional else None,
-        stages=lambda _: Stage(0, 1.0, config.train.batch_size),
-        last_stage=0,
-        micro_batch_size=config.train.micro_batch_size,
-        n_critic=config.train.n_critic,
-        seed=config.train.seed,
-        schedule_G=lambda _: {"lr": config.optim.G.lr},
-        schedule_D=lambda _: {"lr": config.optim.D.lr},
-        penalties=Penalties(
-            config.loss.drift,
-            config.loss.r1_gamma,
-            config.loss.r2_gamma,
-            lambda nimg: 1 + nimg / 100,
-            config.loss.gradient_penalty,
-            config.loss.penalty_interval,
-            config.loss.clip_weights,
-        ),
-        label_smoothing=config.loss.label_smoothing,
-        d_half=config.loss.d_half,
-        skip_nonfinite=config.train.on_nonfinite == "skip",
-    )
+    step = make_step(config, state, dist, RunningMeans(dist), PROBS if config.model.conditional else None)
+    penalties = replace(step.game.penalties, gamma_scale=lambda nimg: 1 + nimg / 100)
+    step.game = replace(step.game, penalties=penalties)
+    return step
 
 
 def _batches(count: int = 4) -> list[tuple[Tensor, Tensor]]:
@@ -244,7 +218,6 @@ def test_overflow_in_one_network_skips_its_step_alone() -> None:
         dist.precision = precision  # the networks run in fp32, as fp16 needs a GPU; the scaling is the real one
         state = make_state(config, INFO, dist)
         step = _step(config, state, dist)
-        step.preprocess = Preprocess(0, hflip=False)
         if overflow:
             next(state.D.parameters()).register_hook(lambda gradient: gradient * torch.inf)
         step(iter(batches))
@@ -254,14 +227,14 @@ def test_overflow_in_one_network_skips_its_step_alone() -> None:
     plain, _ = run("fp32", overflow=False)
     scaled, step = run("fp16", overflow=False)
     assert all(torch.equal(a, b) for a, b in zip(_weights(scaled), _weights(plain)))
-    assert (step.opt_D.scaler.get_scale(), step.opt_G.scaler.get_scale()) == (2**16, 2**16)
+    assert (step.update_D.optimizer.scaler.get_scale(), step.update_G.optimizer.scaler.get_scale()) == (2**16, 2**16)
     means = step.stats.read()
     assert (means["skipped_D"], means["skipped_G"]) == (0, 0)
 
     broken, step = run("fp16", overflow=True)
     assert all(torch.equal(a, b) for a, b in zip(broken.D.parameters(), start.D.parameters()))
     assert not any(torch.equal(a, b) for a, b in zip(broken.G.parameters(), start.G.parameters()))
-    assert (step.opt_D.scaler.get_scale(), step.opt_G.scaler.get_scale()) == (2**15, 2**16)
+    assert (step.update_D.optimizer.scaler.get_scale(), step.update_G.optimizer.scaler.get_scale()) == (2**15, 2**16)
     means = step.stats.read()
     assert (means["skipped_D"], means["skipped_G"]) == (1, 0)
 
@@ -296,9 +269,8 @@ def test_gamma_follows_its_schedule(dist: Distributed) -> None:
             state.nimg = nimg
             state.D.requires_grad_(True)
             step = _step(config, state, dist)
-            step.seed = 0
-            step.latents = lambda *_: torch.ones(12, 6, dtype=torch.float64)  # type: ignore[assignment]
-            step._labels = lambda *_: torch.zeros(12, dtype=torch.int64)  # type: ignore[method-assign]
+            step.draws.latents = lambda *_: torch.ones(12, 6, dtype=torch.float64)  # type: ignore[assignment]
+            step.draws.labels = lambda *_: torch.zeros(12, dtype=torch.int64)  # type: ignore[method-assign]
             step.d_step(images, labels)
             found.append(torch.cat([p.grad.flatten() for p in state.D.parameters()]))
         added.append(found[1] - found[0])

@@ -6,9 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from gan_dist.data import POINTS
 from gan_dist.errors import UserError
-from gan_dist.report.tracking import read_metrics
 from gan_dist.settings.config import check, load_config
 
 FILE = "evaluations.jsonl"
@@ -31,33 +29,21 @@ def evaluate(arguments: list[str]) -> int:
     )
     options = parser.parse_intermixed_args(arguments)
 
-    from gan_dist.checkpoint.files import find_checkpoint, list_checkpoints
+    from gan_dist import run
+    from gan_dist.checkpoint.find import find_checkpoint
     from gan_dist.checkpoint.lock import refuse_links
+    from gan_dist.wiring.kinds import kind_of
 
     refuse_links(options.run)
     every = options.checkpoint == "all"
     checkpoint = find_checkpoint(options.run, "latest" if every else options.checkpoint)
     config = load_config(checkpoint / "config.yaml", options.settings)
-    if options.n is not None or not (config.data.stacked or config.data.name in POINTS):
-        config.metrics.num_images = 50_000 if options.n is None else options.n
+    number = kind_of(config.data).num_images if options.n is None else options.n
+    if number is not None:
+        config.metrics.num_images = number
         check(config)
-    from gan_dist.kernels.switches import numerics
-    from gan_dist.parallel.distributed import Distributed
-    from gan_dist.wiring.build import evaluate_checkpoints
-
-    dist = Distributed("fp32", cpu=config.train.device == "cpu")
-    try:
-        checkpoints, known = [checkpoint], []
-        if every:
-            checkpoints = dist.from_main(lambda: list_checkpoints(options.run))
-            known = dist.from_main(lambda: read_metrics(options.run / FILE))
-        with numerics("fp32", exact=True):
-            for result in evaluate_checkpoints(checkpoints, config, dist, known):
-                if dist.is_main:
-                    _store(options.run / FILE, result)
-        dist.end()
-    except Exception as error:
-        raise dist.failure(error) from error
+    results = options.run / FILE
+    run.evaluate(config, options.run, None if every else checkpoint, results, lambda result: _store(results, result))
     return 0
 
 

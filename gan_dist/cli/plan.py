@@ -44,16 +44,19 @@ def plan(arguments: list[str]) -> int:
 
     import torch
 
-    from gan_dist.cli.train import read_config
-    from gan_dist.data import describe
+    from gan_dist.cli.arguments import read_config
+    from gan_dist.data.datasets import describe
     from gan_dist.planning import plan as planning
     from gan_dist.settings.config import choose
     from gan_dist.settings.precision import resolve
+    from gan_dist.wiring.checks import check_names
+    from gan_dist.wiring.data import source_of
 
     config = read_config(settings)
     if options.gpu and options.gpu not in planning.GPUS:
         raise ConfigError(f"--gpu {options.gpu}: {choose(options.gpu, list(planning.GPUS))}")
-    info = describe(config.data)
+    check_names(config)
+    info = describe(source_of(config.data))
     config.train.precision = resolve(config.train, on_gpu=bool(options.gpu) or torch.cuda.is_available())
     rates = planning.GPUS[options.gpu] if options.gpu else planning.measured_rates()
     if options.bandwidth:

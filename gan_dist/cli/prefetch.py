@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gan_dist.cli.train import log_to, read_config
+from gan_dist.cli.arguments import read_config
 
 USAGE = """\
 usage: gan-dist prefetch [CONFIG.yaml] [key.sub=value ...]
@@ -19,11 +19,11 @@ def prefetch(arguments: list[str]) -> int:
         print(USAGE, end="")
         return 0
     config = read_config(arguments)
-    from gan_dist.parallel.distributed import Distributed
-    from gan_dist.wiring.build import fetch
+    from gan_dist import run
+    from gan_dist.report.log import log_to
 
     log_to(None)
-    for line in fetch(config, Distributed("fp32", cpu=True)):
+    for line in run.prefetch(config):
         print(line, flush=True)
     print("nothing more is needed from the network")
     return 0

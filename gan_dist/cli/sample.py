@@ -34,7 +34,8 @@ def sample(arguments: list[str]) -> int:
     classes = _classes(options.classes, num_classes)
     out: Path = options.out or options.run / "generated"
     from gan_dist.checkpoint.lock import refuse_links
-    from gan_dist.sampling import generate, write_grid, write_images
+    from gan_dist.report.pictures import write_grid, write_images
+    from gan_dist.sampling import generate
 
     if not options.out:
         refuse_links(options.run)

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from gan_dist.data.sources import Images, ImageTensor
-from gan_dist.rng import BLOCK, Purpose, coins, permuted, to_device
+from gan_dist.data.in_memory import Images, ImageTensor
+from gan_dist.rng import BLOCK, Purpose, permuted
 
 
 class GlobalBatches(Sampler[range]):
@@ -93,42 +92,10 @@ def make_loader(dataset: Images, batch_size: int, seed: int, start: int, workers
     )
 
 
-def draw(loader: DataLoader) -> Generator[tuple[Tensor, Tensor]]:
+def batches_of(loader: DataLoader) -> Generator[tuple[Tensor, Tensor]]:
     """A loader's batches; the death of a worker is one RuntimeError, whatever it was doing."""
     try:
         yield from loader
     except (ConnectionError, EOFError) as error:  # it died while it handed over a batch
         time.sleep(5)  # torch raises its error here, when the signal of the death arrives
         raise RuntimeError("DataLoader worker lost") from error
-
-
-class Preprocess:
-    """uint8 images of a batch to floats in [-1, 1], mirrored with probability 1/2 if asked, on their device.
-
-    Points, which are floats already, stay what they are. With `alpha` below 1, images fade in as a growing G's do,
-    between their halves, enlarged again, and themselves (Karras et al. 2018, section 2).
-    """
-
-    alpha = 1.0
-
-    def __init__(self, seed: int, hflip: bool, dtype: torch.dtype = torch.float32) -> None:
-        self.seed = seed
-        self.hflip = hflip
-        self.dtype = dtype
-
-    def __call__(self, images: Tensor, first: int) -> Tensor:
-        """uint8 (N, C, H, W), the images number first … first + N - 1 of the run, to floats of the same shape."""
-        if images.is_floating_point():
-            return images.to(self.dtype)
-        x = images.to(self.dtype).div_(127.5).sub_(1)
-        if self.hflip:
-            mirrored = to_device(coins(self.seed, Purpose.FLIP, first, len(images)), x.device)
-            x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
-        if self.alpha < 1:
-            x = torch.lerp(F.interpolate(F.avg_pool2d(x, 2), scale_factor=2, mode="nearest"), x, self.alpha)
-        return x
-
-
-def to_uint8(x: Tensor) -> Tensor:
-    """Float images in [-1, 1] to uint8, clamped and rounded: the inverse of `Preprocess`."""
-    return x.float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)

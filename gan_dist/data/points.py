@@ -14,6 +14,7 @@ from gan_dist.rng import Purpose, labels, latents
 
 NUM_POINTS = 100_000
 STD = {"ring": 0.02, "grid": 0.05}
+POINTS = tuple(STD)  # names of the data sets of points
 
 
 def modes(name: str) -> Tensor:

@@ -16,17 +16,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from gan_dist.data import DataInfo
+from gan_dist.data import DataInfo, Source
+from gan_dist.data.datasets import load_dataset
 from gan_dist.data.folder import ImageFiles
-from gan_dist.data.sources import Images, ImageTensor, data_key, decode_all, load_dataset
+from gan_dist.data.in_memory import Images, ImageTensor, data_key, decode_all
 from gan_dist.errors import UserError
 from gan_dist.parallel.distributed import Distributed
-from gan_dist.settings.schema import Data
 
 log = logging.getLogger(__name__)
 
 
-def load_shared(config: Data, info: DataInfo, dist: Distributed, stage: Path | None) -> tuple[Images, str]:
+def load_shared(source: Source, info: DataInfo, dist: Distributed, stage: Path | None) -> tuple[Images, str]:
     """`load_dataset` for all processes, and the `data_key` of what they have.
 
     The main process goes first, and with it any download. On each node one process then decodes the images, so that the
@@ -40,21 +40,21 @@ def load_shared(config: Data, info: DataInfo, dist: Distributed, stage: Path | N
     loaded: list[Images] = []
 
     def load_on_main() -> bool:
-        loaded.append(load_dataset(config, info))
+        loaded.append(load_dataset(source, info))
         return isinstance(loaded[0], ImageTensor)
 
     in_memory = dist.from_main(load_on_main)
 
     def load() -> Images:
-        return loaded.pop() if loaded else load_dataset(config, info)
+        return loaded.pop() if loaded else load_dataset(source, info)
 
     dataset = _mapped(load, dist) if in_memory else load()
     if stage and isinstance(dataset, ImageFiles):
         dataset = _staged(dataset, stage, dist)
-    return dataset, _agreed(dataset, config, info, dist)
+    return dataset, _agreed(dataset, source, info, dist)
 
 
-def shrink(dataset: Images, factor: int, config: Data, info: DataInfo, dist: Distributed) -> Images:
+def shrink(dataset: Images, factor: int, source: Source, info: DataInfo, dist: Distributed) -> Images:
     """The data set with images smaller by a power of two: made once, not once a step, if they fit into memory.
 
     Raises:
@@ -68,18 +68,18 @@ def shrink(dataset: Images, factor: int, config: Data, info: DataInfo, dist: Dis
     assert isinstance(dataset, ImageFiles)
     channels, height, width = dataset.image_shape
     files = ImageFiles(dataset.files, (channels, height // factor, width // factor), dataset.skip_broken)
-    if len(files) * math.prod(files.image_shape) > config.memory_gib * 2**30:
+    if len(files) * math.prod(files.image_shape) > source.memory:
         return files
     smaller = _mapped(lambda: decode_all(files), dist)
-    _agreed(smaller, config, info, dist)
+    _agreed(smaller, source, info, dist)
     return smaller.on(dist.device)
 
 
-def _agreed(dataset: Images, config: Data, info: DataInfo, dist: Distributed) -> str:
+def _agreed(dataset: Images, source: Source, info: DataInfo, dist: Distributed) -> str:
     """The `data_key` of the main process's images; a node that has others is named."""
     count, key = dist.from_main(lambda: (len(dataset), data_key(dataset, info.num_classes)))
     if dist.is_local_main and not dist.is_main and (len(dataset), data_key(dataset, info.num_classes)) != (count, key):
-        where = f"data.root={config.root} on {socket.gethostname()}"
+        where = f"data.root={source.root} on {socket.gethostname()}"
         raise UserError(f"{where}: {len(dataset)} images, which are not the {count} of the main process")
     return key
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gan_dist.data import NUM_STACKED
 from gan_dist.rng import Purpose, uniform
+
+NUM_STACKED = 100_000  # images of a stacked data set
 
 
 def stack(images: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

@@ -1,26 +1,46 @@
-"""Exponential moving average of the generator, with its half-life in images."""
+"""The exponential moving average of the generator's weights, with its half-life in images."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
-def ema_beta(batch: int, nimg: int, half_life: float, rampup: float, growth: float = 0.0) -> float:
-    """The weight of the old average, 0.5^(batch / half-life), the half-life being at most `rampup` times `nimg` images.
+@dataclass(frozen=True)
+class Average:
+    """How fast the average of G's weights follows G.
 
-    0 at the start of training with a ramp: the average starts from the weights themselves. (Karras et al. 2020,
-    "Training GANs with limited data", whose code has this ramp.) With `growth`, the half-life grows from 0 on half a
-    cosine over so many images (Huang et al. 2024, whose code has it).
+    Attributes:
+        half_life: images after which the weight of what the average was is halved.
+        rampup: early in training, the half-life is shortened to this share of the images seen so far; 0: it is not.
+            (Karras et al. 2020, "Training GANs with limited data": their code does so.)
+        growth: images over which the half-life grows from 0, along half a cosine; 0: it does not grow.
+            (Huang et al. 2024: their code does so.)
     """
-    if growth:
-        half_life *= (1 - math.cos(math.pi * min(nimg / growth, 1.0))) / 2
-    if rampup:
-        half_life = min(half_life, nimg * rampup)
-    return 0.5 ** (batch / half_life) if half_life > 0 else 0.0
+
+    half_life: float
+    rampup: float = 0.0
+    growth: float = 0.0
+
+    def beta(self, batch: int, nimg: int) -> float:
+        """The weight of the old average, 0.5^(batch / half-life), after `nimg` images and a batch of `batch` images.
+
+        It is 0 at the start of training with a ramp: the average then starts from the weights themselves.
+        """
+        half_life = self.half_life
+        if self.growth:
+            half_life *= (1 - math.cos(math.pi * min(nimg / self.growth, 1.0))) / 2
+        if self.rampup:
+            half_life = min(half_life, nimg * self.rampup)
+        return 0.5 ** (batch / half_life) if half_life > 0 else 0.0
+
+    def update(self, average: nn.Module, model: nn.Module, batch: int, nimg: int) -> None:
+        """Let `average` follow `model` after an iteration of `batch` images, before which `nimg` images were seen."""
+        update_ema(average, model, self.beta(batch, nimg))
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from gan_dist.parallel.distributed import read_later
+from gan_dist.parallel.late_reads import read_later
 
 LAG = 4  # iterations between an event and its notice
 MEMORY = 8  # iterations whose norms are kept, to be told with the event
@@ -20,11 +20,11 @@ class Health:
 
     Args:
         patience: non-finite iterations in a row that are an event: more than one where single steps are skipped.
-        tell: called with what happened at the first of them already.
+        warn: called with what happened at the first of them already.
     """
 
-    def __init__(self, patience: int, tell: Callable[[str], None] | None = None) -> None:
-        self.patience, self.tell = patience, tell
+    def __init__(self, patience: int, warn: Callable[[str], None] | None = None) -> None:
+        self.patience, self.warn = patience, warn
         self._under_way: deque[tuple[int, Callable[[], Tensor]]] = deque()
         self._seen: deque[tuple[int, float, float]] = deque(maxlen=MEMORY + patience)
 
@@ -33,7 +33,7 @@ class Health:
         self._under_way.append((nimg, read_later(torch.stack([norm_D, norm_G]).detach())))
         return self._look() if len(self._under_way) > LAG else None
 
-    def rest(self) -> str | None:
+    def remaining(self) -> str | None:
         """Likewise for the last iterations, when no other follows."""
         while self._under_way:
             if event := self._look():
@@ -44,8 +44,8 @@ class Health:
         nimg, norms = self._under_way.popleft()
         self._seen.append((nimg, *norms().tolist()))
         sick = [not all(map(_is_finite, norms)) for _, *norms in self._seen]
-        if self.tell and sick[-1] and not any(sick[-2:-1]):
-            self.tell(self._event(1))
+        if self.warn and sick[-1] and not any(sick[-2:-1]):
+            self.warn(self._event(1))
         return self._event(self.patience) if len(sick) >= self.patience and all(sick[-self.patience :]) else None
 
     def _event(self, length: int) -> str:
@@ -57,8 +57,8 @@ class Health:
             f"{', '.join(before[-4:]) or 'none'}"
         )
 
-    def reset(self) -> None:
-        """Forget all, after the run has gone back."""
+    def rewind(self, nimg: int) -> None:
+        """The run went back: forget what was seen."""
         self._under_way.clear()
         self._seen.clear()
 

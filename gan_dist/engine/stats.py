@@ -1,10 +1,6 @@
-"""Running means of the loop's figures, kept on the device until they are logged, and the clock of training."""
+"""Running means of the loop's figures, kept on the device until they are logged."""
 
 from __future__ import annotations
-
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -35,23 +31,6 @@ class RunningMeans:
         self._sums, self._counts = {}, {}
         return result
 
-
-class Clock:
-    """Seconds of training since `start`, without those spent in `paused`."""
-
-    def __init__(self) -> None:
-        self.start()
-
-    def start(self) -> None:
-        self._zero = time.perf_counter()
-
-    def seconds(self) -> float:
-        return time.perf_counter() - self._zero
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        before = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._zero += time.perf_counter() - before
+    def rewind(self, nimg: int) -> None:
+        """The run went back: forget what was added since the last line."""
+        self._sums, self._counts = {}, {}

@@ -1,23 +1,17 @@
-"""The training loop: batches in, iterations, the average of G, and what is due when."""
+"""The training loop: iterations, and what is due after how many images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from torch import Tensor
-
 from gan_dist.checkpoint.state import State
+from gan_dist.engine.batches import Batches
 from gan_dist.engine.callbacks.save import SaveCheckpoint
-from gan_dist.engine.ema import ema_beta, update_ema
-from gan_dist.engine.health import Health
-from gan_dist.engine.stats import Clock
+from gan_dist.engine.clock import Clock
+from gan_dist.engine.recovery import Recovery
 from gan_dist.engine.step import Alternation
 from gan_dist.errors import UserError
-from gan_dist.parallel.distributed import StopAgreement
-from gan_dist.parallel.signals import StopSignals
-
-Batches = Generator[tuple[Tensor, Tensor]]  # closed, it ends its data workers
 
 
 class Callback(Protocol):
@@ -31,16 +25,15 @@ class Callback(Protocol):
 
 
 class Trainer:
-    """Trains until `total_nimg` images are seen or a signal asks for a stop.
+    """Trains until `total_nimg` images are seen or a stop is asked for.
 
     Args:
-        batches: this process's shares of the global batches, from image number `state.nimg` on, without end.
-        callbacks: in the order in which they are to run.
+        step: takes one iteration.
+        batches: what the iterations train on.
+        callbacks: called in this order.
         save: called when training ends, early or not.
-        health: what watches the gradients.
-        recover: called with what `health` has found: raises, or puts the state back and returns new batches.
-        clock: started with the loop; callbacks that take time pause it.
-        ema_half_life, ema_rampup, ema_growth: see `gan_dist.ema.ema_beta`; half-life and growth are in images.
+        recovery: looks at the gradients after each iteration.
+        clock: started with the loop; callbacks that take long pause it.
     """
 
     def __init__(
@@ -50,53 +43,44 @@ class Trainer:
         batches: Batches,
         callbacks: Sequence[Callback],
         save: SaveCheckpoint,
-        health: Health,
-        recover: Callable[[str], Batches],
+        recovery: Recovery,
         clock: Clock,
-        *,
         total_nimg: int,
-        ema_half_life: float,
-        ema_rampup: float,
-        ema_growth: float,
     ) -> None:
         self.state, self.step, self.batches = state, step, batches
-        self.callbacks, self.save, self.clock = callbacks, save, clock
-        self.health, self.recover = health, recover
-        self.total_nimg = total_nimg
-        self.ema = (ema_half_life, ema_rampup, ema_growth)
+        self.callbacks, self.save, self.recovery = callbacks, save, recovery
+        self.clock, self.total_nimg = clock, total_nimg
 
-    def run(self, signals: StopSignals) -> bool:
-        """Returns True if training is finished, False if it was stopped by a signal."""
+    def run(self, stop: Callable[[], bool]) -> bool:
+        """Returns True if training is finished, False if `stop`, asked before each iteration, said so.
+
+        Raises:
+            UserError: gradients are not finite, and the run must not go back; or the last checkpoint can't be written.
+        """
         state = self.state
         self.clock.start()
-        stop = StopAgreement(self.step.dist, signals)
         if state.nimg == 0:
-            self._fire([c for c in self.callbacks if c.every_nimg and c.at_start])
-        fired: list[Callback] = []
+            self._call([c for c in self.callbacks if c.every_nimg and c.at_start])
+        called: list[Callback] = []
         while True:
             ended = state.nimg >= self.total_nimg or stop()
             if not ended:
                 before = state.nimg
                 norms = self.step(self.batches)
-                beta = ema_beta(state.nimg - before, before, *self.ema)
-                update_ema(state.G_ema, state.G, beta)
-            if event := self.health.rest() if ended else self.health(state.nimg, *norms):
-                self.batches.close()
-                self.batches = self.recover(event)
-                self.health.reset()
+            if self.recovery.after_last() if ended else self.recovery.after_iteration(*norms):
                 continue
             if ended:
                 break
-            fired = [c for c in self.callbacks if c.every_nimg and state.nimg // c.every_nimg > before // c.every_nimg]
-            self._fire(fired)
+            called = [c for c in self.callbacks if c.every_nimg and state.nimg // c.every_nimg > before // c.every_nimg]
+            self._call(called)
         self.batches.close()
         finished = state.nimg >= self.total_nimg
         if finished:
-            self._fire([c for c in self.callbacks if c.every_nimg and c.at_end and c not in fired])
+            self._call([c for c in self.callbacks if c.every_nimg and c.at_end and c not in called])
         if (self.save.every_nimg or not finished) and not self.save.now(state):
             raise UserError(f"the last checkpoint, of {state.nimg / 1000:.1f} kimg, could not be written: see the log")
         return finished
 
-    def _fire(self, callbacks: Sequence[Callback]) -> None:
+    def _call(self, callbacks: Sequence[Callback]) -> None:
         for callback in callbacks:
             callback(self.state)

@@ -12,9 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gan_dist import rng
-from gan_dist.rng import Purpose
-
 
 def color(x: Tensor, u: Tensor) -> Tensor:
     """Brightness, saturation and contrast of images (N, C, H, W), by u (N, 3) in [0, 1); 0.5 changes nothing."""
@@ -81,20 +78,13 @@ AUGMENTATIONS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {
 }
 
 
-class Augment:
-    """The named augmentations, with draws that depend on the seed, the purpose and the image's number in the run."""
+NUMBERS = sum(count for _, count in AUGMENTATIONS.values())  # that all of them together take for an image
 
-    def __init__(self, names: Sequence[str], seed: int) -> None:
-        self.names = names
-        self.seed = seed
 
-    def __call__(self, x: Tensor, purpose: Purpose, first: int) -> Tensor:
-        """Images (N, C, H, W), number first … first + N - 1 of the run."""
-        if not self.names:
-            return x
-        drawn = torch.from_numpy(rng.uniform(self.seed, purpose, first, len(x), 7)).to(x.dtype)
-        us = rng.to_device(drawn, x.device).split([size for _, size in AUGMENTATIONS.values()], dim=1)
-        for (name, (apply, _)), u in zip(AUGMENTATIONS.items(), us):
-            if name in self.names:
-                x = apply(x, u)
-        return x
+def augment(x: Tensor, names: Sequence[str], u: Tensor) -> Tensor:
+    """Images (N, C, H, W) after the named augmentations, by u (N, NUMBERS) in [0, 1)."""
+    columns = u.split([count for _, count in AUGMENTATIONS.values()], dim=1)
+    for (name, (apply, _)), numbers in zip(AUGMENTATIONS.items(), columns):
+        if name in names:
+            x = apply(x, numbers)
+    return x

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from torch import nn
 
 
-class Judge(Protocol):
+class Evaluator(Protocol):
     """What measures generators in eval mode with fp32 weights, in all processes together."""
 
     @property

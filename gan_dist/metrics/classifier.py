@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gan_dist.data.loader import Preprocess, make_loader
-from gan_dist.data.sources import Images, data_key
+from gan_dist.data.in_memory import Images, data_key
+from gan_dist.data.loader import make_loader
+from gan_dist.data.preprocess import images_to_float
 from gan_dist.kernels.switches import ieee_fp32
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.rng import Purpose, torch_seed
@@ -92,14 +93,13 @@ def trained_classifier(dataset: Images, num_classes: int, seed: int, cache: Path
 def _train(classifier: Classifier, dataset: Images, seed: int) -> float:
     """Adam with a cosine schedule; returns the share of right answers over the last 100 batches, in percent."""
     device = next(classifier.parameters()).device
-    preprocess = Preprocess(seed, hflip=False)
     optimizer = torch.optim.Adam(classifier.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     batches = iter(make_loader(dataset, BATCH_SIZE, seed, start=0, workers=2))
     right = []
     for _ in range(STEPS):
         images, labels = (tensor.to(device) for tensor in next(batches))
-        _, logits = classifier(preprocess(images, 0))
+        _, logits = classifier(images_to_float(images))
         optimizer.zero_grad()
         F.cross_entropy(logits, labels).backward()
         optimizer.step()

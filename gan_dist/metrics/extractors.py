@@ -13,13 +13,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from gan_dist.data import DataInfo
-from gan_dist.data.loader import Preprocess
-from gan_dist.data.sources import Images
+from gan_dist.data.in_memory import Images
+from gan_dist.data.preprocess import images_to_float
 from gan_dist.errors import UserError
 from gan_dist.metrics.classifier import Classifier, trained_classifier
 from gan_dist.parallel.distributed import Distributed
-from gan_dist.settings.schema import Metrics
 
 _INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 _INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -48,10 +46,9 @@ class ClassifierExtractor:
     def __init__(self, classifier: Classifier) -> None:
         self.classifier = classifier
         self.num_logits = classifier.head.out_features
-        self.preprocess = Preprocess(seed=0, hflip=False)
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        return self.classifier(self.preprocess(images, 0))
+        return self.classifier(images_to_float(images))
 
 
 class InceptionExtractor:
@@ -82,7 +79,7 @@ class InceptionExtractor:
         return features, logits
 
 
-def inception_weights(config: Metrics, cache: Path) -> Path:
+def inception_weights(weights: str, cache: Path) -> Path:
     """The file of Inception's weights: the configured one, or the standard one, in the cache or downloaded to it.
 
     Raises:
@@ -90,8 +87,8 @@ def inception_weights(config: Metrics, cache: Path) -> Path:
     """
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-    if config.inception_weights:
-        return Path(config.inception_weights)
+    if weights:
+        return Path(weights)
     path = cache / _INCEPTION
     try:
         if not path.exists():
@@ -113,12 +110,23 @@ def _no_weights(path: Path, error: Exception) -> UserError:
     )
 
 
-def make_extractor(config: Metrics, info: DataInfo, dataset: Images, cache: Path, dist: Distributed) -> Extractor:
-    """The configured extractor, ready on the device.
+def classifier_extractor(
+    dataset: Images, num_classes: int, seed: int, cache: Path, dist: Distributed, weights: str
+) -> Extractor:
+    """The classifier of this data set's own labels, from the cache or trained now. It has no use for `weights`."""
+    return ClassifierExtractor(trained_classifier(dataset, num_classes, seed, cache, dist))
+
+
+def inception_extractor(
+    dataset: Images, num_classes: int, seed: int, cache: Path, dist: Distributed, weights: str
+) -> Extractor:
+    """The standard Inception network, with weights from this file, or if it is "" from the cache or a download.
 
     Raises:
-        UserError: Inception's weights are absent and can't be had.
+        UserError: the weights are absent and can't be had.
     """
-    if config.extractor == "inception":
-        return InceptionExtractor(dist.from_main(lambda: inception_weights(config, cache)), dist.device)
-    return ClassifierExtractor(trained_classifier(dataset, info.num_classes, config.seed, cache, dist))
+    return InceptionExtractor(dist.from_main(lambda: inception_weights(weights, cache)), dist.device)
+
+
+# By the value of `metrics.extractor`. All take (dataset, num_classes, seed, cache directory, dist, file of weights).
+EXTRACTORS = {"classifier": classifier_extractor, "inception": inception_extractor}

@@ -41,7 +41,7 @@ def sample_points(G: nn.Module, count: int, seed: int, class_probs: Tensor | Non
 
 
 class PointsEvaluator:
-    """`modes` and `high_quality` of a generator of points; used as `gan_dist.metrics.evaluate.Evaluator` is."""
+    """`modes` and `high_quality` of a generator of points; used as `gan_dist.metrics.features.FeatureEvaluator` is."""
 
     def __init__(self, name: str, dist: Distributed, class_probs: Tensor | None, *, num_images: int, seed: int) -> None:
         self.name, self.dist, self.class_probs = name, dist, class_probs

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from gan_dist import rng
-from gan_dist.data.loader import to_uint8
-from gan_dist.data.sources import ImageTensor
+from gan_dist.data.in_memory import ImageTensor
+from gan_dist.data.preprocess import to_uint8
 from gan_dist.data.stacked import join_classes
 from gan_dist.kernels.switches import ieee_fp32
 from gan_dist.metrics.extractors import Extractor
@@ -35,7 +35,7 @@ def first_channel(dataset: ImageTensor, num_classes: int) -> ImageTensor:
 
 
 class StackedEvaluator:
-    """`modes` and `kl` of a generator of stacked images; used as `gan_dist.metrics.evaluate.Evaluator` is.
+    """`modes` and `kl` of a generator of stacked images; used as `gan_dist.metrics.features.FeatureEvaluator` is.
 
     Each channel is told by a classifier of the images that are stacked (Srivastava et al. 2017, "VEEGAN", section 4.2).
     """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -24,7 +23,6 @@ from gan_dist.errors import ConfigError, UserError
 from gan_dist.kernels import convolution, switches
 from gan_dist.kernels.cpu import keep_freed_memory
 from gan_dist.parallel import peers, sync_batch_norm, world
-from gan_dist.parallel.signals import StopSignals
 
 # Asked in each step of each optimizer, it looks through all folders that Python imports from: 0.3 ms.
 accelerate.optimizer.is_lomo_available = functools.cache(accelerate.optimizer.is_lomo_available)
@@ -32,7 +30,6 @@ accelerate.optimizer.is_lomo_available = functools.cache(accelerate.optimizer.is
 T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=10)  # how long a collective waits for a process that is stopped but not dead
-STOP_LAG = 4  # iterations between asking the others to stop and stopping, so that nobody waits for the answer
 _PRECISION = {"fp64": "no", "fp32": "no", "tf32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -272,50 +269,3 @@ def _all_sum(tensor: Tensor) -> Tensor:
     total = tensor.clone(memory_format=torch.contiguous_format)
     torch.distributed.all_reduce(total)
     return total
-
-
-class StopAgreement:
-    """Asked once per iteration: stop now? All processes get the same answer in the same iteration.
-
-    Each asks the others by an all-reduce of its own flag and reads the answer STOP_LAG iterations later, when it has
-    long arrived: neither the host nor the device waits.
-    """
-
-    def __init__(self, dist: Distributed, signals: StopSignals) -> None:
-        self._dist, self._signals = dist, signals
-        self._answers: deque[Callable[[], Tensor]] = deque()
-
-    def __call__(self) -> bool:
-        received = self._signals.received is not None
-        if not self._dist.several:
-            return received
-        flag = torch.full((1,), float(received), device=self._dist.device)
-        work = torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, async_op=True)
-        self._answers.append(read_later(flag, work))
-        return len(self._answers) > STOP_LAG and self._answers.popleft()().item() > 0
-
-
-def read_later(tensor: Tensor, work: Any = None) -> Callable[[], Tensor]:
-    """What gives the tensor's present value, or that after some collective work, on the host when it is asked for.
-
-    Neither host nor device waits until then.
-    """
-    if tensor.device.type != "cuda":
-
-        def from_host() -> Tensor:
-            if work:
-                work.wait()
-            return tensor
-
-        return from_host
-    if work:
-        work.wait()  # orders the stream, not the host
-    copy = torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
-    arrived = torch.cuda.Event()
-    arrived.record()
-
-    def from_device() -> Tensor:
-        arrived.synchronize()
-        return copy
-
-    return from_device

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -25,7 +26,8 @@ from gan_dist.engine.stats import RunningMeans
 from gan_dist.kernels import convolution
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.settings.schema import Config
-from gan_dist.wiring.parts import make_state, make_step
+from gan_dist.wiring.iteration import make_step
+from gan_dist.wiring.networks import make_state
 
 
 @dataclass(frozen=True)
@@ -105,23 +107,43 @@ class MixedPrecision(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _twice_differentiable(mixed: MixedPrecision | None, precision: str) -> Callable[..., AbstractContextManager]:
-    """What `Distributed.twice_differentiable` does, for `MixedPrecision` instead of autocast."""
+class CountedProcess(Distributed):
+    """A process whose iteration is counted: on the meta device, alone, and without fused kernels.
+
+    Args:
+        counter: is told which network's gradients are being computed.
+        precision: of the run; half precision is imitated by `mixed`, as autocast does not know the meta device.
+    """
+
+    def __init__(self, counter: Counter, mixed: MixedPrecision | None, precision: str) -> None:
+        super().__init__("fp32", cpu=True)
+        self.device = torch.device("meta")
+        self.counter, self.mixed, self.counted_precision = counter, mixed, precision
+        self.networks: dict[Optimizer, str] = {}  # which network an optimizer is of
+
+    def prepare_optimizer(self, optimizer: Optimizer, scaler: Any) -> Any:
+        """Its steps are counted by hand, as no fused kernel runs on shapes alone."""
+        prepared = super().prepare_optimizer(optimizer, scaler)
+        prepared.step = lambda: None
+        return prepared
+
+    def backward(self, loss: Tensor, optimizer: Any) -> None:
+        self.counter.backward_of = self.networks[optimizer.optimizer]
+        super().backward(loss, optimizer)
+        self.counter.backward_of = ""
 
     @contextmanager
-    def context(_: nn.Module, needed: bool = True) -> Iterator[None]:
+    def twice_differentiable(self, model: nn.Module, needed: bool = True) -> Iterator[None]:
         with convolution.twice_differentiable() if needed else nullcontext():
-            if not mixed:
+            if not self.mixed:
                 yield
                 return
-            mixed.paused = needed and precision == "fp16"
+            self.mixed.paused = needed and self.counted_precision == "fp16"
             try:
-                with mixed:  # once more, so that it casts the arguments before the convolution gets them
+                with self.mixed:  # entered once more, so that it casts the arguments before the convolution gets them
                     yield
             finally:
-                mixed.paused = False
-
-    return context
+                self.mixed.paused = False
 
 
 @dataclass(frozen=True)
@@ -150,25 +172,13 @@ def count_iteration(config: Config, info: DataInfo, share: int) -> Iteration:
     growth = replace(config.growth, stable_kimg=0.0, batch_sizes=[])
     optim = replace(config.optim, **{side: _countable(getattr(config.optim, side)) for side in ("G", "D")})
     config = replace(config, train=settings, growth=growth, optim=optim)
-    dist = Distributed("fp32", cpu=True)
-    dist.device = torch.device("meta")
     mixed = MixedPrecision() if config.train.precision in ("bf16", "fp16") else None
-    dist.twice_differentiable = _twice_differentiable(mixed, config.train.precision)  # type: ignore
+    counter = Counter()
+    dist = CountedProcess(counter, mixed, config.train.precision)
     state = make_state(config, info, dist)
+    dist.networks = {state.opt_G: "G", state.opt_D: "D"}
     class_probs = torch.full((info.num_classes,), 1 / info.num_classes) if config.model.conditional else None
     step = make_step(config, state, dist, RunningMeans(dist), class_probs)
-    step.enter_stage()
-    counter, backward = Counter(), dist.backward
-    of = {id(step.opt_D): "D", id(step.opt_G): "G"}
-
-    def marked(loss: Tensor, optimizer: Any) -> None:
-        counter.backward_of = of[id(optimizer)]
-        backward(loss, optimizer)
-        counter.backward_of = ""
-
-    dist.backward = marked  # type: ignore[method-assign]
-    for optimizer in (step.opt_D, step.opt_G):
-        optimizer.step = lambda: None  # counted by hand: no fused kernel runs on shapes alone
     images = torch.empty(share, *info.image_shape, dtype=torch.uint8, device="meta")
     labels = torch.empty(share, dtype=torch.int64, device="meta")
     with mixed or nullcontext(), counter:

@@ -214,8 +214,6 @@ def check(config: Config) -> None:
         parse_image_size(config.data.image_size)
     if config.loss.label_smoothing >= 1:
         raise ConfigError(f"loss.label_smoothing={config.loss.label_smoothing} must be below 1, for example 0.1")
-    if config.loss.label_smoothing and config.loss.name in ("hinge", "wasserstein", "relativistic"):
-        raise ConfigError(f"loss.label_smoothing: loss.name={config.loss.name} has no target to smooth; set it to 0")
     for side in ("G", "D"):
         betas = getattr(config.optim, side).betas
         if len(betas) != 2 or max(betas) >= 1:

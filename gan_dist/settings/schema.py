@@ -13,20 +13,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 @dataclass
 class Data:
-    name: Literal[
-        "digits",
-        "folder",
-        "ring",
-        "grid",
-        "MNIST",
-        "FashionMNIST",
-        "KMNIST",
-        "CIFAR10",
-        "CIFAR100",
-        "SVHN",
-        "STL10",
-        "CelebA",
-    ] = "digits"  # digits ships with scikit-learn; folder: images; ring, grid: points; the others are torchvision's
+    name: str = (
+        "digits"  # digits, folder, ring, grid, MNIST, FashionMNIST, KMNIST, CIFAR10, CIFAR100, SVHN, STL10 or CelebA
+    )
     root: str = "data"  # where the data set lies, or is downloaded to; for folder, the directory of images
     image_size: str = ""  # H or HxW: crop to this shape and resize; empty: the set's own size (folder: 64)
     channels: Literal[0, 1, 3, 4] = 0  # 1 grayscale, 3 RGB, 4 RGBA, 0 the set's own (folder: 3)
@@ -51,9 +40,7 @@ class Model:
 
 @dataclass
 class Loss:
-    name: Literal["non_saturating", "minimax", "least_squares", "hinge", "wasserstein", "relativistic"] = (
-        "non_saturating"  # of the game between G and D: see gan_dist/losses.py
-    )
+    name: str = "non_saturating"  # non_saturating, minimax, least_squares, hinge, wasserstein or relativistic
     label_smoothing: float = 0.0  # D's target for real images is 1 minus this
     d_half: bool = False  # halve D's loss, as in the mean of its real and its fake part
     drift: float = 0.0  # weight of D(x)^2 on real images, which keeps a critic near 0
@@ -141,9 +128,7 @@ class Sample:
 @dataclass
 class Metrics:
     every_kimg: float = 100.0  # FID, KID and Inception Score of G_ema, also at the start and end; 0: never
-    extractor: Literal["classifier", "inception"] = (
-        "classifier"  # classifier: small network trained on the data's labels
-    )
+    extractor: str = "classifier"  # of features: classifier (a small network trained on the data's labels) or inception
     num_images: int = 10000  # generated images per evaluation
     batch_size: int = 250  # images per forward pass of generator and extractor
     seed: int = 0  # of latents, subsets and the classifier; keep it to compare runs

@@ -1,39 +1,55 @@
-"""What a run can be refused for before data are read or models built, each in a line that says what instead."""
+"""What a run is refused for before data are read or networks built, each in a line that says what to do instead."""
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 from gan_dist import models
-from gan_dist.checkpoint.files import config_path, read_facts
-from gan_dist.data import POINTS, DataInfo
+from gan_dist.checkpoint.find import config_path, read_facts
+from gan_dist.data import DataInfo
+from gan_dist.data.datasets import DATASETS
 from gan_dist.errors import ConfigError
 from gan_dist.game.augment import AUGMENTATIONS
 from gan_dist.game.losses import LOSSES
+from gan_dist.metrics.extractors import EXTRACTORS
 from gan_dist.models._layers import MinibatchStd
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.settings.config import changes_that_matter, choose, load_config
-from gan_dist.settings.schema import Config, Model, Optimizer, describe_type
-from gan_dist.wiring.parts import make_discriminator, make_generator, make_optimizer
+from gan_dist.settings.schema import Config, Optimizer
+from gan_dist.wiring.kinds import kind_of
+from gan_dist.wiring.networks import check_args, make_discriminator, make_generator, make_optimizer
 
-MAX_ARG = 4096  # of an architecture's arguments: blocks, channels, …
 
-
-def check_parts(config: Config, info: DataInfo, dist: Distributed) -> None:
-    """Refuse what can't be combined, before data are read or models built.
+def check_names(config: Config) -> None:
+    """Refuse names of parts that do not exist.
 
     Raises:
         ConfigError: one line that names the key, the value and the nearest valid one.
     """
-    model = config.model
-    if model.name not in models.names():
-        raise ConfigError(f"model.name={model.name}: {choose(model.name, models.names())}")
+    named: list[tuple[str, str, Sequence[str]]] = [
+        ("data.name", config.data.name, list(DATASETS)),
+        ("model.name", config.model.name, models.names()),
+        ("loss.name", config.loss.name, list(LOSSES)),
+        ("metrics.extractor", config.metrics.extractor, list(EXTRACTORS)),
+        *(("train.augment", name, list(AUGMENTATIONS)) for name in config.train.augment),
+    ]
+    for key, name, there_are in named:
+        if name not in there_are:
+            raise ConfigError(f"{key}={name}: {choose(name, there_are)}")
+
+
+def check_parts(config: Config, info: DataInfo, dist: Distributed) -> None:
+    """Refuse what can't be combined, before data are read or networks built.
+
+    Raises:
+        ConfigError: one line that names the key, the value and the nearest valid one.
+    """
+    model, kind = config.model, kind_of(config.data)
     try:
         models.architecture(model.name).check(info.image_shape, model.g_widths, model.d_widths)
     except ValueError as error:
@@ -45,21 +61,10 @@ def check_parts(config: Config, info: DataInfo, dist: Distributed) -> None:
         raise ConfigError(
             f"model.conditional=true, but data.name={config.data.name} has no labels; set model.conditional=false{hint}"
         )
-    if config.data.stacked and model.conditional:
-        raise ConfigError("data.stacked=true counts modes that G was not told of; set model.conditional=false")
-    if config.data.name in POINTS and (model.name != "mlp" or model.g_args.get("tanh", True)):
-        raise ConfigError(
-            f"data.name={config.data.name} are points, which lie outside [-1, 1]: set model.name=mlp and "
-            "model.g_args={tanh: false}"
-        )
-    for name in config.train.augment:
-        if name not in AUGMENTATIONS:
-            raise ConfigError(f"train.augment={name}: {choose(name, list(AUGMENTATIONS))}")
-    if config.train.augment and config.data.name in POINTS:
-        raise ConfigError(f"train.augment is for images, and data.name={config.data.name} are points; set it to []")
+    kind.check(config)
     check_game(config, info, dist.world_size)
     if config.metrics.every_kimg:
-        check_metrics(config, info)
+        kind.check_metrics(config, info)
     for key, batch_size in _batch_sizes(config):
         if batch_size > info.num_images:
             raise ConfigError(
@@ -69,7 +74,7 @@ def check_parts(config: Config, info: DataInfo, dist: Distributed) -> None:
         settings: Optimizer = getattr(config.optim, side)
         try:
             make_optimizer(settings, nn.Linear(1, 1))
-        except Exception as error:  # torch checks few of them, and the others make it fail in every way there is
+        except Exception as error:  # torch checks few of its arguments; wrong ones raise errors of many types
             raise ConfigError(f"optim.{side}.name={settings.name}: {_words(error)}") from error
 
 
@@ -78,30 +83,11 @@ def _words(error: Exception) -> str:
     return str(error) if isinstance(error, ValueError) else f"can't be made so ({type(error).__name__}: {error})"[:200]
 
 
-def check_args(model: Model) -> None:
-    """Refuse what an architecture does not have in `model.g_args` and `model.d_args`."""
-    _check_args("model.g_args", model.g_args, models.architecture(model.name).Generator)
-    _check_args("model.d_args", model.d_args, models.architecture(model.name).Discriminator)
-
-
-def _check_args(key: str, given: dict[str, Any], network: type[nn.Module]) -> None:
-    """Arguments of an architecture must be some that it has, with values of their defaults' types and sane sizes."""
-    parameters = inspect.signature(network).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    for name, value in given.items():
-        if name not in defaults:
-            advice = choose(name, list(defaults)) if defaults else "this architecture has none"
-            raise ConfigError(f"{key}: unknown argument {name}; {advice}")
-        kind = type(defaults[name])
-        if type(value) not in ((int, float) if kind is float else (kind,)):
-            raise ConfigError(f"{key}: {name}={value} must be {describe_type(kind)}, for example {defaults[name]}")
-        if isinstance(value, int | float) and not 0 <= value <= MAX_ARG:
-            raise ConfigError(f"{key}: {name}={value} must be from 0 to {MAX_ARG}")
-
-
 def check_game(config: Config, info: DataInfo, world_size: int) -> None:
     """Refuse a loss, regularizers, growth and batches that make no sense together, or with these networks."""
     loss, model, growth = config.loss, config.model, config.growth
+    if loss.label_smoothing and not LOSSES[loss.name].has_target:
+        raise ConfigError(f"loss.label_smoothing: loss.name={loss.name} has no target to smooth; set it to 0")
     num_classes = info.num_classes if model.conditional else 0
     try:
         with torch.device("meta"):
@@ -129,17 +115,6 @@ def check_game(config: Config, info: DataInfo, world_size: int) -> None:
         raise ConfigError(
             f"loss.name={loss.name} grows without bound unless the critic is held: set loss.gradient_penalty=10, "
             "loss.clip_weights=0.01 or loss.r1_gamma"
-        )
-
-
-def check_metrics(config: Config, info: DataInfo) -> None:
-    """Refuse metrics that the data set does not allow."""
-    if config.data.name in POINTS or config.data.stacked:
-        return
-    if config.metrics.extractor == "classifier" and not info.num_classes:
-        raise ConfigError(
-            f"metrics.extractor=classifier, but data.name={config.data.name} has no labels to train one on; "
-            "set metrics.extractor=inception, or metrics.every_kimg=0 for no metrics"
         )
 
 

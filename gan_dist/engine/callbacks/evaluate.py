@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable
 
 from gan_dist.checkpoint.state import State
-from gan_dist.engine.stats import Clock
-from gan_dist.metrics import Judge
+from gan_dist.engine.clock import Clock
+from gan_dist.metrics import Evaluator
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.report.tracking import Tracker
 
@@ -23,7 +23,7 @@ class Evaluate:
     def __init__(
         self,
         every_nimg: int,
-        evaluator: Judge,
+        evaluator: Evaluator,
         tracker: Tracker,
         clock: Clock,
         dist: Distributed,

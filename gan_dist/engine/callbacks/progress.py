@@ -8,7 +8,8 @@ import sys
 from tqdm import tqdm
 
 from gan_dist.checkpoint.state import State
-from gan_dist.engine.stats import Clock, RunningMeans
+from gan_dist.engine.clock import Clock
+from gan_dist.engine.stats import RunningMeans
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.report.tracking import Tracker
 

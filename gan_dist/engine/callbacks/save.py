@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from gan_dist.checkpoint.files import NETWORKS, Snapshot, fid_of, prune, take_snapshot, write_checkpoint
+from gan_dist.checkpoint.find import NETWORKS, fid_of
 from gan_dist.checkpoint.state import State
+from gan_dist.checkpoint.write import Snapshot, prune, take_snapshot, write_checkpoint
 from gan_dist.parallel.distributed import Distributed
 
 log = logging.getLogger(__name__)
@@ -72,8 +73,11 @@ class SaveCheckpoint:
             self._newest = -1  # what was written of this moment before it was measured does not have the result
             self(state)
 
-    def forget(self) -> None:
-        """The run goes back, to come to the same numbers of images again, with other weights."""
+    def rewind(self, nimg: int) -> None:
+        """The run goes back, and will come to the same numbers of images again, with other weights.
+
+        Waits until the checkpoint that is being written is on disk.
+        """
         self.wait()
         self._newest, self._lowest = -1, math.inf
 

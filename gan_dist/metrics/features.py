@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from gan_dist import rng
-from gan_dist.data.loader import to_uint8
-from gan_dist.data.sources import Images
+from gan_dist.data.in_memory import Images
+from gan_dist.data.preprocess import to_uint8
 from gan_dist.kernels.switches import ieee_fp32
 from gan_dist.metrics.extractors import Extractor
 from gan_dist.parallel.distributed import Distributed
@@ -32,7 +32,7 @@ class _Identity(nn.Module):
         return features
 
 
-class Evaluator:
+class FeatureEvaluator:
     """Measures generators with one protocol, which is part of each result.
 
     All processes take part: each extracts the features of its share, then all have all of them, in one order, so that
@@ -41,7 +41,7 @@ class Evaluator:
     Args:
         dataset: the reference; at most MAX_REAL of its images are used.
         num_images: images to generate. FID is biased upwards for few of them: compare only at equal numbers.
-        class_probs: see `gan_dist.step.Alternation`.
+        class_probs: see `gan_dist.engine.draws.Draws`.
     """
 
     def __init__(

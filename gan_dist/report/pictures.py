@@ -1,0 +1,50 @@
+"""Pictures of images that are given: grids, and files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+MAX_COLUMNS = 16
+
+
+def grid_picture(images: Tensor, columns: int) -> np.ndarray:
+    """Images uint8 (N, C, H, W), N a multiple of `columns`, as one picture (height, width, C) with black gaps.
+
+    Images below 32 pixels are enlarged, each pixel to a square, so that a person can see them.
+    """
+    scale = max(1, 48 // images.shape[2]) if images.shape[2] < 32 else 1
+    images = images.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
+    gap = max(2, scale)
+    rows = F.pad(images.cpu(), (0, gap, 0, gap)).unflatten(0, (-1, columns))  # (rows, columns, C, H, W)
+    picture = rows.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
+    return F.pad(picture, (0, 0, gap, 0, gap, 0)).numpy()
+
+
+def columns_of(num_classes: int, rows: int) -> int:
+    """Columns of a grid: one for each class, up to 16; as many as rows without classes."""
+    return min(num_classes, MAX_COLUMNS) or rows
+
+
+def write_images(images: Iterator[Tensor], folder: Path) -> None:
+    """Write images uint8 (C, H, W) as PNG files: 000000.png, 000001.png, …"""
+    for i, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy()).save(folder / f"{i:06d}.png")
+
+
+def write_grid(images: Iterator[Tensor], classes: Sequence[int], folder: Path) -> Path:
+    """Write one picture, grid.png, with a column for each class, or nearly square without classes; returns its path."""
+    stack = torch.stack(list(images))
+    columns = min(len(classes), MAX_COLUMNS) or math.isqrt(len(stack) - 1) + 1
+    missing = -len(stack) % columns
+    stack = torch.cat([stack, stack.new_full((missing, *stack.shape[1:]), 255)])
+    path = folder / "grid.png"
+    Image.fromarray(grid_picture(stack, columns).squeeze()).save(path)
+    return path

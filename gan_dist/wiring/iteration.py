@@ -1,0 +1,90 @@
+"""The alternation of D and G as configured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from gan_dist.checkpoint.state import State
+from gan_dist.engine.draws import Draws
+from gan_dist.engine.ema import Average
+from gan_dist.engine.growth import Growth, Stage, grow, stay
+from gan_dist.engine.schedules import OptimizerSchedule, Progress
+from gan_dist.engine.stats import RunningMeans
+from gan_dist.engine.step import Alternation
+from gan_dist.engine.update import Update
+from gan_dist.game.game import Game, Penalties
+from gan_dist.game.losses import LOSSES
+from gan_dist.models import Growing
+from gan_dist.parallel.distributed import Distributed
+from gan_dist.parallel.wrapped import Wrapped, WrappedNetwork
+from gan_dist.settings.schema import Config, Optimizer
+from gan_dist.wiring.kinds import kind_of
+
+
+def make_step(
+    config: Config, state: State, dist: Distributed, stats: RunningMeans, class_probs: Tensor | None
+) -> Alternation:
+    """One iteration of the run, ready to be called; `class_probs`: see `gan_dist.engine.draws.Draws`."""
+    train, ema = config.train, config.ema
+    to_float = kind_of(config.data).to_float
+    draws = Draws(state, train.seed, class_probs, to_float, config.data.hflip, train.augment)
+    wrapped = Wrapped(WrappedNetwork(state.G, dist), WrappedNetwork(state.D, dist))
+    growth = Growth(state, wrapped, draws, stages(config, last_stage(state)), dist.share, train.micro_batch_size)
+    skip = train.on_nonfinite == "skip"
+    schedules = {name: optimizer_schedule(getattr(config.optim, name), total_nimg(config)) for name in ("G", "D")}
+    updates = {name: Update(name, state, schedule, dist, stats, skip) for name, schedule in schedules.items()}
+    average = Average(ema.half_life_kimg * 1000, ema.rampup, ema.growth_kimg * 1000)
+    return Alternation(state, wrapped, growth, make_game(config), draws, updates, average, stats)
+
+
+def total_nimg(config: Config) -> int:
+    """Length of the run in images."""
+    return round(config.train.kimg * 1000)
+
+
+def last_stage(state: State) -> int:
+    """The number of the stage in which a growing network is whole; 0 for one that does not grow."""
+    return state.G.last_stage if isinstance(state.G, Growing) else 0
+
+
+def stages(config: Config, last: int) -> Callable[[int], Stage]:
+    """Images seen -> stage of growth, from 0 to `last`."""
+    growth, batch_size = config.growth, config.train.batch_size
+    if not growth.stable_kimg:
+        return stay(last, batch_size)
+    sizes = growth.batch_sizes or [batch_size] * (last + 1)
+    return grow(growth.stable_kimg * 1000, growth.fade_kimg * 1000, sizes)
+
+
+def optimizer_schedule(settings: Optimizer, total: int) -> OptimizerSchedule:
+    """Settings of an optimizer over a run of `total` images."""
+    return OptimizerSchedule(
+        progress(settings, total),
+        settings.lr,
+        settings.lr_final,
+        settings.warmup_kimg * 1000,
+        tuple(settings.betas),
+        settings.beta2_final,
+    )
+
+
+def progress(settings: Optimizer, total: int) -> Progress:
+    """How far an optimizer's schedule has come, in a run of `total` images."""
+    return Progress(settings.schedule, settings.schedule_kimg * 1000 or total)
+
+
+def make_game(config: Config) -> Game:
+    """The loss with its penalties; their gammas go along D's schedule."""
+    loss, decay = config.loss, progress(config.optim.D, total_nimg(config))
+    penalties = Penalties(
+        drift=loss.drift,
+        r1_gamma=loss.r1_gamma,
+        r2_gamma=loss.r2_gamma,
+        gamma_scale=lambda nimg: 1 + (loss.gamma_decay - 1) * decay(nimg),
+        gradient_penalty=loss.gradient_penalty,
+        interval=loss.penalty_interval,
+        clip_weights=loss.clip_weights,
+    )
+    return Game(LOSSES[loss.name], penalties, config.train.n_critic, loss.label_smoothing, loss.d_half)

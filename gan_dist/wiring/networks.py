@@ -1,0 +1,117 @@
+"""Networks and optimizers as configured."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gan_dist import models
+from gan_dist.checkpoint.find import config_path, find_checkpoint, read_facts
+from gan_dist.checkpoint.restore import load_network
+from gan_dist.checkpoint.state import State
+from gan_dist.data import DataInfo
+from gan_dist.errors import ConfigError
+from gan_dist.kernels.layout import adapt
+from gan_dist.parallel.distributed import Distributed
+from gan_dist.rng import Purpose, torch_seed
+from gan_dist.settings.config import choose, load_config
+from gan_dist.settings.schema import Config, Model, Optimizer, describe_type
+
+MAX_ARG = 4096  # the largest number among an architecture's arguments: blocks, channels, …
+
+
+def optimizer_names() -> list[str]:
+    """The classes of torch.optim that step without a closure on dense gradients."""
+    names = [name for name, cls in vars(torch.optim).items() if inspect.isclass(cls)]
+    return sorted(set(names) - {"Optimizer", "LBFGS", "SparseAdam", "Muon"})
+
+
+def make_optimizer(config: Optimizer, module: nn.Module) -> torch.optim.Optimizer:
+    """The configured optimizer over a module's parameters."""
+    if config.name not in optimizer_names():
+        raise ValueError(choose(config.name, optimizer_names()))
+    cls = getattr(torch.optim, config.name)
+    arguments: dict[str, Any] = {"lr": config.lr, **config.args}
+    if "betas" in inspect.signature(cls).parameters:
+        arguments.setdefault("betas", tuple(config.betas))
+    if config.name in ("Adam", "AdamW", "SGD") and not arguments.keys() & {"foreach", "differentiable"}:
+        arguments.setdefault("fused", True)  # one pass over the weights
+    return cls(module.parameters(), **arguments)
+
+
+def make_generator(model: Model, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """G as configured; `num_classes` is 0 for an unconditional one."""
+    G = models.architecture(model.name).Generator
+    return G(image_shape, num_classes, model.z_dim, model.g_widths, **model.g_args)
+
+
+def make_discriminator(model: Model, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """D as configured, likewise."""
+    return models.architecture(model.name).Discriminator(image_shape, num_classes, model.d_widths, **model.d_args)
+
+
+def make_state(config: Config, info: DataInfo, dist: Distributed) -> State:
+    """Networks initialised from the seed, on the CPU whatever the device, and their optimizers."""
+    model, seed = config.model, config.train.seed
+    num_classes = info.num_classes if model.conditional else 0
+    with torch_seed(seed, Purpose.INIT_G):
+        G = make_generator(model, info.image_shape, num_classes)
+    with torch_seed(seed, Purpose.INIT_D):
+        D = make_discriminator(model, info.image_shape, num_classes)
+    G, D = (adapt(module.to(dist.device, dist.dtype), dist.precision) for module in (G, D))
+    G_ema = copy.deepcopy(G).eval().requires_grad_(False)
+    if config.train.sync_batch_norm:
+        G, D = dist.sync_batch_norm(G), dist.sync_batch_norm(D)
+    scalers = {name: scaler for name in ("G", "D") if (scaler := dist.make_scaler())}
+    return State(G, D, G_ema, make_optimizer(config.optim.G, G), make_optimizer(config.optim.D, D), scalers)
+
+
+def load_generator(run_dir: Path, checkpoint: str, device: str) -> nn.Module:
+    """See `gan_dist.load_generator`."""
+    return generator_of(find_checkpoint(run_dir, checkpoint)).to(device)
+
+
+def generator_of(checkpoint: Path) -> nn.Module:
+    """A checkpoint's G_ema in eval mode, in fp32, on the CPU.
+
+    Raises:
+        UserError: its files are damaged or do not fit together.
+    """
+    facts = read_facts(checkpoint)
+    config = load_config(config_path(checkpoint))
+    if config.model.name not in models.names():
+        raise ConfigError(f"{checkpoint}: model.name={config.model.name}: {choose(config.model.name, models.names())}")
+    check_args(config.model)
+    try:
+        with torch.device("meta"):  # takes no memory until the file is seen to hold as much
+            G = make_generator(config.model, tuple(facts["image_shape"]), facts["num_classes"])
+    except Exception as error:  # a stranger's numbers may be such that no network can have them
+        raise ConfigError(f"{checkpoint}: {config.model.name}: {type(error).__name__}: {str(error)[:200]}") from error
+    load_network(checkpoint, "G_ema", G)
+    return G.eval().requires_grad_(False)
+
+
+def check_args(model: Model) -> None:
+    """Refuse what an architecture does not have in `model.g_args` and `model.d_args`."""
+    _check_args("model.g_args", model.g_args, models.architecture(model.name).Generator)
+    _check_args("model.d_args", model.d_args, models.architecture(model.name).Discriminator)
+
+
+def _check_args(key: str, given: dict[str, Any], network: type[nn.Module]) -> None:
+    """Arguments of an architecture must be some that it has, with values of their defaults' types and sane sizes."""
+    parameters = inspect.signature(network).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    for name, value in given.items():
+        if name not in defaults:
+            advice = choose(name, list(defaults)) if defaults else "this architecture has none"
+            raise ConfigError(f"{key}: unknown argument {name}; {advice}")
+        kind = type(defaults[name])
+        if type(value) not in ((int, float) if kind is float else (kind,)):
+            raise ConfigError(f"{key}: {name}={value} must be {describe_type(kind)}, for example {defaults[name]}")
+        if isinstance(value, int | float) and not 0 <= value <= MAX_ARG:
+            raise ConfigError(f"{key}: {name}={value} must be from 0 to {MAX_ARG}")
