@@ -16,7 +16,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,6 +29,7 @@ from gan_dist.data.points import POINTS
 from gan_dist.kernels import convolution, layout
 from gan_dist.kernels.switches import numerics
 from gan_dist.models import r3gan
+from gan_dist.parallel.accelerate_adapter import forget_state
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.settings.config import load_config
 from gan_dist.settings.precision import resolve
@@ -81,7 +81,7 @@ def precision_of(config: Config) -> str:
 
 def reset_accelerate() -> None:
     """Let this process have a run in another precision or on another device than the one before."""
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_state()
 
 
 def distributed(config: Config) -> Distributed:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from gan_dist.data.datasets import describe
 from gan_dist.data.points import POINTS
 from gan_dist.models._layers import MinibatchStd
+from gan_dist.parallel.accelerate_adapter import forget_state
 from gan_dist.settings.config import load_config
 from gan_dist.settings.schema import Config, Growth
 from gan_dist.wiring.data import source_of
@@ -114,7 +114,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="module")
 def _no_accelerate_state() -> None:
     """Accelerate keeps one device and one precision for all of a process: each file of tests begins without."""
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_state()
 
 
 def start_ranks(world_size: int, command: list[str], cwd: Path, **env: str) -> list[subprocess.Popen[str]]:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.state import AcceleratorState
 from conftest import OF_EACH_ARCHITECTURE, RECIPES, load_recipe, mixes_samples, recipe_file
 from safetensors.torch import save_file
 from torch import Tensor
@@ -24,6 +23,7 @@ from gan_dist.data.datasets import describe
 from gan_dist.data.points import POINTS
 from gan_dist.game.losses import LOSSES
 from gan_dist.models import Growing
+from gan_dist.parallel.accelerate_adapter import forget_state
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.parallel.signals import StopSignals
 from gan_dist.settings.config import load_config
@@ -157,7 +157,7 @@ class Jobs:
         self.gradients(dist, "compressed", "digits")
 
     def mixed(self) -> None:
-        AcceleratorState._reset_state()
+        forget_state()
         dist = Distributed("bf16", cpu=CPU)
         self.gradients(dist, "mixed", "digits", "loss.r1_gamma=10", "loss.r2_gamma=10", "loss.gradient_penalty=10")
         config = load_config(None, QUIET)

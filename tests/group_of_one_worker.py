@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.state import AcceleratorState
 from conftest import OF_EACH_ARCHITECTURE, mixes_samples
 from distributed_worker import CPU, Jobs
 
+from gan_dist.parallel.accelerate_adapter import forget_state
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.parallel.signals import StopSignals
 from gan_dist.parallel.stop import STOP_LAG, StopAgreement
@@ -70,7 +70,7 @@ def main() -> None:
     launched = {name: os.environ.pop(name) for name in LAUNCHED}
     for name, environment in (("plain", {}), ("group", launched)):
         os.environ.update(environment)
-        AcceleratorState._reset_state(reset_partial_state=True)
+        forget_state()
         dist = Distributed("fp64", cpu=CPU)
         for recipe in RECIPES:
             split = [] if mixes_samples(recipe) else ["train.micro_batch_size=4"]

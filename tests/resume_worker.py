@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate.state import AcceleratorState
 from conftest import OF_EACH_ARCHITECTURE, RECIPES, load_recipe, recipe_file
 from PIL import Image
 
@@ -23,6 +22,7 @@ from gan_dist.checkpoint.find import FILES, find_checkpoint
 from gan_dist.data.datasets import describe
 from gan_dist.data.points import POINTS
 from gan_dist.game.losses import LOSSES
+from gan_dist.parallel.accelerate_adapter import forget_state
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.parallel.signals import StopSignals
 from gan_dist.parallel.stop import STOP_LAG
@@ -92,7 +92,7 @@ def main() -> None:
     previous = ""
     for precision, recipe, workers, loss in COMBINATIONS:
         if precision != previous:
-            AcceleratorState._reset_state()
+            forget_state()
             dist = Distributed(precision, cpu=True)
             previous = precision
         if dist.is_main and not (folder / "images").exists():

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import resume_worker
 import torch
-from accelerate.state import AcceleratorState
 from conftest import RECIPES, TINY, load_recipe, mixes_samples
 from distributed_worker import CPU, Jobs
 
 from gan_dist import cli
+from gan_dist.parallel.accelerate_adapter import forget_state
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.settings.schema import Config
 
@@ -59,7 +59,7 @@ def main() -> int:
     jobs.gradients(dist, "gradients", "digits")
     jobs.compressed()
     jobs.mixed()
-    AcceleratorState._reset_state()
+    forget_state()
     dist = Distributed("fp64", cpu=CPU)
     resume_worker.train(folder / "run", config_to_stop(images), dist, stop=dist.several)
     jobs.results["backend"], jobs.results["device"] = dist.backend, str(dist.device)

@@ -1,31 +1,53 @@
-"""The rooms of the house: who may import what (docs/architecture.md)."""
+"""The rules of the house (docs/architecture.md): which way imports point, who knows what, and how large things are."""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
-FILES = sorted((ROOT / "gan_dist").rglob("*.py"))
+PACKAGE = ROOT / "gan_dist"
+FILES = sorted(PACKAGE.rglob("*.py"))
+# From the top to the ground. A folder or file may import what is further down; those in one row stand side by side, and
+# none of them imports another.
+ROWS = [
+    ["__main__"],
+    ["cli"],
+    ["run"],
+    ["planning"],
+    ["wiring"],
+    ["sampling"],
+    ["engine"],
+    ["metrics"],
+    ["data"],
+    ["game", "parallel", "checkpoint", "settings", "report"],
+    ["models"],
+    ["kernels"],
+    ["rng"],
+    ["errors"],
+]
+LEVEL = {name: level for level, row in enumerate(ROWS) for name in row}
 OWNERS = {
-    "accelerate": ["gan_dist/parallel/distributed.py"],
-    "torch.distributed": ["gan_dist/parallel/distributed.py", "gan_dist/parallel/peers.py"],
-    "wandb": ["gan_dist/report/tracking.py"],
-    "omegaconf": ["gan_dist/settings/config.py"],
+    "accelerate": ["parallel"],
+    "torch.distributed": ["parallel"],
+    "wandb": ["report"],
+    "omegaconf": ["settings"],
+    "gan_dist.settings": ["settings", "cli", "run", "planning", "wiring"],
 }
-PURE = (
-    "losses",
-    "regularizers",
-    "models",
-    "kernels",
-)  # know tensors and modules, nothing of ranks, configs or trackers
+MOST_LINES, MOST_PARAMETERS, MOST_FUNCTION, MOST_FIELDS = 300, 8, 60, 10
 
 
-def _imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
+def _folder(path: Path) -> str:
+    """The room that a file is in: a folder of the package, or the file itself."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -34,14 +56,97 @@ def _imports(path: Path) -> Iterator[str]:
             yield f"{node.value.id}.{node.attr}"  # `import torch` is enough for torch.distributed
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports(path: Path) -> None:
-    name = str(path.relative_to(ROOT))
-    for imported in _imports(path):
+def _functions(tree: ast.AST) -> Iterator[ast.FunctionDef]:
+    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+
+
+by_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+@by_file
+def test_imports_point_down(path: Path) -> None:
+    here = _folder(path)
+    if here == "__init__":
+        return  # the public functions, which import what they need when they are called
+    for imported in _imports(ast.parse(path.read_text())):
+        there = imported.split(".")[1] if imported.startswith("gan_dist.") else here
+        if there != here and there in LEVEL:
+            assert LEVEL[there] > LEVEL[here], f"{imported}: {here} is not above {there}"
+
+
+@by_file
+def test_libraries_and_settings_have_owners(path: Path) -> None:
+    for imported in _imports(ast.parse(path.read_text())):
         for library, owners in OWNERS.items():
             if imported == library or imported.startswith(f"{library}."):
-                assert name in owners, f"{imported} belongs in {' or '.join(owners)}"
-        if name.split("/")[1].removesuffix(".py") in PURE and imported.startswith("gan_dist"):
-            assert imported.startswith(("gan_dist.models", "gan_dist.kernels")), f"{imported}: this file is to be pure"
-        if not name.startswith(("gan_dist/cli", "gan_dist/__main__")):
-            assert not imported.startswith("gan_dist.cli"), "the command line is on top"
+                assert _folder(path) in owners, f"{imported} belongs in {' or '.join(owners)}"
+
+
+@by_file
+def test_sizes(path: Path) -> None:
+    """A file fits in one sitting, a function on a screen, and a call's arguments in a head."""
+    text = path.read_text()
+    assert text.count("\n") <= MOST_LINES
+    for function in _functions(ast.parse(text)):
+        where = f"{function.name}, line {function.lineno}"
+        arguments = function.args
+        names = [a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+        assert len([name for name in names if name not in ("self", "cls")]) <= MOST_PARAMETERS, where
+        assert (function.end_lineno or 0) - function.lineno + 1 <= MOST_FUNCTION, where
+
+
+@by_file
+def test_data_classes_are_small(path: Path) -> None:
+    if _folder(path) == "settings":
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ClassDef) and any("dataclass" in ast.unparse(d) for d in node.decorator_list):
+            fields = [item for item in node.body if isinstance(item, ast.AnnAssign)]
+            assert len(fields) <= MOST_FIELDS, node.name
+
+
+def test_the_steps_read_like_the_paper() -> None:
+    """`d_step` and `g_step` have at most 50 lines each, their docstrings included."""
+    tree = ast.parse((PACKAGE / "engine/step.py").read_text())
+    steps = {f.name: (f.end_lineno or 0) - f.lineno + 1 for f in _functions(tree) if f.name in ("d_step", "g_step")}
+    assert len(steps) == 2
+    assert max(steps.values()) <= 50
+
+
+MENTION = re.compile(
+    r"(?<![\w/.-])(?:(?:gan_dist|tests|benchmarks|examples)/[\w/]+\.\w+|(?:configs|launch|slurm|docs)/[\w./-]*\w)"
+    r"|(?<![\w./-])gan_dist(?:\.\w+)+"
+)
+MADE_LATER = {"gan_dist.sif", "slurm/logs/gan_dist", "benchmarks/reports/gpu.json"}  # by commands of the documents
+DOCUMENTS = [
+    ROOT / "README.md",
+    *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "slurm").iterdir()),
+    *FILES,
+    *sorted((ROOT / "benchmarks").glob("*.py")),
+    *sorted((ROOT / "tests").glob("*.py")),
+]
+
+
+def _exists(mention: str) -> bool:
+    if "/" in mention:
+        path = ROOT / mention
+        return path.exists() or path.with_suffix(".py").exists() or any(ROOT.glob(f"{mention}*"))
+    parts = mention.split(".")[1:]
+    for count in range(len(parts), -1, -1):
+        place = PACKAGE.joinpath(*parts[:count])
+        file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+        if file.exists():
+            rest = parts[count:]
+            return not rest or re.search(rf"\b{re.escape(rest[0])}\b", file.read_text()) is not None
+    return False
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in DOCUMENTS if path.is_file()], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_what_is_named_exists(path: Path) -> None:
+    """Paths and names of the package in documents, comments and scripts."""
+    missing = {mention for mention in MENTION.findall(path.read_text()) if not _exists(mention)} - MADE_LATER
+    assert missing == set()

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from conftest import RECIPES, Train, load_recipe
 from resume_worker import COMMON, STOPS
 from resume_worker import train as go_on
@@ -15,6 +14,7 @@ from resume_worker import train as go_on
 from gan_dist.checkpoint.find import FILES
 from gan_dist.data.datasets import describe
 from gan_dist.kernels.switches import numerics
+from gan_dist.parallel.accelerate_adapter import forget_state
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.settings.config import load_config
 from gan_dist.wiring.build import build
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 @pytest.fixture(autouse=True)
 def _any_precision() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_state()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from conftest import RECIPES, load_recipe
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -26,6 +25,7 @@ from gan_dist.kernels import convolution
 from gan_dist.kernels.switches import numerics
 from gan_dist.models import pggan
 from gan_dist.parallel import distributed
+from gan_dist.parallel.accelerate_adapter import forget_state
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.settings.precision import resolve
 from gan_dist.settings.schema import Config, Train
@@ -42,7 +42,7 @@ needs_gpu = pytest.mark.skipif(not ON_GPU, reason="needs a GPU")
 
 def _start(config: Config, info: DataInfo, precision: str) -> tuple[State, Alternation, Batch]:
     """A run at weights that are not the initial ones, where many of R3GAN's gradients are exactly 0; and a batch."""
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_state()
     dist = Distributed(precision, cpu=not ON_GPU)
     assert (dist.device.type == "cuda") == ON_GPU
     state = make_state(config, info, dist)

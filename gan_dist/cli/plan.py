@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from gan_dist.cli.arguments import read_config
 from gan_dist.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gan_dist.data import DataInfo
+    from gan_dist.planning.plan import Rates
+    from gan_dist.settings.schema import Config
 
 USAGE = """\
 usage: gan-dist plan [CONFIG.yaml] --gpus 8,64,512 [--gpu h100] [--bandwidth 50] [key.sub=value ...]
@@ -42,9 +49,10 @@ def plan(arguments: list[str]) -> int:
     if options.bandwidth is not None and not options.bandwidth > 0:
         raise ConfigError(f"--bandwidth {options.bandwidth}: gigabytes per second, above 0")
 
+    config = read_config(settings)
+
     import torch
 
-    from gan_dist.cli.arguments import read_config
     from gan_dist.data.datasets import describe
     from gan_dist.planning import plan as planning
     from gan_dist.settings.config import choose
@@ -52,7 +60,6 @@ def plan(arguments: list[str]) -> int:
     from gan_dist.wiring.checks import check_names
     from gan_dist.wiring.data import source_of
 
-    config = read_config(settings)
     if options.gpu and options.gpu not in planning.GPUS:
         raise ConfigError(f"--gpu {options.gpu}: {choose(options.gpu, list(planning.GPUS))}")
     check_names(config)
@@ -61,21 +68,36 @@ def plan(arguments: list[str]) -> int:
     rates = planning.GPUS[options.gpu] if options.gpu else planning.measured_rates()
     if options.bandwidth:
         rates = replace(rates, bandwidth=options.bandwidth * 1e9)
-    images = config.train.batch_size * config.train.n_critic
+    _print_rates(rates, options.gpu or "", supposed=not (options.gpu or options.bandwidth))
+    _print_rows(config, info, rates, numbers)
+    return 0
+
+
+def _print_rates(rates: Rates, gpu: str, supposed: bool) -> None:
+    """Say what the plan is computed from; `supposed`: nobody has said how fast the link between processes is."""
+    import torch
+
     threads = "" if torch.cuda.is_available() else f" with {torch.get_num_threads()} threads"
     here = f"this machine's, measured{threads}"
     print(
-        f"rates: {options.gpu or here}: {rates.convolution / 1e12:.4g} TFLOP/s in convolutions, "
+        f"rates: {gpu or here}: {rates.convolution / 1e12:.4g} TFLOP/s in convolutions, "
         f"{rates.matmul / 1e12:.4g} in products, {rates.tf32 / 1e12:.4g} in TF32, {rates.half / 1e12:.4g} in half "
         f"precision, memory "
         f"{rates.traffic / 1e9:.4g} GB/s, between processes {rates.bandwidth / 1e9:.4g} GB/s"
-        f"{'' if options.gpu or options.bandwidth else ' (supposed)'}"
+        f"{' (supposed)' if supposed else ''}"
     )
+
+
+def _print_rows(config: Config, info: DataInfo, rates: Rates, numbers: list[int]) -> None:
+    """Print the table: a row for each number of GPUs."""
+    from gan_dist.planning.plan import pays_up_to, plan
+
+    images = config.train.batch_size * config.train.n_critic
     print(f"precision: {config.train.precision}")
     print("  GPUs images each    s/kimg    hours  memory each  waiting efficiency")
-    alone = planning.plan(config, info, 1, rates).seconds_per_kimg(images)
+    alone = plan(config, info, 1, rates).seconds_per_kimg(images)
     for number in numbers:
-        row = planning.plan(config, info, number, rates)
+        row = plan(config, info, number, rates)
         seconds = row.seconds_per_kimg(images)
         too_large = "  more than there is" if row.memory > rates.memory else ""
         print(
@@ -83,7 +105,6 @@ def plan(arguments: list[str]) -> int:
             f"{row.memory / 1e9:>9.3g} GB {row.wait / (row.compute + row.wait):>8.0%} "
             f"{alone / (number * seconds):>10.0%}{too_large}"
         )
-    most = planning.pays_up_to(config, info, rates)
+    most = pays_up_to(config, info, rates)
     print(f"More than {most} do not pay: twice as many save less than a fifth of the time, or cannot be.")
     print(NOTE, end="")
-    return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -10,7 +9,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
 
-import accelerate.optimizer
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.optimizer import AcceleratedOptimizer
@@ -22,10 +20,7 @@ from torch.utils.data import DataLoader
 from gan_dist.errors import ConfigError, UserError
 from gan_dist.kernels import convolution, switches
 from gan_dist.kernels.cpu import keep_freed_memory
-from gan_dist.parallel import peers, sync_batch_norm, world
-
-# Asked in each step of each optimizer, it looks through all folders that Python imports from: 0.3 ms.
-accelerate.optimizer.is_lomo_available = functools.cache(accelerate.optimizer.is_lomo_available)
+from gan_dist.parallel import accelerate_adapter, peers, sync_batch_norm, world
 
 T = TypeVar("T")
 
@@ -45,7 +40,7 @@ class Distributed:
         precision: fp64, fp32, tf32, bf16 or fp16.
 
     Args:
-        precision: see there; a run's is chosen by `gan_dist.precision.resolve`.
+        precision: see there; a run's is chosen by `gan_dist.settings.precision.resolve`.
         cpu: don't use a GPU.
         compress: send gradients as bf16.
         compile: run prepared networks through torch.compile.
@@ -59,6 +54,7 @@ class Distributed:
         self, precision: str = "fp32", cpu: bool = False, compress: bool = False, compile: bool = False
     ) -> None:
         switches.reserve_workspace()
+        accelerate_adapter.skip_lookups()
         cpu = cpu or not torch.cuda.is_available()
         if precision == "fp16" and cpu:
             raise ConfigError("train.precision=fp16 needs a GPU; bf16 and fp32 run everywhere")
@@ -67,8 +63,8 @@ class Distributed:
             os.environ.get(f"GAN_DIST_TEST_{name}") == "1" for name in ("SHARED_GPU", "GROUP_OF_ONE")
         )
         if shared_gpu:
-            os.environ["ACCELERATE_BYPASS_DEVICE_MAP"] = "true"  # else DDP of rank 1 is to be on a second GPU
-        elif not cpu and os.environ.get("ACCELERATE_BYPASS_DEVICE_MAP") != "true":
+            accelerate_adapter.allow_shared_gpu()
+        elif not cpu and not accelerate_adapter.shares_gpu():
             world.check_gpus(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count())
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
         warnings.filterwarnings("ignore", message="Grad strides do not match")  # of 1x1 convolutions: costs nothing
@@ -140,9 +136,7 @@ class Distributed:
 
     def release(self, model: nn.Module) -> None:
         """Undo `prepare_model`, so that the module can be prepared again."""
-        module = self._accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-        self._accelerator._models.remove(module)
-        vars(module).pop("_is_accelerate_prepared", None)  # else it would be left in the precision of its weights
+        accelerate_adapter.forget_model(self._accelerator, model)
 
     def make_scaler(self) -> torch.amp.GradScaler | None:
         """A loss scale, for fp16. Accelerate has one for all: an overflow in D's step would halve G's too."""
@@ -157,7 +151,7 @@ class Distributed:
     def prepare_loader(self, loader: DataLoader) -> DataLoader:
         """A loader of global batches to one of this process's slices, on the device."""
         prepared = self._accelerator.prepare_data_loader(loader)
-        self._accelerator._dataloaders.clear()  # one that has ended frees its images
+        accelerate_adapter.forget_loaders(self._accelerator)
         return prepared
 
     def sync_batch_norm(self, module: nn.Module) -> nn.Module:
@@ -196,7 +190,7 @@ class Distributed:
     def _in_fp32(self, model: nn.Module) -> Iterator[None]:
         module = self._accelerator.unwrap_model(model)
         prepared = module.forward
-        module.forward = getattr(module, "_original_forward", prepared)
+        module.forward = accelerate_adapter.forward_without_autocast(module)
         try:
             yield
         finally:

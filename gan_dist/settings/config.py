@@ -153,7 +153,7 @@ def choose(given: Any, choices: Sequence[Any]) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Checks of values (those that need data or an architecture are in `gan_dist.checks`)
+# Checks of values (those that need data or an architecture are in `gan_dist.wiring.checks`)
 
 _POSITIVE = {
     "train.kimg",

@@ -166,6 +166,6 @@ def changed_environment(checkpoint: Path, dist: Distributed) -> str:
 
 
 def check_content(checkpoint: Path, key: str) -> None:
-    """Likewise once they are: with another content than that of this `gan_dist.data.sources.data_key`."""
+    """Likewise once they are: with another content than that of this `gan_dist.data.in_memory.data_key`."""
     if read_facts(checkpoint).get("data_key", key) != key:
         raise ConfigError(f"{checkpoint} is of another run: the data set's content differs; start a new one elsewhere")

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Retention:
-    """Which checkpoints stay: see `gan_dist.schema.Checkpoint`."""
+    """Which checkpoints stay: see `gan_dist.settings.schema.Checkpoint`."""
 
     keep: int
     every_nimg: int
@@ -32,7 +32,7 @@ class SaveCheckpoint:
     """Copies the run off the device when one is due; a thread writes it. One that fails is reported, no more.
 
     Args:
-        facts: see `gan_dist.checkpoint.take_snapshot`.
+        facts: see `gan_dist.checkpoint.write.take_snapshot`.
         config: the run's resolved config, YAML.
     """
 
