@@ -72,7 +72,7 @@ class Contestant:
                 pipe.send((method, arguments))
             answers = [pipe.recv() for pipe in self._pipes]
         except (EOFError, OSError):
-            raise SystemExit(f"{self.name}: a process of it is gone") from None
+            raise SystemExit(f"{self.name}: one of its processes has ended") from None
         for _, result in answers:
             if isinstance(result, Exception):
                 raise SystemExit(f"{self.name}: {type(result).__name__}: {result}")
@@ -146,7 +146,7 @@ def check_agreement(contestants: Sequence[Contestant], tolerance: float = 2e-3) 
     for name, found in losses.items():
         for a, b in zip(chain(*first), chain(*found)):
             if not abs(a - b) <= tolerance * max(1.0, abs(a)):
-                raise SystemExit(f"{name} computes something else: losses {found}, not {first}")
+                raise SystemExit(f"{name} computes other losses: {found}, not {first}")
     return losses
 
 

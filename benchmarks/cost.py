@@ -87,7 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="*", help="key.sub=value")
     parser.add_argument("--tables", default="batch,image,data,processes")
-    parser.add_argument("--images", type=int, default=1024, help="of a turn")
+    parser.add_argument("--images", type=int, default=1024, help="images per turn")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_intermixed_args()

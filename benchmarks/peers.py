@@ -225,7 +225,7 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", help="key.sub=value")
     parser.add_argument("--mimicry", type=Path)
     parser.add_argument("--r3gan", type=Path)
-    parser.add_argument("--images", type=int, help="of a turn")
+    parser.add_argument("--images", type=int, help="images per turn")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_intermixed_args()

@@ -67,7 +67,7 @@ def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="*", help="CONFIG.yaml and key.sub=value")
-    parser.add_argument("--images", type=int, default=10_240, help="of a turn")
+    parser.add_argument("--images", type=int, default=10_240, help="images per turn")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--contestants", default="textbook,accelerate,package,bound")
     parser.add_argument("--processes", type=int, default=1)

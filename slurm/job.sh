@@ -4,7 +4,7 @@
 MAX_CRASHES=3 # give up after this many starts from one checkpoint that did not reach the next one
 
 source slurm/environment.sh
-JOB=$SLURM_JOB_ID # in an array, the element that started last has the same id as the whole array
+JOB=$SLURM_JOB_ID # in an array, the element that started last has the id of the whole array; see the next line
 [[ -z ${SLURM_ARRAY_TASK_ID:-} ]] || JOB=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 trap : TERM # SLURM sends TERM to this shell too; only the ranks act on it, and `end` decides afterwards
 
@@ -17,8 +17,8 @@ option() {
   echo "$value"
 }
 
-# start_ranks COMMAND ARGUMENTS…: run `gan-dist COMMAND ARGUMENTS…`, one process for each GPU, or for each task if there is
-# no GPU. Returns the highest exit status.
+# start_ranks COMMAND ARGUMENTS…: run `gan-dist COMMAND ARGUMENTS…`, one process for each GPU, or for each task if
+# there is no GPU. Returns the highest exit status.
 start_ranks() {
   local tasks=${SLURM_NTASKS:-$SLURM_NNODES} per_node cpus
   per_node=${SLURM_GPUS_ON_NODE:-$((tasks / SLURM_NNODES))}
@@ -37,16 +37,16 @@ start_ranks() {
   meet || return
   export WORLD_SIZE=$((SLURM_NNODES * per_node)) LOCAL_WORLD_SIZE=$per_node OMP_NUM_THREADS=$cpus PYTHONUNBUFFERED=1
   say "$WORLD_SIZE processes on $SLURM_JOB_NODELIST, $cpus threads each; they meet at $MASTER_ADDR:$MASTER_PORT"
-  # If a process fails, gan_dist ends the others itself, so that each keeps its true exit status. --wait ends those that hang.
+  # If a process fails, gan_dist itself ends the others, so each keeps its true exit status. --wait ends those that hang.
   # shellcheck disable=SC2016 # each rank expands its own variables
   srun --ntasks="$WORLD_SIZE" --ntasks-per-node="$per_node" --cpus-per-task="$cpus" --kill-on-bad-exit=0 --wait=20 \
     "${options[@]}" \
     bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID exec "$@"' rank "${PYTHON[@]}" -m gan_dist "$@"
 }
 
-# meet: set MASTER_ADDR to the first node, on which this script runs, and MASTER_PORT to a free port. The port is below the
-# range that the kernel gives to other programs, and nobody listens on it. This shell holds a lock on it until it ends, so
-# that no other job of this node takes the same port.
+# meet: set MASTER_ADDR to the first node, on which this script runs, and MASTER_PORT to a free port. The port is below
+# the range that the kernel gives to other programs, and no program listens on it. This shell holds a lock on the port
+# until it ends, so that no other job of this node takes the same port.
 meet() {
   local node
   node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
@@ -77,8 +77,8 @@ give_up() {
   exit 1
 }
 
-# end STATUS RUN_DIR SCRIPT ARGUMENTS…: finish, fail or requeue this job. If it must continue but cannot be requeued, a new
-# job runs SCRIPT ARGUMENTS….
+# end STATUS RUN_DIR SCRIPT ARGUMENTS…: finish, fail or requeue this job. If it must continue but cannot be requeued, a
+# new job runs SCRIPT ARGUMENTS….
 end() {
   local status=$1 run_dir=$2 state left own
   shift 2
@@ -100,8 +100,8 @@ end() {
   exit "$status" # finished, wrong settings, cancelled, or requeued by SLURM itself
 }
 
-# again SCRIPT ARGUMENTS…: requeue this job. If requeueing is switched off, submit a new job with the same options, as far as
-# a job can see its own options. sbatch takes the others from SBATCH_SIGNAL, SBATCH_CONSTRAINT and so on.
+# again SCRIPT ARGUMENTS…: requeue this job. If requeueing is switched off, submit a new job with the same options, as
+# far as a job can see its own options. sbatch takes the others from SBATCH_SIGNAL, SBATCH_CONSTRAINT and so on.
 again() {
   say "this job goes on later"
   scontrol requeue "$JOB" && exit 0
