@@ -1,4 +1,4 @@
-"""Thin entry: `python train.py CONFIG key=value …`, or `accelerate launch train.py …`; the same as `gan-dist train`."""
+"""`python train.py CONFIG key=value …` and `accelerate launch train.py …` do the same as `gan-dist train`."""
 
 import sys
 

@@ -1,1 +1,1 @@
-"""Side-by-side measurements: `python -m benchmarks` lists them. The test suite only sees that they work."""
+"""Measurements that compare contestants: `python -m benchmarks` lists them. The tests only check that they run."""

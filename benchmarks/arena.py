@@ -1,7 +1,7 @@
-"""Contestants take turns on one machine: each is a group of processes of its own, and waits while the others run.
+"""Contestants take turns on one machine: each has its own processes and waits while the others run.
 
-So a drift of the machine hits all alike, and none profits from what another has warmed up or changed. Figures are
-ratios within a round; a round's order is turned about in the next one.
+If the speed of the machine changes, it changes for all contestants, and no contestant can use what another has warmed
+up or changed. Figures are ratios within a round. Each round has the reverse order of the round before.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ import torch
 
 @dataclass(frozen=True)
 class Entry:
-    """A contestant: `module:class`, called with `arguments` in each of its processes.
+    """A contestant: the class `module:class`, created with `arguments` in each of its processes.
 
-    The class has `losses(n)`, the losses of D and G in its first n iterations from the common start, and
-    `train(turns)`, which trains on as many images as each turn says: in the main thread, as programs do.
+    The class has two methods. `losses(n)` returns the losses of D and G in its first n iterations; all contestants
+    start with the same weights. `train(turns)` trains, for each turn, on the number of images of this turn. It runs in
+    the main thread, as in a real program.
     """
 
     name: str
@@ -42,7 +43,7 @@ class Entry:
 
 
 class Contestant:
-    """The parent's side of an entry's processes; each has an equal share of the cores and a thread for each."""
+    """The parent's side of an entry's processes. Each has an equal share of the cores, and one thread per core."""
 
     def __init__(self, entry: Entry, cores: Sequence[int]) -> None:
         self.name = entry.name
@@ -71,7 +72,7 @@ class Contestant:
                 pipe.send((method, arguments))
             answers = [pipe.recv() for pipe in self._pipes]
         except (EOFError, OSError):
-            raise SystemExit(f"{self.name}: a process of it is gone") from None
+            raise SystemExit(f"{self.name}: one of its processes has ended") from None
         for _, result in answers:
             if isinstance(result, Exception):
                 raise SystemExit(f"{self.name}: {type(result).__name__}: {result}")
@@ -96,44 +97,44 @@ def _serve(factory: str, arguments: dict[str, Any], env: dict[str, str], cores: 
         contestant.train(_turns(contestant, pipe))
     except Exception as error:
         pipe.send((0.0, RuntimeError(f"{type(error).__name__}: {error}")))
-    os._exit(0)  # one of several processes must not wait for the others at exit
+    os._exit(0)  # a process must not wait for the others at exit
 
 
 def _turns(contestant: Any, pipe: Connection) -> Iterator[int]:
-    """The images of each turn, which lasts until the next is asked for; what else is asked is answered on the way."""
+    """Yield the number of images of each turn. A turn lasts until the next request; others are answered here."""
     while (order := pipe.recv()) is not None:
         method, arguments = order
         start, result = time.perf_counter(), None
         if method == "run":
             yield arguments[0]
-            wait_for_gpu()  # what it has not yet done belongs to the turn
+            wait_for_gpu()  # work that is still queued belongs to this turn
         else:
             result = getattr(contestant, method)(*arguments)
         pipe.send((time.perf_counter() - start, result))
 
 
 def wait_for_gpu() -> None:
-    """Until it has done all that it was asked for; nothing where none is used."""
+    """Wait until the GPU has finished all its work. Does nothing if no GPU is used."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
 def peak_mib() -> float:
-    """The largest size of this process so far, MiB."""
+    """The peak memory of this process so far, MiB."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def peak_of_device() -> float:
-    """The largest memory so far, MiB: of this process's tensors on a GPU, or of the process where none is used."""
+    """The peak memory so far, MiB: of this process's tensors on the GPU, or of the whole process if no GPU is used."""
     return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_initialized() else peak_mib()
 
 
 def check_agreement(contestants: Sequence[Contestant], tolerance: float = 2e-3) -> dict[str, list[list[float]]]:
-    """All compute the same: losses of the first iterations from the same weights, images and latents.
+    """Check that all compute the same losses in the first iterations, from the same weights, images and latents.
 
     Raises:
-        SystemExit: one of them does not.
+        SystemExit: a contestant computes other losses.
     """
     losses = {}
     for contestant in contestants:
@@ -145,12 +146,12 @@ def check_agreement(contestants: Sequence[Contestant], tolerance: float = 2e-3) 
     for name, found in losses.items():
         for a, b in zip(chain(*first), chain(*found)):
             if not abs(a - b) <= tolerance * max(1.0, abs(a)):
-                raise SystemExit(f"{name} computes something else: losses {found}, not {first}")
+                raise SystemExit(f"{name} computes other losses: {found}, not {first}")
     return losses
 
 
 def take_turns(contestants: Sequence[Contestant], images: int, rounds: int) -> dict[str, list[float]]:
-    """Images per second of each contestant in each round, after a turn that is not counted."""
+    """Images per second of each contestant in each round. A first turn to warm up is not counted."""
     for contestant in contestants:
         contestant.ask("run", images)
     speeds: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
@@ -165,12 +166,12 @@ def ratios(speeds: dict[str, list[float]], name: str, over: str) -> list[float]:
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """The median, and the range."""
+    """The median and the range, as text."""
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
 
 
 def table(speeds: dict[str, list[float]], over: Sequence[str]) -> str:
-    """A row a contestant: images/s, and its ratio to some of them in each round; medians and ranges."""
+    """One row per contestant: images/s, and the ratio to each one in `over`; medians and ranges of the rounds."""
     lines = [f"{'':<34}{'images/s':>10}" + "".join(f"{'over ' + name:>26}" for name in over)]
     for name, values in speeds.items():
         against = "".join(f"{spread(ratios(speeds, name, other)):>26}" for other in over)
@@ -179,7 +180,7 @@ def table(speeds: dict[str, list[float]], over: Sequence[str]) -> str:
 
 
 def machine() -> dict[str, str]:
-    """What a figure must be quoted with."""
+    """The facts that must be given with every figure: date, machine and versions."""
     model = next(
         (
             line.partition(":")[2].strip()

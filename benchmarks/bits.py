@@ -1,10 +1,10 @@
-"""Hashes of what short runs of all recipes end with: equal before and after a change that must change no bit.
+"""Hashes of the results of short runs of all recipes, to compare before and after a change that must change no bit.
 
 `python -m benchmarks bits [--recipes a,b] [--against FILE] [--json FILE]` trains every recipe on the CPU with one
-thread, small widths, and random images in the channels of its own. Each run has eight iterations, D steps with a
-penalty and without one, a stop with a resume, and one evaluation at its end; a growing one goes through all stages.
-Hashed are the networks' weights, the average of G, the optimizers' moments, and the lines of `metrics.jsonl` without
-its times.
+thread, small widths, and random images with the recipe's own number of channels. Each run has eight iterations, D steps
+with a penalty and without one, a stop with a resume, and one evaluation at its end; a run that grows goes through all
+stages. The hashes are of the networks' weights, the average of G, the optimizers' moments, and the lines of
+`metrics.jsonl` without the times.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ COLUMNS = {"weights": ("G.", "D."), "average": ("G_ema.",), "moments": ("opt_G."
 
 
 def hashes(recipe: str, folder: Path) -> dict[str, str]:
-    """Train a recipe to its middle, resume it to its end, and hash what it ends with."""
+    """Train a recipe to its middle, resume it, train it to its end, and hash the results."""
     own, nimg = settings(recipe, tiny=True)
     own += ["train.device=cpu", "metrics.extractor=classifier", "metrics.num_images=64", "metrics.batch_size=32"]
     config, info = configure(recipe, own, tiny=True)
@@ -45,7 +45,7 @@ def hashes(recipe: str, folder: Path) -> dict[str, str]:
 
 
 def hash_of(tensors: dict[str, Tensor]) -> str:
-    """Of names, shapes and bits."""
+    """A hash of the names, shapes and bits of tensors."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         array = tensor.detach().cpu().contiguous().numpy()
@@ -55,7 +55,7 @@ def hash_of(tensors: dict[str, Tensor]) -> str:
 
 
 def main() -> None:
-    """Print one row for each recipe; the exit status is 1 if one differs from the file that it is compared with."""
+    """Print one row for each recipe. The exit status is 1 if a recipe differs from the file given by --against."""
     parser = argparse.ArgumentParser("python -m benchmarks bits", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--recipes", help="names separated by commas (default: all)")
     parser.add_argument("--against", type=Path, help="a file written by --json, to compare with")
@@ -67,7 +67,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, 1 thread")
     print(f"{'recipe':<30}" + "".join(f"{column:<14}" for column in (*COLUMNS, "figures")))
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, stand_in_data():
-        os.environ["GAN_DIST_CACHE"] = folder  # of the classifiers that measure
+        os.environ["GAN_DIST_CACHE"] = folder  # for the classifiers of the metrics
         for recipe in options.recipes.split(",") if options.recipes else sorted(recipes()):
             rows[recipe] = hashes(recipe, Path(folder))
             differs = [column for column, value in before.get(recipe, {}).items() if rows[recipe][column] != value]

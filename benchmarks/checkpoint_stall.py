@@ -1,9 +1,9 @@
-"""How long a checkpoint holds the training loop: the copy that a thread writes, against writing it there and then.
+"""How long a checkpoint stops the training loop: with a copy that a thread writes, and with writing in the loop itself.
 
     python -m benchmarks checkpoint_stall [CONFIG.yaml] [key.sub=value ...] [--rounds 20] [--json FILE]
 
-In each round, in turn: plain iterations; a checkpoint as training takes one, and the iterations until it is on disk; a
-checkpoint written in the loop.
+Each round measures, one after the other: plain iterations; a checkpoint as in training, and the iterations until it is
+on disk; a checkpoint that is written in the loop.
 """
 
 from __future__ import annotations

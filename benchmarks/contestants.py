@@ -1,6 +1,7 @@
-"""Ways to train the same two networks: the tutorial's loop, plain Accelerate, this package, and the bare computation.
+"""Ways to train the same two networks: the loop of tutorials, plain Accelerate, this package, the bare computation.
 
-All start from the weights of the config's seed; `losses` feeds them the images and latents that gan_dist draws.
+All start with the weights that follow from the seed of the config. `losses` gives them the images and latents that
+gan_dist draws.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from gan_dist.wiring.build import build
 from gan_dist.wiring.data import source_of
 from gan_dist.wiring.networks import make_discriminator, make_generator, make_optimizer
 
-QUIET = ["metrics.every_kimg=0", "tracking.wandb=disabled", "train.kimg=1000000"]  # as long as there are turns
+QUIET = ["metrics.every_kimg=0", "tracking.wandb=disabled", "train.kimg=1000000"]  # it ends after the last turn
 Draw = tuple[Tensor, Tensor, Tensor]  # real images in [-1, 1] and the latents of the D and the G step
 
 
@@ -57,7 +58,7 @@ def on_cpu(config: Config) -> bool:
 
 
 def networks(config: Config, info: DataInfo, device: torch.device) -> tuple[nn.Module, nn.Module]:
-    """G and D as a run with this config starts with."""
+    """G and D with the weights with which a run of this config starts."""
     with torch_seed(config.train.seed, Purpose.INIT_G):
         G = make_generator(config.model, info.image_shape, 0)
     with torch_seed(config.train.seed, Purpose.INIT_D):
@@ -66,7 +67,7 @@ def networks(config: Config, info: DataInfo, device: torch.device) -> tuple[nn.M
 
 
 def first_draws(config: Config, dataset: Images, n: int, share: range, device: torch.device) -> Iterator[Draw]:
-    """What a run draws in its first iterations: this process's share of it."""
+    """What a run draws in its first n iterations, as far as this process uses it."""
     stream, batch = KeyedStream(dataset, config.train.seed), config.train.batch_size
     for i in range(n):
         images, _ = stream.__getitems__(range(i * batch + share.start, i * batch + share.stop))
@@ -79,7 +80,7 @@ def first_draws(config: Config, dataset: Images, n: int, share: range, device: t
 
 
 def unpack(root: str, into: str) -> None:
-    """Fashion-MNIST's files where torchvision wants them."""
+    """Put the files of Fashion-MNIST where torchvision looks for them."""
     there = Path(into, "FashionMNIST/raw")
     there.mkdir(parents=True)
     for path in Path(root).rglob("*-ubyte*"):
@@ -107,7 +108,7 @@ class Simple:
         return [tuple(float(loss) for loss in self.step(*draw)) for draw in draws]  # type: ignore[misc]
 
     def share(self) -> range:
-        """Of each global batch, what this process computes."""
+        """The part of each global batch that this process computes."""
         return range(self.config.train.batch_size)
 
     def step(self, real: Tensor, z_D: Tensor, z_G: Tensor) -> tuple[Any, Any]:
@@ -132,7 +133,7 @@ class Textbook(Simple):
         transform = transforms.Compose([*resize, transforms.ToTensor(), transforms.Normalize((0.5,), (0.5,))])
         with tempfile.TemporaryDirectory() as root:
             unpack(self.config.data.root, root)
-            dataset = datasets.FashionMNIST(root, transform=transform)  # reads all of it
+            dataset = datasets.FashionMNIST(root, transform=transform)  # reads the whole data set
         self.loader = DataLoader(dataset, batch_size=self.config.train.batch_size, shuffle=True)
         self.batches = self._epochs()
 
@@ -167,11 +168,11 @@ class Textbook(Simple):
 
 
 class PlainAccelerate(Simple):
-    """Two models, two optimizers and a loader through `prepare`, and nothing else; the images are in memory."""
+    """Two models, two optimizers and a loader passed through `prepare`, and nothing else. The images are in memory."""
 
     def __init__(self, config: str, settings: list[str]) -> None:
         self.config, self.info = configured(config, settings)
-        # The one thing that a batch normalization needs for two forward passes before a backward pass.
+        # With batch normalization, two forward passes before a backward pass need this setting.
         handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
         self.accelerator = Accelerator(cpu=on_cpu(self.config), kwargs_handlers=handlers)
         self.device = self.accelerator.device
@@ -218,7 +219,7 @@ class PlainAccelerate(Simple):
 
 
 class Package:
-    """gan_dist as a user runs it: the whole Trainer with averaging, logging, grids and checkpoints."""
+    """gan_dist as a user runs it: the complete Trainer with averaging, logging, grids and checkpoints."""
 
     def __init__(self, config: str, settings: list[str]) -> None:
         self.before = peak_mib()
@@ -237,10 +238,10 @@ class Package:
             found.append((means["loss_D"], means["loss_G"]))
         return found
 
-    every_nimg, at_start, at_end = 1, False, False  # this object is the last of the trainer's callbacks
+    every_nimg, at_start, at_end = 1, False, False  # this object is the trainer's last callback
 
     def train(self, turns: Iterator[int]) -> None:
-        with numerics(self.dist.precision, self.config.train.exact):  # around what else is asked between turns, too
+        with numerics(self.dist.precision, self.config.train.exact):  # also for questions between turns
             self.turns, self.until = turns, self.trainer.state.nimg + next(turns)
             self.trainer.callbacks = [*self.trainer.callbacks, self]
             try:
@@ -251,25 +252,25 @@ class Package:
 
     def __call__(self, state: Any) -> None:
         if state.nimg >= self.until:
-            self.wired.save.wait()  # a checkpoint that is still being written belongs to this turn
+            self.wired.save.wait()  # the time to write a checkpoint belongs to this turn
             self.until = state.nimg + next(self.turns)
 
     def memory(self) -> dict[str, float]:
-        """MiB: what training has added at its peak, and what of it are the data set and the average of G."""
+        """Peak memory that training has added, and the part of it that the average of G takes, MiB."""
         state = self.trainer.state
         average = sum(p.numel() * p.element_size() for p in state.G_ema.parameters()) / 2**20
         return {"peak": peak_mib() - self.before, "average": average}
 
 
 class Bound(Simple):
-    """The same forward and backward passes and optimizer steps on one resident batch, with nothing around."""
+    """The same forward and backward passes and optimizer steps on one batch that stays in memory, and nothing else."""
 
     def __init__(self, config: str, settings: list[str]) -> None:
         self.before = peak_mib()
         self.config, self.info = configured(config, settings)
         cpu = on_cpu(self.config)
         self.precision = resolve(self.config.train, on_gpu=not cpu)
-        self.device = Distributed("fp32", cpu).device  # memory is kept as the package does
+        self.device = Distributed("fp32", cpu).device  # glibc keeps freed memory, as with the package
         self.G, self.D = (adapt(net, self.precision) for net in networks(self.config, self.info, self.device))
         self.opt_G = make_optimizer(self.config.optim.G, self.G)
         self.opt_D = make_optimizer(self.config.optim.D, self.D)
@@ -325,7 +326,7 @@ class Bound(Simple):
         return {"peak": peak_mib() - self.before}
 
     def floor(self) -> float:
-        """Images/s if every counted floating-point operation ran at the rate of this machine's matrix product."""
+        """Images/s if every counted floating-point operation ran at the rate of a matrix product on this machine."""
 
         def product(a: Sequence[int], b: Sequence[int], *_: Any, **__: Any) -> int:
             return 2 * a[0] * a[1] * b[0]
@@ -337,7 +338,7 @@ class Bound(Simple):
 
 @torch.no_grad()
 def matmul_rate(device: torch.device, size: int = 2048) -> float:
-    """Floating-point operations per second of a product of two square matrices in fp32: the best of some."""
+    """Floating-point operations per second of a product of two square matrices in fp32: the best of eight."""
     product = adapt(nn.Linear(size, size, bias=False, device=device), "fp32")
     a = torch.randn(size, size, device=device)
     best = float("inf")
@@ -349,5 +350,5 @@ def matmul_rate(device: torch.device, size: int = 2048) -> float:
 
 
 def sizes(*networks: nn.Module) -> list[int]:
-    """How many parameters each has."""
+    """The number of parameters of each network."""
     return [sum(parameter.numel() for parameter in network.parameters()) for network in networks]

@@ -2,9 +2,9 @@
 
     python -m benchmarks cost [--images 1024] [--rounds 3] [--json FILE] [key.sub=value …]
 
-DCGAN on Fashion-MNIST (`data.root=…` among the settings), resized as needed; the data set's size with folders of small
-pictures. Each row is one run of the whole Trainer in processes of its own, the rows of a table in turn. With one and
-two processes goes what `gan-dist plan` expects of them, from the rates of one core.
+It trains DCGAN on Fashion-MNIST (give `data.root=…` among the settings), resized as needed. The table of data set sizes
+uses folders of small pictures. Each row is one run of the complete Trainer in its own processes; the rows of a table
+take turns. The table of processes also has what `gan-dist plan` expects, computed from the rates of one core.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def measure(name: str, settings: list[str], images: int, rounds: int) -> dict[st
     """Speeds, seconds to start and MiB of one table's rows."""
     cores = sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
-        # One core for all but the table of processes, which gives each process one.
+        # One core for each process; all tables except that of processes use one process.
         contestants = [
             Contestant(entry, cores[: max(1, entry.processes)]) for entry in rows(name, settings, Path(folder))
         ]
@@ -76,7 +76,7 @@ def measure(name: str, settings: list[str], images: int, rounds: int) -> dict[st
 
 
 def planned(settings: list[str], labels: list[str]) -> dict[str, float]:
-    """Images/s that `gan-dist plan` expects of so many processes with a core each."""
+    """Images/s that `gan-dist plan` expects for these numbers of processes, with one core each."""
     config, info = configured(CONFIG, [*settings, *PROCESSES])
     torch.set_num_threads(1)
     rates = plan.measured_rates()
@@ -87,7 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="*", help="key.sub=value")
     parser.add_argument("--tables", default="batch,image,data,processes")
-    parser.add_argument("--images", type=int, default=1024, help="of a turn")
+    parser.add_argument("--images", type=int, default=1024, help="images per turn")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_intermixed_args()

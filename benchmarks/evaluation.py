@@ -1,12 +1,12 @@
-"""Metrics: what an evaluation takes beyond its extractor's forward passes, and beside torch-fidelity.
+"""Metrics: the time of an evaluation, compared with the extractor's forward passes and with torch-fidelity.
 
     python -m benchmarks evaluation [--extractor inception|classifier] [--images 5000] [--rounds 1] [--json FILE]
     python -m benchmarks evaluation --beside-torch-fidelity [--images 5000] [--rounds 3] [--json FILE]
 
-The first compares the bare forward passes of the extractor on resident images with the whole evaluation of a
-generator against as many real images: FID, KID, Inception Score, precision and recall. Inception has random weights
-unless metrics.inception_weights names a file: its arithmetic is the same. The second gives both libraries the same two
-sets of images and the classifier's features.
+The first command compares two times: that of the extractor's bare forward passes on images in memory, and that of a
+whole evaluation of a generator with the same number of real images (FID, KID, Inception Score, precision and recall).
+Inception has random weights unless metrics.inception_weights names a file; this does not change the time. The second
+command gives both libraries the same two sets of images and the features of the classifier.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def timed(work: Callable[[], Any]) -> float:
 
 
 def random_inception(folder: str) -> str:
-    """A file of Inception's weights as they are initialised."""
+    """Write a file with random weights of Inception; return its path."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     class Random(FeatureExtractorInceptionV3):
         def load_state_dict(self, *_: Any) -> None:  # type: ignore[override]
-            """Keep what there is."""
+            """Keep the random weights."""
 
     empty, path = Path(folder) / "empty.pth", Path(folder) / "inception.pth"
     torch.save({}, empty)
@@ -68,7 +68,7 @@ def extractor_of(config: Config, info: DataInfo, dataset: ImageTensor, dist: Dis
 
 
 def overhead(config: Config, info: DataInfo, dataset: ImageTensor, rounds: int) -> dict[str, list[float]]:
-    """Seconds of the extractor's bare passes, and of whole evaluations, in turn."""
+    """Seconds of the extractor's bare forward passes and of whole evaluations, measured in turn."""
     dist = Distributed("fp32")
     G = make_state(config, info, dist).G_ema
     extractor = extractor_of(config, info, dataset, dist)
@@ -91,7 +91,7 @@ def overhead(config: Config, info: DataInfo, dataset: ImageTensor, rounds: int) 
 
 
 def fidelity(extractor: Extractor, real: Tensor, fake: Tensor) -> dict[str, float]:
-    """torch-fidelity's figures of two sets of images, with an extractor of ours."""
+    """torch-fidelity's figures for two sets of images, with our extractor."""
     import torch_fidelity
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
@@ -129,7 +129,7 @@ def fidelity(extractor: Extractor, real: Tensor, fake: Tensor) -> dict[str, floa
         def __getitem__(self, index: int) -> Tensor:
             return self.images[index]
 
-    with suppress(ValueError):  # it is there from the round before
+    with suppress(ValueError):  # registered in the round before
         torch_fidelity.register_feature_extractor("gan-dist", Features)
     figures = torch_fidelity.calculate_metrics(
         input1=Set(fake), input2=Set(real), feature_extractor="gan-dist", batch_size=250,
@@ -149,7 +149,7 @@ def fidelity(extractor: Extractor, real: Tensor, fake: Tensor) -> dict[str, floa
 def beside(
     config: Config, info: DataInfo, dataset: ImageTensor, rounds: int
 ) -> tuple[dict[str, list[float]], list[Any]]:
-    """Seconds for the figures of two sets of images, of both libraries in turn; and the figures."""
+    """Seconds that each library takes for the figures of two sets of images, measured in turn; and the figures."""
     dist = Distributed("fp32")
     extractor = extractor_of(config, info, dataset, dist)
     n = config.metrics.num_images
@@ -158,7 +158,7 @@ def beside(
     fake = fake.to(torch.uint8)
     evaluator = FeatureEvaluator(
         extractor, dataset, dist, None, num_images=n, batch_size=250, seed=0
-    )  # its own reference is not timed
+    )  # computing its reference is not timed
 
     def ours() -> dict[str, float]:
         features, _ = evaluator._extract(n, lambda first, count: real[first : first + count].to(dist.device))
@@ -166,7 +166,7 @@ def beside(
         return scores(features, others, logits, 0)
 
     found: dict[str, list[float]] = {"gan_dist": [], "torch-fidelity": []}
-    for _ in range(rounds + 1):  # the first is not counted
+    for _ in range(rounds + 1):  # the first round is not counted
         figures = []
         for name, work in (("gan_dist", ours), ("torch-fidelity", lambda: fidelity(extractor, real, fake))):
             start = time.perf_counter()

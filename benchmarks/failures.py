@@ -1,8 +1,8 @@
-"""The old failures of GANs, each in one picture, on points of the plane: some minutes on one core.
+"""The well-known failures of GANs, one picture each, on points of the plane. Takes some minutes on one core.
 
     python -m benchmarks failures [--runs DIR] [--out docs/images] [key.sub=value ...]
 
-Runs that are there already are not trained again.
+Runs that already exist are not trained again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gan_dist.rng import Purpose
 
 ROOT = Path(__file__).parent.parent
 KIMG = 1500
-# name -> config and what differs from it
+# name -> (config, settings that differ from it)
 RUNS = {
     "plain": ("grid_gan", []),
     "minimax": ("grid_gan", ["loss.name=minimax"]),
@@ -37,7 +37,7 @@ RUNS = {
 
 
 def train(name: str, runs: Path, overrides: list[str]) -> Path:
-    """A run of `RUNS`, trained if it is not there."""
+    """Train a run of `RUNS` if it does not exist yet; return its directory."""
     config, changes = RUNS[name]
     settings = [f"train.kimg={KIMG}", "log.every_kimg=10", "metrics.every_kimg=0", "sample.every_kimg=0"]
     subprocess.run(
@@ -50,27 +50,27 @@ def train(name: str, runs: Path, overrides: list[str]) -> Path:
 
 @torch.no_grad()
 def points(run: Path) -> Tensor:
-    """2,500 points of a run's averaged generator, (2500, 2)."""
+    """2,500 points from the averaged generator of a run: (2500, 2)."""
     G = gan_dist.load_generator(run)
     z_dim: int = G.z_dim  # type: ignore[assignment]
     return G(rng.latents(0, Purpose.SAMPLE_LATENT, 0, 2500, z_dim).float()).flatten(1)
 
 
 def curve(run: Path, name: str) -> tuple[list[float], list[float]]:
-    """A logged figure over kimg."""
+    """A logged figure as a function of kimg: (kimg, values)."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     found = [(line["kimg"], line[name]) for line in lines if name in line]
     return [kimg for kimg, _ in found], [value for _, value in found]
 
 
 def critic_weights(run: Path) -> Tensor:
-    """All weights of a run's D, without biases, flat."""
+    """All weights of the D of a run, without biases, as one vector."""
     D = load_file(max((run / "checkpoints").iterdir()) / "D.safetensors")
     return torch.cat([tensor.flatten() for tensor in D.values() if tensor.ndim > 1])
 
 
 def collapse(runs: dict[str, Path], path: Path) -> None:
-    """Points of the plain GAN beside those of relativistic pairs with R1 and R2."""
+    """Points of the plain GAN, and points of relativistic pairs with R1 and R2."""
     figure = Figure(figsize=(8, 4), layout="constrained")
     titles = {"plain": "plain GAN: modes are lost", "paired": "relativistic pairs, R1 and R2: all 25"}
     for axes, (name, title) in zip(figure.subplots(1, 2), titles.items()):
@@ -81,7 +81,7 @@ def collapse(runs: dict[str, Path], path: Path) -> None:
 
 
 def stalling(runs: dict[str, Path], path: Path) -> None:
-    """The gradient that G gets from the two losses of 2014."""
+    """The norm of G's gradient with each of the two losses of 2014."""
     figure = Figure(figsize=(8, 3.5), layout="constrained")
     axes = figure.subplots()
     for name, label in (("plain", "non-saturating: -log D(G(z))"), ("minimax", "minimax: log(1 - D(G(z)))")):
@@ -92,7 +92,7 @@ def stalling(runs: dict[str, Path], path: Path) -> None:
 
 
 def saturation(runs: dict[str, Path], path: Path) -> None:
-    """Where the critic's weights end under clipping and under a gradient penalty."""
+    """The values of the critic's weights after clipping, and with a gradient penalty."""
     figure = Figure(figsize=(8, 3.5), layout="constrained")
     titles = {"clipped": "clipping at 0.1: weights at the two bounds", "penalised": "gradient penalty"}
     for axes, (name, title) in zip(figure.subplots(1, 2), titles.items()):

@@ -1,11 +1,11 @@
-"""What only a GPU can show, in at most seven minutes: tests, bits, the official R3GAN beside ours, kernels, memory.
+"""What only a GPU can show, in at most seven minutes: tests, bits, the official R3GAN and ours, kernels, memory.
 
     python -m benchmarks gpu data.root=DIR [--r3gan DIR] [--parts a,b] [--json FILE] [--tiny]
 
-`data.root` is where Fashion-MNIST lies, for the part `targets`; all other parts train on random images. `--r3gan` is a
-copy of the official code (see `benchmarks.peers`). It runs from a plain copy of this repository. Each row is printed as
-soon as it is measured, and the report is written after each part; parts that a report has and that are not run again
-stay in it. `--tiny` is for the tests: tiny networks, on a CPU too, whose figures mean nothing.
+`data.root` is the directory of Fashion-MNIST, for the part `targets`; all other parts train on random images. `--r3gan`
+is a copy of the official code (see `benchmarks.peers`). The command runs from a plain copy of this repository. Each row
+is printed as soon as it is measured, and the report is written after each part. If the report already has other parts,
+they stay in it. `--tiny` is for the tests: it uses tiny networks, also on a CPU, and its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from benchmarks.gpu_measure import Goal, Row, Rows
 from gan_dist.kernels.switches import reserve_workspace
 
 ROOT = Path(__file__).parent.parent
-TOTAL = 400.0  # seconds for all parts; imports and the start of CUDA come before
-ROOM = 3000  # MiB of the temporary directory, for the checkpoint of the largest recipe
+TOTAL = 400.0  # seconds for all parts, without imports and the start of CUDA
+ROOM = 3000  # MiB needed in the temporary directory, for the checkpoint of the largest recipe
 
 
 class Part(NamedTuple):
-    """A part takes the command's options and gives rows; it is cut off after so many seconds."""
+    """`measure` takes the options of the command and yields rows. The part is cut off after `limit` seconds."""
 
     measure: Callable[[Namespace], Rows]
     limit: float
-    timed: bool = True  # nothing else may run beside it
+    timed: bool = True  # nothing else may run at the same time
 
 
-# In the order of their worth.
+# The most important parts come first.
 PARTS = {
     "bits": Part(gpu_parts.bits, 100, timed=False),
     "tests": Part(gpu_parts.tests, 90, timed=False),
@@ -65,7 +65,7 @@ PARTS = {
 
 
 def needs(options: Namespace) -> Iterator[str]:
-    """What the command needs, and whether it is there."""
+    """Yield lines on what the command needs and whether it is installed."""
     yield f"GPU: {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}; needs one with 40 GiB"
     machine = arena.machine()
     packages = {name: machine[name] for name in ("torch", "torchvision", "accelerate", "torchmetrics")}
@@ -97,12 +97,12 @@ def _mib(path: Path) -> float:
 
 
 class CutOff(BaseException):
-    """A part's time is over. It is no Exception, so that no part takes it for a row that failed."""
+    """The time of a part is over. It is not an Exception, so that a part does not report it as a failed row."""
 
 
 @contextlib.contextmanager
 def limited(seconds: float) -> Iterator[None]:
-    """What runs within is cut off after so many seconds, and the processes that it has started are ended."""
+    """Cut off the body after this many seconds and end the processes that it has started."""
 
     def cut_off(*_: Any) -> None:
         for child in multiprocessing.active_children():
@@ -119,7 +119,7 @@ def limited(seconds: float) -> Iterator[None]:
 
 
 def run_part(part: Part, options: Namespace, seconds: float) -> tuple[list[dict[str, Any]], str, bool]:
-    """A part's rows, each printed at once; how it ended, in words; and whether it failed."""
+    """Run a part and print each row at once; return its rows, how it ended, in words, and whether it failed."""
     rows: list[dict[str, Any]] = []
     try:
         with limited(seconds):
@@ -144,7 +144,7 @@ def shown(value: Any) -> str:
 
 
 def start_background(options: Namespace, parts: list[str]) -> None:
-    """The tests, and the compilers of the official operations: both run while parts that are not timed do."""
+    """Start the tests and the compilers of the official operations; both run during the parts that are not timed."""
     options.pytest, options.builds = None, {}
     if "tests" in parts:
         options.pytest = gpu_parts.start_tests(options.tiny)
@@ -155,7 +155,7 @@ def start_background(options: Namespace, parts: list[str]) -> None:
 
 
 def until_quiet(options: Namespace, seconds: float) -> None:
-    """Wait until the compilers have ended; what lasts longer than that is ended."""
+    """Wait until the compilers have ended; end those that take longer than `seconds`."""
     end = time.monotonic() + seconds
     for name, build in options.builds.items():
         if build.process.poll() is None:
@@ -167,7 +167,7 @@ def until_quiet(options: Namespace, seconds: float) -> None:
 
 
 def run(options: Namespace, parts: list[str], report: dict[str, Any]) -> bool:
-    """All parts, one after the other; False if one has failed."""
+    """Run the parts one after the other; return False if one has failed."""
     began, good = time.monotonic(), True
     start_background(options, parts)
     try:
@@ -198,7 +198,7 @@ def run(options: Namespace, parts: list[str], report: dict[str, Any]) -> bool:
 
 
 def table(report: dict[str, Any]) -> str:
-    """Every goal of the rows there are, with a mark in each mode that it was measured in."""
+    """A table of all goals of the report's rows, with a mark for each mode in which a goal was measured."""
     lines: dict[tuple[str, str], dict[str, Goal]] = {}
     for part in report["parts"].values():
         for goal in (Goal(**goal) for row in part["rows"] for goal in row["goals"]):
@@ -213,7 +213,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def verdict(goal: Goal | None) -> tuple[str, str]:
-    """What was measured, and ✓ or ✗ by its median to two digits."""
+    """The measured value, and ✓ or ✗ by its median, rounded to two digits."""
     if goal is None:
         return "", ""
     middle = round(statistics.median(goal.values), 2)
@@ -232,7 +232,7 @@ def main() -> None:
     if unknown := {*options.parts.split(",")} - PARTS.keys():
         parser.error(f"--parts {', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
     reserve_workspace()
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler tells when it starts and stops
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise the profiler prints a line when it starts and stops
     options.seconds, options.rounds = (0.01, 1) if options.tiny else (2.0, 3)
     print("\n".join(needs(options)), flush=True)
     if not (torch.cuda.is_available() or options.tiny):

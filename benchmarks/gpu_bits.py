@@ -1,4 +1,4 @@
-"""The part `bits` of `benchmarks.gpu`: does a run of each recipe end with the same bits, repeated or resumed?"""
+"""The part `bits` of `benchmarks.gpu`: whether repeated and resumed runs of each recipe end with the same bits."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from gan_dist.parallel.signals import StopSignals
 from gan_dist.report.tracking import read_metrics
 from gan_dist.settings.schema import Config
 
-ITERATIONS, GROWING = 8, 24  # of a run; of one that goes through up to six stages
-LARGEST = 64  # batch
+ITERATIONS, GROWING = 8, 24  # iterations of a run, and of a run that grows through up to six stages
+LARGEST = 64  # largest batch size
 
 
 class Compared(NamedTuple):
-    """What differs, in words, between a run and its repetition up to the stop, and between it and the resumed one."""
+    """What differs, in words, between a run and its repetition up to the stop, and between it and the resumed run."""
 
     precision: str
     repeated: str
@@ -38,7 +38,7 @@ class Compared(NamedTuple):
 
 
 class Stop:
-    """The last callback of a run: copies it when it has seen so many images, and stops it there if it is to."""
+    """The last callback of a run: at `nimg` images it copies the state, and stops the run there if `stop` is true."""
 
     every_nimg, at_start, at_end = 1, False, False
 
@@ -54,9 +54,9 @@ class Stop:
 
 
 def settings(name: str, tiny: bool) -> tuple[list[str], int]:
-    """Of a short run of a recipe, and after how many images it is stopped.
+    """Settings of a short run of a recipe, and the number of images after which it is stopped.
 
-    It has D steps with a penalty and without one, and a recipe that grows goes through all of its stages.
+    The run has D steps with a penalty and without one. A recipe that grows goes through all of its stages.
     """
     config, _ = configure(name, tiny=tiny)
     batch = config.train.batch_size
@@ -75,7 +75,7 @@ def settings(name: str, tiny: bool) -> tuple[list[str], int]:
 
 
 def compare(name: str, tiny: bool) -> Compared:
-    """Train a recipe once without a stop, and once with a stop and on from its checkpoint."""
+    """Train a recipe once without a stop, and once with a stop and a resume; compare both."""
     own, nimg = settings(name, tiny)
     config, info = configure(name, own, tiny)
     precision = precision_of(config)
@@ -93,7 +93,7 @@ def compare(name: str, tiny: bool) -> Compared:
 def train(
     config: Config, info: DataInfo, run_dir: Path, nimg: int, *, stop: bool
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """From the newest checkpoint, if there is one, to the end or to `nimg` images: what it is there, and at its end."""
+    """Train from the newest checkpoint, if there is one; return copies of the state at `nimg` images and at the end."""
     run_dir.mkdir(exist_ok=True)
     checkpoint = find_checkpoint(run_dir) if (run_dir / "checkpoints").exists() else None
     run = gan_dist.wiring.build.build(config, info, run_dir, checkpoint, distributed(config))
@@ -107,14 +107,14 @@ def train(
 
 
 def copied(state: State) -> dict[str, Tensor]:
-    """All weights, averages and moments, as they are now."""
+    """Copies of all weights, averages and moments."""
     found = {f"{of}.{name}": value for of in NETWORKS for name, value in getattr(state, of).state_dict().items()}
     found |= {f"{of}.{name}": value for of in OPTIMIZERS for name, value in flatten(getattr(state, of)).items()}
     return {name: tensor.detach().clone() for name, tensor in found.items()}
 
 
 def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> str:
-    """`equal`, or how many tensors are not, and the first of them."""
+    """`equal`, or how many tensors differ and the name of the first one."""
     if a.keys() != b.keys():
         return "other names"
     names = [name for name in a if not torch.equal(a[name].to(b[name].device), b[name])]
@@ -122,13 +122,13 @@ def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> str:
 
 
 def figures(run_dir: Path) -> list[dict[str, Any]]:
-    """What was logged, without the speed."""
+    """The logged figures, without the speed."""
     lines = read_metrics(run_dir / "metrics.jsonl")
     return [{name: value for name, value in line.items() if name != "images_per_sec"} for line in lines]
 
 
 def recipes() -> list[str]:
-    """All there are, the ones that take longest last."""
+    """All recipes; those that take longest are last."""
     large = ["pggan_celeba", "r3gan_cifar10", "r3gan_ffhq64", "r3gan_ffhq256"]
     names = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
     return sorted(names, key=lambda name: large.index(name) if name in large else -1)

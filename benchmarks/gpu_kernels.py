@@ -1,4 +1,4 @@
-"""Parts of `benchmarks.gpu` that look into iterations: where their time goes, and what each means of speed is worth."""
+"""Parts of `benchmarks.gpu` that look into an iteration: where its time goes, and how much each optimisation gives."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ PROFILED = {
     "R3GAN small": "r3gan_fashion_mnist",
     "R3GAN CIFAR-10": "r3gan_cifar10",
 }
-PIECES = ["train.micro_batch_size=64"]  # of the batch of 512, whose pieces are the same work
+PIECES = ["train.micro_batch_size=64"]  # pieces of the batch of 512; all pieces are the same work
 
 
 def settings_of(config: str, tiny: bool) -> list[str]:
-    """Of a recipe where its iterations are measured: the last stage of what grows, and batches that fit."""
+    """Settings to measure iterations: the last stage of a growing network, and batches that fit in memory."""
     return [*LAST_STAGE, *(PIECES if config == "r3gan_cifar10" and not tiny else [])]
 
 
 def recipes(options: Namespace) -> Rows:
-    """Where the time of an iteration goes, and what memory it takes."""
+    """Where the time of an iteration goes, and how much memory it takes."""
     attempts = Attempts()
     for label, name in PROFILED.items():
         with attempts.of(label):
@@ -70,7 +70,7 @@ def recipes(options: Namespace) -> Rows:
 
 
 def penalties(options: Namespace) -> Rows:
-    """The kernels of each recipe with a penalty in tf32, beside torch's own operations."""
+    """Kernel times of each recipe with a penalty in tf32, compared with torch's own operations."""
     attempts = Attempts()
     for name in _with_penalty()[:1] if options.tiny else _with_penalty():
         with attempts.of(name):
@@ -79,7 +79,7 @@ def penalties(options: Namespace) -> Rows:
 
 
 def _beside_torchs_own(name: str, options: Namespace) -> Row:
-    """Of an iteration of R3GAN for Fashion-MNIST, and of D's step of the others."""
+    """Measure an iteration of R3GAN for Fashion-MNIST, or the D step of another recipe."""
     small = name == "r3gan_fashion_mnist"
     own, _ = gpu_bits.settings(name, options.tiny)
     own = [*own, "loss.penalty_interval=1", *LAST_STAGE, "train.precision=tf32"]
@@ -105,12 +105,12 @@ def _goal(name: str, small: bool, mode: str, ratio: float) -> Goal:
     if small:
         over = "kernel time of an iteration over that with torch's own operations (36.9 ms on an H100 before)"
         return Goal(f"R3GAN of `{name}`, tf32", over, "≤", 0.2, mode, [ratio])
-    return Goal(f"`{name}`, tf32", "kernel time of D's step over that with torch's own operations", "≤", 1.0, mode,
+    return Goal(f"`{name}`, tf32", "kernel time of the D step over that with torch's own operations", "≤", 1.0, mode,
                 [ratio])  # fmt: skip
 
 
 def _with_penalty() -> list[str]:
-    """The recipes with a penalty, R3GAN for Fashion-MNIST first."""
+    """The recipes with a penalty; R3GAN for Fashion-MNIST is first."""
     found = []
     for name in gpu_bits.recipes():
         loss = load_config(CONFIGS / f"{name}.yaml").loss
@@ -120,12 +120,12 @@ def _with_penalty() -> list[str]:
 
 
 class Mean(NamedTuple):
-    """A means of speed: the settings and the patch that turn it on or off."""
+    """An optimisation: the settings and the patch that switch it on or off."""
 
     name: str
     settings: list[str]
     patch: Patch = contextlib.nullcontext
-    recipes: tuple[str, ...] = ()  # for which there is a difference; (): all
+    recipes: tuple[str, ...] = ()  # the recipes for which it makes a difference; (): all
 
 
 R3GANS = ("r3gan_fashion_mnist", "r3gan_cifar10")
@@ -141,7 +141,7 @@ MEANS = [
     Mean("fp32", ["train.precision=fp32"]),
     Mean("tf32", ["train.precision=tf32"]),
     Mean("bf16", ["train.precision=bf16"]),
-    Mean("compiled", ["train.compile=true"]),  # the last, as it takes long
+    Mean("compiled", ["train.compile=true"]),  # last, because it takes long
 ]
 MEASURED_WITH = {
     "R3GAN small": "r3gan_fashion_mnist",
@@ -154,7 +154,7 @@ MEASURED_WITH = {
 
 
 def means(options: Namespace) -> Rows:
-    """Each means of speed on and off, everything else as configured: one turn of half the length for each."""
+    """Each optimisation on and off, everything else as configured. Each gets one turn of half the length."""
     recipes = dict([*MEASURED_WITH.items()][: 1 if options.tiny else None])
     attempts = Attempts()
     for mean in MEANS[:6] if options.tiny else MEANS:

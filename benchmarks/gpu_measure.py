@@ -1,4 +1,4 @@
-"""What the parts of `benchmarks.gpu` measure, in their own process: time, turns, kernels, launches, waits, memory."""
+"""How the parts of `benchmarks.gpu` measure in their own process: time, turns, kernels, launches, waits, memory."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ MODES = {"exact": ["train.exact=true"], "faster": ["train.exact=false"]}
 
 
 class Goal(NamedTuple):
-    """A row of the table at the end: what is wanted of it, and what it is in one of the `MODES`."""
+    """A row of the table at the end: the wanted value, and the values that were measured in one of the `MODES`."""
 
     what: str
     measured_as: str
     sign: str  # ≥ or ≤
     wanted: float
     mode: str
-    values: list[float]  # a round each
+    values: list[float]  # one for each round
 
 
 @dataclass
 class Row:
-    """What a part shows: a name, and figures by theirs."""
+    """A result of a part: its name, and its figures by name."""
 
     name: str
     figures: dict[str, Any]
@@ -47,12 +47,12 @@ def on_gpu() -> bool:
 
 
 class Timed(Protocol):
-    """What can be measured; `images` are the real ones of an iteration."""
+    """A contestant that can be measured; `images` is the number of real images of an iteration."""
 
     images: int
 
     def around(self) -> AbstractContextManager[Any]:
-        """What everything that is measured of it runs within."""
+        """The context in which everything of this contestant is measured."""
 
     def iteration(self) -> None: ...
 
@@ -65,9 +65,9 @@ T = TypeVar("T", bound=Timed)
 
 
 def started(make: Callable[[], T]) -> tuple[T, float]:
-    """A contestant that has warmed up, and the peak of its memory in an iteration, MiB.
+    """A contestant that has warmed up, and its peak memory in an iteration, MiB.
 
-    On a GPU it is its own: what others of this process hold is not counted. On a CPU it is this process's.
+    On a GPU, the memory of other contestants in this process is not counted. On a CPU, it is the memory of the process.
     """
     free_memory()
     before = torch.cuda.memory_allocated() if on_gpu() else 0
@@ -87,14 +87,14 @@ def started(make: Callable[[], T]) -> tuple[T, float]:
 
 
 class Attempts:
-    """Several things of which one that fails must not cost the others; what has failed is told at the end."""
+    """Several measurements of which one may fail without stopping the others. `end` reports those that have failed."""
 
     def __init__(self) -> None:
         self.failed: list[str] = []
 
     @contextmanager
     def of(self, name: str) -> Iterator[None]:
-        """Around one of them."""
+        """The context of one measurement."""
         try:
             yield
         except Exception as error:
@@ -106,14 +106,14 @@ class Attempts:
     def end(self) -> None:
         """
         Raises:
-            SystemExit: something has failed.
+            SystemExit: a measurement has failed.
         """
         if self.failed:
             raise SystemExit("; ".join(self.failed))
 
 
 def free_memory() -> None:
-    """Give back what contestants that are gone have left on a GPU."""
+    """Free the GPU memory of contestants that no longer exist."""
     if on_gpu():
         gc.collect()
         torch.cuda.empty_cache()
@@ -129,13 +129,13 @@ def seconds_of(work: Callable[[], None], times: int) -> float:
 
 
 def milliseconds(work: Callable[[], None], seconds: float) -> float:
-    """Of one time that this is done, over about so many seconds."""
+    """The time of one call of `work`, as the mean over about this many seconds."""
     times = max(1, round(seconds / seconds_of(work, 1)))
     return 1000 * seconds_of(work, times) / times
 
 
 def take_turns(runs: dict[str, Timed], seconds: float, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds an iteration of each in each round, in turns of about so many seconds; all have warmed up."""
+    """Milliseconds per iteration of each run in each round, in turns of about this many seconds. All have warmed up."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds):
         for name in runs if number % 2 else reversed(runs):
@@ -145,26 +145,26 @@ def take_turns(runs: dict[str, Timed], seconds: float, rounds: int) -> dict[str,
 
 
 def speed(images: int, ms: list[float]) -> dict[str, Any]:
-    """The figures of iterations with so many real images."""
+    """The figures of iterations with this many real images."""
     return {"images/s": 1000 * images / statistics.median(ms), "ms an iteration": ms}
 
 
 def steps(run: Timed, seconds: float) -> tuple[float, float]:
-    """Milliseconds of D's and of G's step on a batch that stays on the device."""
+    """Milliseconds of the D step and of the G step on a batch that stays on the device."""
     with run.around():
         return milliseconds(run.d_step, seconds), milliseconds(run.g_step, seconds)
 
 
 LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch")
-MEASURED = "measured"  # what the profiler calls all that it is to see
+MEASURED = "measured"  # the name that covers all measured work in the profile
 WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaDeviceSynchronize", "cudaMemcpy")
 
 
 def kernels(run: Timed, work: Callable[[], None], times: int) -> dict[str, float]:
-    """What torch's profiler sees when this is done so many times, for one of them.
+    """What torch's profiler sees when `work` is called `times` times, divided by `times`.
 
     `kernel ms`: the sum of all kernels and copies; `running ms`: the time in which at least one of them runs. Without a
-    GPU the operations of the CPU stand for kernels, and nothing is launched or waited for.
+    GPU, operations of the CPU are counted as kernels, and there are no launches and no waits.
     """
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu() else [])]
     with run.around():
@@ -175,7 +175,7 @@ def kernels(run: Timed, work: Callable[[], None], times: int) -> dict[str, float
                 for _ in range(times):
                     work()
             wait_for_gpu()
-    # Not `profiler.events()`, which takes 20 times as long, minutes for R3GAN's.
+    # `profiler.events()` would take 20 times as long, which is minutes for R3GAN.
     everything = profiler.profiler.kineto_results.events()
     (all_work,) = (e for e in everything if e.name() == MEASURED and e.device_type() == DeviceType.CPU)
     events = [event for event in everything if not event.is_user_annotation()]
@@ -197,7 +197,7 @@ def kernels(run: Timed, work: Callable[[], None], times: int) -> dict[str, float
 
 
 def _union(intervals: list[tuple[float, float]]) -> float:
-    """How long at least one of them lasts."""
+    """The total time in which at least one of the intervals lasts."""
     total, until = 0.0, float("-inf")
     for start, end in sorted(intervals):
         total += max(0.0, end - max(start, until))

@@ -1,6 +1,6 @@
 """Parts of `benchmarks.gpu`: tests, bits, the official R3GAN, the plan, the table of targets.
 
-Each measures something and gives its rows as soon as it has them. `gpu_kernels` has the other parts.
+Each part yields its rows as soon as they are measured. `gpu_kernels` has the other parts.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ ROOT = Path(__file__).parent.parent
 
 
 class Background:
-    """A program that runs while parts that are not timed do; what it prints is kept."""
+    """A program that runs at the same time as parts that are not timed. What it prints is kept."""
 
     def __init__(self, *arguments: str) -> None:
-        self.output = tempfile.TemporaryFile("w+")  # noqa: SIM115 (it goes with this object)
-        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]  # this copy need not be installed
+        self.output = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed together with this object)
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]  # so that this copy need not be installed
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stdout=self.output,
                                         stderr=subprocess.STDOUT, start_new_session=True, env=env)  # fmt: skip
@@ -59,14 +59,14 @@ class Background:
         return self.process.wait(seconds)
 
     def printed(self) -> str:
-        """All that it has printed so far, read where it is written without moving there."""
+        """Everything that it has printed so far; reading does not move the position at which it writes."""
         return os.pread(self.output.fileno(), 2**24, 0).decode(errors="replace")
 
     def last_lines(self, count: int) -> str:
         return " | ".join(line.strip() for line in self.printed().splitlines()[-count:])
 
     def kill(self) -> None:
-        """End it, and what it has started."""
+        """End the program and the programs that it has started."""
         if self.process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -87,13 +87,13 @@ OUTCOME = re.compile(r"^(tests/\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED)", re.M)
 
 
 def start_tests(tiny: bool) -> Background:
-    """pytest in a process of its own, without the options that `pyproject.toml` has for the whole suite."""
-    chosen = ["-k", "never_waits" if tiny else "not same_bits"]  # the part `bits` has the recipes' own networks
+    """Start pytest in its own process, without the options that `pyproject.toml` sets for the whole suite."""
+    chosen = ["-k", "never_waits" if tiny else "not same_bits"]  # the part `bits` tests the bits
     return Background("-m", "pytest", "-v", "-o", "addopts=", "-p", "no:cacheprovider", *GPU_TESTS, *chosen)
 
 
 def tests(options: Namespace) -> Rows:
-    """The tests that need a GPU, two processes that share it among them; they run beside `bits`."""
+    """The tests that need a GPU, also those of two processes that share it; they run at the same time as `bits`."""
     shown = 0
     while True:
         status = options.pytest.process.poll()
@@ -113,7 +113,7 @@ def tests(options: Namespace) -> Rows:
 
 
 def bits(options: Namespace) -> Rows:
-    """Is a run of each recipe, repeated or stopped and resumed, the same bit by bit?"""
+    """Does each recipe give the same bits when it is repeated, and when it is stopped and resumed?"""
     names = ["digits", "pggan_fashion_mnist"] if options.tiny else gpu_bits.recipes()
     equal, attempts = 0, Attempts()
     for name in names:
@@ -134,7 +134,7 @@ CIFAR = "R3GAN for CIFAR-10, bf16, batch 512 in micro-batches of 64"
 
 
 def r3gan(options: Namespace) -> Rows:
-    """The official R3GAN and this package's, without classes, in turns; then the config as it is, with classes."""
+    """The official R3GAN and the package's, without classes, in turns; then the unchanged config, with classes."""
     failure = ""
     if options.r3gan:
         failure = yield from _beside_official(options)
@@ -155,7 +155,7 @@ def r3gan(options: Namespace) -> Rows:
 
 
 def _beside_official(options: Namespace) -> Generator[Row, None, str]:
-    """Returns why it could not be done, or nothing."""
+    """Return why it could not be measured, or an empty text."""
     for name, build in options.builds.items():
         if build.process.poll() != 0:
             return f"the official operation {name} was not built: {build.last_lines(3)}"
@@ -179,7 +179,7 @@ def _beside_official(options: Namespace) -> Generator[Row, None, str]:
             over = [a / b for a, b in zip(times[first], ms)]
             goals = [
                 Goal(CIFAR, "images/s over the official code", "≥", 3.0, modes[name], over),
-                Goal(CIFAR, "time of D's step over G's", "≤", 2.5, modes[name], [d / g]),
+                Goal(CIFAR, "time of the D step over the G step", "≤", 2.5, modes[name], [d / g]),
                 Goal(CIFAR, "peak memory over the official code's", "≤", 1.3, modes[name], [mib[name] / mib[first]]),
             ]
             yield Row(name, figures, goals)
@@ -193,7 +193,7 @@ def _beside_official(options: Namespace) -> Generator[Row, None, str]:
 
 
 def plan(options: Namespace) -> Rows:
-    """What `gan-dist plan` expects with the rates of this machine, beside what was measured."""
+    """What `gan-dist plan` expects with the rates of this machine, and what was measured."""
     known = {row["name"].rpartition(",")[0]: row["figures"] for row in options.rows_of("recipes")}
     rates = planning.measured_rates()
     for label, name in [*PROFILED.items()][: 1 if options.tiny else None]:
@@ -218,7 +218,7 @@ def plan(options: Namespace) -> Rows:
 
 
 def targets(options: Namespace) -> Rows:
-    """The rows of `benchmarks.targets` that need a GPU; the one that is measured in the part `r3gan` too comes last."""
+    """The rows of `benchmarks.targets` that need a GPU. The row that the part `r3gan` also measures comes last."""
     free_memory()
     names = [name for name in table.ROWS if name.startswith("gpu_")]
     for name in sorted(names, key=lambda name: name == "gpu_r3gan"):

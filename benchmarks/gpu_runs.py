@@ -1,6 +1,6 @@
-"""Recipes that the parts of `benchmarks.gpu` train, with each means of speed as it is, or replaced by torch's own.
+"""The recipes that the parts of `benchmarks.gpu` train, with each optimisation, or with torch's own operations.
 
-They train on random images of their own shapes, so that no data set has to be there.
+They train on random images of the recipe's shape, so that no data set is needed.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from gan_dist.wiring.data import source_of
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 EVENTLESS = ["log.every_kimg=0", "sample.every_kimg=0", "checkpoint.every_kimg=0"]
-LAST_STAGE = ["growth.stable_kimg=0", "growth.fade_kimg=0", "growth.batch_sizes=[]"]  # of a recipe that grows
-STAND_INS = 2048  # images of a data set
-# What makes the networks of each architecture tiny, for images of 16 pixels.
+LAST_STAGE = ["growth.stable_kimg=0", "growth.fade_kimg=0", "growth.batch_sizes=[]"]  # for a recipe that grows
+STAND_INS = 2048  # random images that stand in for a data set
+# Settings that make the networks of each architecture tiny, for images of 16 pixels.
 TINY = {
     "mlp": ["model.g_widths=[16]", "model.d_widths=[16]"],
     "dcgan": ["model.g_widths=[8,4]", "model.d_widths=[4,8]"],
@@ -59,7 +59,7 @@ Patch = Callable[[], AbstractContextManager[Any]]
 
 
 def configure(name: str, settings: Sequence[str] = (), tiny: bool = False) -> tuple[Config, DataInfo]:
-    """A file of `configs/` with these settings, and what its data are like; a tiny one has tiny networks and images."""
+    """A file of `configs/` with these settings, and what its data are like. `tiny` gives tiny networks and images."""
     path = CONFIGS / f"{name}.yaml"
     own = [*QUIET, *EVENTLESS]
     if tiny:
@@ -69,7 +69,7 @@ def configure(name: str, settings: Sequence[str] = (), tiny: bool = False) -> tu
         own += [f"model.{side}_args={{attention: 8}}" for side in "gd" if "attention" in recipe.model.g_args]
         own += [f"model.{side}_args={{tanh: false}}" for side in "g" if recipe.data.name in POINTS]
     config = load_config(path, [*own, *settings])
-    # A folder need not be there to know its images' shape; it has no classes.
+    # The folder need not exist: its images have the shape of CelebA's, and no classes.
     data = replace(config.data, name="CelebA") if config.data.name == "folder" else config.data
     info = describe(source_of(data))
     return config, info if data.name in POINTS else replace(info, num_images=STAND_INS)
@@ -79,14 +79,9 @@ def precision_of(config: Config) -> str:
     return resolve(config.train, on_gpu())
 
 
-def reset_accelerate() -> None:
-    """Let this process have a run in another precision or on another device than the one before."""
-    forget_state()
-
-
 def distributed(config: Config) -> Distributed:
-    """The place of a run in a process that may have had others before."""
-    reset_accelerate()
+    """The `Distributed` of a run, in a process that may have had other runs before."""
+    forget_state()
     train = config.train
     return Distributed(precision_of(config), not on_gpu(), train.compress_gradients, train.compile)
 
@@ -97,7 +92,7 @@ def random_images(shape: tuple[int, int, int]) -> Tensor:
 
 
 def stand_in_data() -> AbstractContextManager[Any]:
-    """Within it, runs are built on random images instead of reading their data set; points are what they are."""
+    """Within it, runs are built on random images instead of their data set. Data sets of points are not replaced."""
 
     def load(source: Source, info: DataInfo, *_: Any) -> tuple[Images, str]:
         if source.name in POINTS:
@@ -109,7 +104,7 @@ def stand_in_data() -> AbstractContextManager[Any]:
 
 
 def torchs_own() -> AbstractContextManager[Any]:
-    """Within it, nothing of `gan_dist.kernels` that is there for speed on a GPU is used."""
+    """Within it, none of the GPU optimisations of `gan_dist.kernels` is used."""
     stack = ExitStack()
     for patch in (operator_off, resampling_off, groups_apart, contiguous):
         stack.enter_context(patch())
@@ -117,12 +112,12 @@ def torchs_own() -> AbstractContextManager[Any]:
 
 
 def operator_off() -> AbstractContextManager[Any]:
-    """Within it, second derivatives of convolutions are torch's own; the layout is the package's."""
+    """Within it, second derivatives of convolutions are torch's own; the memory layout is the package's."""
     return mock.patch.object(convolution, "twice_differentiable", contextlib.nullcontext)
 
 
 def resampling_off() -> AbstractContextManager[Any]:
-    """Within it, R3GAN's maps are halved and doubled by torch's depthwise convolutions."""
+    """Within it, R3GAN halves and doubles feature maps by torch's depthwise convolutions."""
 
     def row(x: Tensor, total: float) -> Tensor:
         values = 4 - 2 * (torch.arange(4, dtype=x.dtype, device=x.device) - 1.5).abs()  # 1, 3, 3, 1
@@ -138,12 +133,12 @@ def resampling_off() -> AbstractContextManager[Any]:
 
 
 def groups_apart() -> AbstractContextManager[Any]:
-    """Within it, networks are built with the groups of their convolutions as they are, not two joined as one."""
+    """Within it, groups of convolutions are computed separately, not two as one."""
     return mock.patch.object(layout, "join_groups")
 
 
 def contiguous() -> AbstractContextManager[Any]:
-    """Within it, networks are built in torch's own layout."""
+    """Within it, networks are built in torch's default memory layout."""
     return mock.patch.object(layout, "use_channels_last", return_value=False)
 
 
@@ -153,9 +148,9 @@ def channels_last() -> AbstractContextManager[Any]:
 
 
 class Recipe:
-    """A run of this package, one iteration at a time: what the Trainer's loop does, without what is due now and then.
+    """A run of this package, one iteration at a time: the Trainer's loop without logging, grids and checkpoints.
 
-    Its single steps run on one batch that stays on the device.
+    `d_step` and `g_step` run on one batch that stays on the device.
     """
 
     def __init__(self, config: Config, info: DataInfo, patch: Patch = contextlib.nullcontext) -> None:
@@ -185,7 +180,7 @@ class Recipe:
 
 
 def layers_by_type(run: Recipe) -> str:
-    """Of D's layers with weights, how many have given which type of numbers in D's step, its penalties included."""
+    """The shares of D's layers with weights by the number format of their outputs in the D step, penalties included."""
     found: dict[str, int] = {}
 
     def count(_: nn.Module, __: Any, output: Any) -> None:

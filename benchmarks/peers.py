@@ -1,13 +1,14 @@
-"""Beside other projects' training steps, from copies of their code: mimicry's SNGAN, the official R3GAN.
+"""The package compared with training steps of other projects: mimicry's SNGAN and the official R3GAN.
 
     python -m benchmarks peers --mimicry DIR --r3gan DIR data.root=DIR [--images N] [--rounds 3] [--json FILE]
 
 DIR is a clone of https://github.com/kwotsin/mimicry or https://github.com/brownvc/R3GAN. Their steps run on one batch
-that stays in memory, with nothing around; ours is the whole Trainer on Fashion-MNIST, resized to 32 pixels in colour,
-with averaging. Networks have the same shape, as the numbers of their parameters show. On a GPU R3GAN is the paper's for
-CIFAR-10 in bf16, without classes, by 64 images at a time: the official networks have all stages in bf16 but the ones of
-4x4 pixels, which are in fp32; ours run in bf16 as autocast has it. On a CPU it is an eighth as wide, in fp32. For a GPU
-the official operations are compiled at the start, which takes nvcc, ninja and two minutes.
+that stays in memory, and do nothing else. The package runs its complete Trainer with averaging on Fashion-MNIST,
+resized to 32 pixels in colour. The networks have the same shape, as the numbers of parameters show. On a GPU, R3GAN is
+that of the paper for CIFAR-10 in bf16, without classes, in micro-batches of 64 images. The official networks run in
+bf16 except in their stages of 4x4 pixels, which run in fp32; ours run in bf16 by autocast. On a CPU, R3GAN is an eighth
+as wide and runs in fp32. On a GPU, the official operations are compiled at the start, which needs nvcc, ninja and two
+minutes.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from benchmarks.contestants import Package, Simple, sizes
 ROOT = Path(__file__).parent.parent
 COLOUR = ["data.image_size=32", "data.channels=3", "log.every_kimg=1000", "sample.every_kimg=0",
           "checkpoint.every_kimg=0", "model.conditional=false"]  # fmt: skip
-BLOCKS, GROUP, STAGES = 2, 16, 4  # of R3GAN's networks: blocks of a stage, channels of a group
+BLOCKS, GROUP, STAGES = 2, 16, 4  # R3GAN's networks: blocks per stage, channels per group, stages
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -46,10 +47,10 @@ class Ours(Package):
 
 
 class Mimicry(Simple):
-    """SNGAN for 32 pixels as its README trains it: hinge, five D steps, Adam 2e-4."""
+    """SNGAN for 32 pixels, trained as in mimicry's README: hinge loss, five D steps, Adam with 2e-4."""
 
     def __init__(self, source: str, batch_size: int) -> None:
-        # Only networks and their steps: the package itself imports TensorFlow for its metrics.
+        # Load only the networks and their steps, because the whole package imports TensorFlow for its metrics.
         for name in ("torch_mimicry", "torch_mimicry.training"):
             package = types.ModuleType(name)
             package.__path__ = [str(Path(source, *name.split(".")))]
@@ -79,10 +80,11 @@ class Mimicry(Simple):
 
 
 def make_importable(source: str) -> None:
-    """Let the official R3GAN's code be imported, and its operations be loaded once they are needed.
+    """Make it possible to import the official R3GAN's code and to load its operations when they are needed.
 
-    Its loader looks for an operation's module by name after torch has loaded it, and torch no longer registers it: here
-    what torch returns is registered. It asks `pkg_resources`, which newer setuptools do not have, to compare versions.
+    After torch has loaded an operation, the official loader looks for its module by name. torch no longer registers
+    modules by name, so this function registers what torch returns. The loader also compares versions with
+    `pkg_resources`, which newer versions of setuptools do not contain, so this function replaces it.
     """
     if source not in sys.path:
         sys.path.insert(0, source)
@@ -92,7 +94,7 @@ def make_importable(source: str) -> None:
         stand_in = types.ModuleType("pkg_resources")
         stand_in.parse_version = parse  # type: ignore[attr-defined]
         sys.modules["pkg_resources"] = stand_in
-    extensions = importlib.import_module("torch.utils.cpp_extension")  # here, as it looks for compilers
+    extensions = importlib.import_module("torch.utils.cpp_extension")  # not at the top: it looks for compilers
     load = extensions.load
     if hasattr(load, "__wrapped__"):
         return
@@ -109,16 +111,16 @@ OPERATIONS = ("bias_act", "upfirdn2d")
 
 
 def build_operation(source: str, name: str) -> None:
-    """Compile one of the official operations, which torch then finds in its cache. Only a GPU needs them."""
+    """Compile one of the official operations; torch then finds it in its cache. Only a GPU needs these operations."""
     make_importable(source)
     importlib.import_module(f"torch_utils.ops.{name}")._init()
 
 
 class OfficialR3GAN(Simple):
-    """The official networks and steps, without classes, as its training loop calls them.
+    """The official networks and steps, without classes, called as in the official training loop.
 
-    As its loop sets it, all stages are in bf16 on a GPU but the ones of 4x4 pixels, which are in IEEE fp32, and cuDNN
-    searches for the fastest kernels.
+    The settings are those of the official loop: on a GPU, all stages run in bf16 except those of 4x4 pixels, which run
+    in IEEE fp32, and cuDNN searches for the fastest kernels.
     """
 
     def __init__(self, source: str, width: int, batch_size: int, micro_batch_size: int) -> None:
@@ -144,7 +146,7 @@ class OfficialR3GAN(Simple):
 
     @contextmanager
     def around(self) -> Iterator[None]:
-        """Torch's switches as its loop sets them; what they were before is put back."""
+        """torch's switches as in the official loop; the values from before are restored at the end."""
         cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
         before = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32
         cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = True, False, False, False
@@ -181,7 +183,7 @@ class OfficialR3GAN(Simple):
                 self.iteration()
 
 
-Pair = tuple[str, list[Entry], int]  # name, the peer and this package, images of a turn
+Pair = tuple[str, list[Entry], int]  # name, the other project and this package, images per turn
 
 
 def mimicry(source: Path, settings: list[str]) -> Pair:
@@ -207,7 +209,7 @@ def _both(name: str, arguments: dict[str, Any], config: str, settings: list[str]
 
 
 def compare(entries: list[Entry], images: int, rounds: int) -> dict[str, Any]:
-    """Numbers of parameters, speeds in each round, and the peaks of memory, MiB."""
+    """Numbers of parameters, speeds in each round, and peak memory in MiB."""
     contestants = [Contestant(entry, sorted(os.sched_getaffinity(0))) for entry in entries]
     try:
         parameters = {c.name: c.ask("parameters")[1][0] for c in contestants}
@@ -223,7 +225,7 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", help="key.sub=value")
     parser.add_argument("--mimicry", type=Path)
     parser.add_argument("--r3gan", type=Path)
-    parser.add_argument("--images", type=int, help="of a turn")
+    parser.add_argument("--images", type=int, help="images per turn")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_intermixed_args()

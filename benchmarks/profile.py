@@ -1,9 +1,9 @@
-"""Where an iteration's time goes: operations of the package's whole Trainer, and of the bare computation.
+"""Where the time of an iteration goes: operations of the package's complete Trainer and of the bare computation.
 
     python -m benchmarks profile [CONFIG.yaml] [--iterations 40] [--json FILE] [key.sub=value …]
 
-Milliseconds an iteration that operations take by themselves, as torch's profiler measures them, which costs time of its
-own; what is left of the wall time is Python around them. Both run one after the other in one process.
+The table has milliseconds per iteration that each operation takes itself, measured by torch's profiler. The profiler
+also takes time. The rest of the wall time is Python. Both contestants run one after the other in one process.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def measure(contestant: Any, batch: int, iterations: int) -> dict[str, float]:
-    """Milliseconds an iteration: of each operation, and of all (`wall`)."""
+    """Milliseconds per iteration: of each operation, and of the whole iteration (`wall`)."""
     found = {}
 
     def turns() -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""Train recipes at the same budget of images, and put what they reach side by side.
+"""Train recipes with the same budget of images and compare the results.
 
     python -m benchmarks quality [--kimg 200] [--seeds 1] [--jobs 2] [--runs DIR] [--json FILE] [--grids DIR]
                                  [--recipes A,B] [key.sub=value ...]
@@ -6,9 +6,9 @@
     python -m benchmarks quality --recipes dcgan_fashion_mnist,wgan_gp_fashion_mnist data.stacked=true \\
                                  metrics.num_images=26000
 
-Runs go on where they were interrupted: start it again with the same --runs. Networks, losses, optimizers and batches
-are the recipes' own; the budget of images shown to D is common, and what follows from it (schedules over the length of
-training, growth) goes along. The settings at the end are for all runs, for example data.root.
+To continue interrupted runs, start the command again with the same --runs. Each recipe keeps its own networks, losses,
+optimizers and batches. All recipes get the same budget of images shown to D; schedules over the length of training, and
+growth, are scaled to it. The settings at the end apply to all runs, for example data.root.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from benchmarks import arena
 from gan_dist.settings.config import load_config
 
 ROOT = Path(__file__).parent.parent
-# In the order in which a beginner meets them.
+# In the order of docs/family.md.
 RECIPES = [
     f"{name}_fashion_mnist" for name in ("mlp", "cgan", "dcgan", "lsgan", "wgan", "wgan_gp", "sngan", "pggan", "r3gan")
 ]
-OF_IMAGES = {"fid_classifier": 2, "precision_classifier": 3, "recall_classifier": 3}  # figures, with digits to show
+OF_IMAGES = {"fid_classifier": 2, "precision_classifier": 3, "recall_classifier": 3}  # figure -> digits to show
 OF_POINTS = {"high_quality": 3, "modes": 0}
 OF_STACKED = {"kl": 3, "modes": 0}
 
 
 def settings(recipe: str, kimg: float, seed: int) -> list[str]:
-    """What all runs have in common, and growth in proportion to the budget."""
+    """The settings that all runs share, and growth in proportion to the budget."""
     common = [f"train.kimg={kimg}", f"train.seed={seed}", f"metrics.every_kimg={kimg}", f"sample.every_kimg={kimg}"]
     growth = [f"growth.stable_kimg={kimg / 6}", f"growth.fade_kimg={kimg / 6}"] if recipe.startswith("pggan") else []
     return [*common, *growth, "checkpoint.every_kimg=20", "checkpoint.keep=1", "tracking.wandb=disabled"]
 
 
 def run(command: list[str]) -> float:
-    """Run it on one thread; the seconds of processor time that it took, which other work beside it hardly changes."""
+    """Run it on one thread; return its processor time in seconds, which other work on the machine hardly changes."""
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if code := os.waitstatus_to_exitcode(status):
@@ -54,7 +54,7 @@ def run(command: list[str]) -> float:
 
 
 def train(recipe: str, kimg: float, seed: int, runs: Path, overrides: list[str]) -> dict[str, Any]:
-    """One run, in a process of its own; its last figures, and its minutes (of the last part, if it was interrupted)."""
+    """Train one run in its own process; return its last figures and its minutes (of the last part, if interrupted)."""
     folder = runs / f"{recipe}-{seed}"
     result = folder / "quality.json"
     if result.exists():
@@ -72,13 +72,13 @@ def train(recipe: str, kimg: float, seed: int, runs: Path, overrides: list[str])
 
 
 def spread(values: list[float], digits: int) -> str:
-    """The median, and the range if there are several."""
+    """The median, and the range if there are several values, as text."""
     middle = f"{statistics.median(values):.{digits}f}"
     return f"{middle} ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else middle
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """A row a recipe, the best in the first figure first, in Markdown."""
+    """A Markdown table with one row per recipe, sorted by the first figure, the best recipe first."""
     figures = OF_POINTS if "high_quality" in results[0] else OF_STACKED if "kl" in results[0] else OF_IMAGES
     columns = figures | {"minutes": 1}
     rows = []
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_args()
     recipes = options.recipes.split(",")
-    tasks = [(recipe, seed) for seed in range(options.seeds) for recipe in reversed(recipes)]  # the longest first
+    tasks = [(recipe, seed) for seed in range(options.seeds) for recipe in reversed(recipes)]  # the longest runs first
     with ThreadPoolExecutor(options.jobs) as pool:
         running = [
             pool.submit(train, recipe, options.kimg, seed, options.runs, options.overrides) for recipe, seed in tasks

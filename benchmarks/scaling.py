@@ -1,10 +1,10 @@
-"""Two processes on two cores against one process on one core, interleaved in one run.
+"""Two processes on two cores compared with one process on one core, interleaved in one run.
 
     python -m benchmarks scaling configs/dcgan_fashion_mnist.yaml data.root=/path [--rounds 5] [--json FILE]
 
-Each contestant is the real `train.py`, one thread a process, each process pinned to a core of its own, with the same
-global batch. The machine's own limit is measured beside them: two processes that have nothing to do with each other.
-Efficiency is the speed of the pair over twice that of one process, round by round; the table shows medians and ranges.
+Each contestant is the real `train.py` with the same global batch size, one thread per process, and each process pinned
+to its own core. Two independent processes show the limit of the machine itself. The efficiency is the speed of the two
+processes over twice that of one process, computed in each round; the table shows medians and ranges.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def finish(processes: list[subprocess.Popen[bytes]]) -> None:
 
 
 def speed(run_dir: Path) -> float:
-    """Images per second, all intervals but the first."""
+    """Images per second, the mean of all logging intervals except the first."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return statistics.mean(line["images_per_sec"] for line in lines[1:])
 
@@ -93,7 +93,7 @@ def main() -> None:
     for i in range(options.rounds):
         with tempfile.TemporaryDirectory() as temporary:
             figures: dict[str, float] = {}
-            # Palindromic order: a drift of the machine hits all alike.
+            # A symmetric order, so that a steady change of the machine's speed cancels out.
             for name in ("one", "together", "apart", "together, batch normalization unsynchronised", "one again"):
                 folder = Path(temporary) / name
                 folder.mkdir()

@@ -1,9 +1,9 @@
-"""Kill a run many times at random moments, go on each time, and compare with a run that was never killed.
+"""Kill a run many times at random moments, continue it each time, and compare it with a run that was never killed.
 
     python -m benchmarks soak [--kills 100] [--seed 0] [--processes 1] [--json FILE] [key.sub=value ...]
 
-Each start is `train.py run.dir=DIR resume=auto`, and nothing else is done between two of them. Every other kill comes
-at a random moment after the start; the others when a checkpoint is seen to be half written.
+Each start is `train.py run.dir=DIR resume=auto`; nothing else is done between two starts. Every second kill comes at a
+random moment after the start, the others come while a checkpoint is half written.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TENSORS = ("G", "D", "G_ema", "opt_G", "opt_D")
 
 
 def start(run_dir: Path, settings: list[str], processes: int, log: Path) -> list[subprocess.Popen[bytes]]:
-    """One start of the run, in process groups of their own."""
+    """Start the run once; each process has its own process group."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]
@@ -59,7 +59,7 @@ def kill(processes: list[subprocess.Popen[bytes]]) -> None:
 
 
 def soak(kills: int, seed: int, processes: int, settings: list[str], folder: Path) -> dict[str, object]:
-    """Returns what happened; raises SystemExit if anything was lost."""
+    """Return what happened. Raise SystemExit if a start fails."""
     whole, broken = folder / "whole", folder / "killed"
     if any(process.wait() for process in start(whole, settings, processes, folder / "whole.log")):
         raise SystemExit((folder / "whole.log").read_text())
@@ -70,7 +70,7 @@ def soak(kills: int, seed: int, processes: int, settings: list[str], folder: Pat
         running = start(broken, settings, processes, folder / "killed.log")
         starts += 1
         until = time.monotonic() + draw.uniform(0, 8)
-        if killed < kills and killed % 2:  # wait for a checkpoint that is half written
+        if killed < kills and killed % 2:  # wait until a checkpoint is half written
             until = time.monotonic() + 60
         while running[0].poll() is None and (killed >= kills or time.monotonic() < until):
             if killed < kills and killed % 2 and list(broken.glob("checkpoints/.tmp-*")):

@@ -1,11 +1,12 @@
-"""Images per second: the tutorial's loop, plain Accelerate, this package (compiled or not), and the bare computation.
+"""Images per second: the loop of tutorials, plain Accelerate, this package (compiled or not), the bare computation.
 
     python -m benchmarks speed [CONFIG.yaml] [--images N] [--rounds N] [--contestants a,b] [--processes 2] [--json FILE]
                                [key.sub=value …]
 
-The config's networks, unconditional and on Fashion-MNIST; every contestant has the same weights, batch and precision,
-and is seen to compute the same losses before any is timed. The package runs its whole Trainer: averaging, logging and
-grids every 10 kimg, checkpoints every 50 kimg or as the settings say.
+The networks are those of the config, which must be unconditional and on Fashion-MNIST. All contestants have the same
+weights, batch size and precision. Before they are timed, the benchmark checks that all compute the same losses. The
+package runs its complete Trainer: averaging, logging and grids every 10 kimg, checkpoints every 50 kimg, unless the
+settings say otherwise.
 """
 
 from __future__ import annotations
@@ -42,10 +43,10 @@ def entries(names: list[str], config: Path, settings: list[str], processes: int)
 def measure(
     config: Path, settings: list[str], names: list[str], images: int, rounds: int, processes: int = 1
 ) -> dict[str, Any]:
-    """Speeds of each contestant in each round, by its name, and what `bound` and its floor say.
+    """Speeds of each contestant in each round, by name, the floor of `bound`, and memory.
 
     Raises:
-        SystemExit: they compute different things, or some of them can't be spread over processes.
+        SystemExit: contestants compute different losses, or some of them cannot run on several processes.
     """
     if processes > 1 and (alone := {"textbook", "bound"} & {*names}):
         raise SystemExit(f"{' and '.join(sorted(alone))} run in one process: choose --contestants accelerate,package")
@@ -66,7 +67,7 @@ def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="*", help="CONFIG.yaml and key.sub=value")
-    parser.add_argument("--images", type=int, default=10_240, help="of a turn")
+    parser.add_argument("--images", type=int, default=10_240, help="images per turn")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--contestants", default="textbook,accelerate,package,bound")
     parser.add_argument("--processes", type=int, default=1)

@@ -1,9 +1,9 @@
-"""Seconds from `python train.py` to the first finished iteration, beside those of importing torch and accelerate.
+"""Seconds from `python train.py` to the end of the first iteration, and seconds to import torch and accelerate.
 
     python -m benchmarks start [CONFIG.yaml] [key.sub=value …] [--rounds 5] [--json FILE]
 
-The run logs its first iteration; the moment when that line is in `metrics.jsonl` counts. In turn with it, a program
-that only imports the two libraries. Data, and what metrics need, are cached by a run before the first round.
+The run logs its first iteration, and the time ends when this line is in `metrics.jsonl`. A program that only imports
+the two libraries takes turns with it. A run before the first round caches the data and what the metrics need.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def imports() -> float:
 
 
 def first_iteration(arguments: list[str]) -> float:
-    """Seconds until the first line of figures of training is there."""
+    """Seconds until the first line with training figures is written."""
     with tempfile.TemporaryDirectory() as folder:
         figures = Path(folder) / "run/metrics.jsonl"
         start = time.perf_counter()

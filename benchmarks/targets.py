@@ -1,9 +1,10 @@
-"""The table of docs/performance.md: what the package should reach, and what it reaches on this machine.
+"""The first table of docs/performance.md: the goals of the package, and what it reaches on this machine.
 
     python -m benchmarks targets data.root=DIR [--rows mlp,dcgan32,…] [--rounds 5] [--r3gan DIR] [--json FILE]
 
-`data.root` is where Fashion-MNIST lies, `--r3gan` a clone of the official code (see `benchmarks.peers`). Half an hour
-on two cores; the machine should have nothing else to do. Rows that this machine can't measure say what they need.
+`data.root` is the directory of Fashion-MNIST, `--r3gan` a clone of the official code (see `benchmarks.peers`). It takes
+half an hour on two cores, and nothing else should run on the machine. Rows that this machine cannot measure say what
+they need.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ Measure = Callable[[Namespace], tuple[list[float], Any]]
 class Row(NamedTuple):
     what: str
     measured_as: str
-    sign: str  # of what is wanted: at least (≥) or at most (≤)
+    sign: str  # whether at least (≥) or at most (≤) `wanted` is needed
     wanted: float
     measure: Measure  # the figure in each round, and the details
 
 
 class Needs(SystemExit):
-    """What this machine lacks for a row."""
+    """This machine lacks something that a row needs."""
 
 
 def over(config: str, own: list[str], other: str, images: int, *, processes: int = 1, device: str = "cpu") -> Measure:
@@ -73,9 +74,9 @@ def official_r3gan(options: Namespace) -> tuple[list[float], Any]:
 
 @functools.cache
 def peaks(*settings: str) -> dict[str, float]:
-    """MiB of the Trainer before its first checkpoint and after it, and of what must be: `must`.
+    """Peak MiB of the Trainer before and after its first checkpoint, and the memory that is unavoidable (`must`).
 
-    That is the peak of the bare computation, the data set and the average of G.
+    `must` is the peak of the bare computation plus the data set plus the average of G.
     """
     found = {}
     for entry in speed.entries(["package", "bound"], CONFIGS / "dcgan_fashion_mnist.yaml", [*settings], 1):
@@ -91,9 +92,9 @@ def peaks(*settings: str) -> dict[str, float]:
 
 
 def memory(when: str) -> Measure:
-    """Peak of the Trainer over what must be: `before` its first checkpoint, or `after` it.
+    """A row with the peak of the Trainer over the unavoidable memory, `before` its first checkpoint or `after` it.
 
-    A copy of the run is written in the background.
+    While a checkpoint is written, there is also the copy of the run that the background thread writes.
     """
 
     def measure(options: Namespace) -> tuple[list[float], Any]:
@@ -109,7 +110,7 @@ def beginning(options: Namespace) -> tuple[list[float], Any]:
 
 
 def evaluation(*flags: str, most: int) -> Measure:
-    """A row of `benchmarks.evaluation`, in a process of its own, in at most so many rounds, as they are long."""
+    """A row of `benchmarks.evaluation`, in its own process. It has at most `most` rounds, because they are long."""
 
     def measure(options: Namespace) -> tuple[list[float], Any]:
         with tempfile.TemporaryDirectory() as folder:
@@ -125,7 +126,7 @@ def evaluation(*flags: str, most: int) -> Measure:
 
 
 MLP, DCGAN, R3GAN = "mlp_fashion_mnist", "dcgan_fashion_mnist", "r3gan_fashion_mnist"
-EVENTS = ["checkpoint.every_kimg=10"]  # five times as often as asked for, so that a turn of 10 kimg has one
+EVENTS = ["checkpoint.every_kimg=10"]  # instead of 50, so that each turn of 10 kimg has a checkpoint
 ROWS = {
     "mlp": Row("MLP, batch 64", "images/s over textbook", "≥", 2.0, over(MLP, [], "textbook", 25_600)),
     "dcgan32": Row("DCGAN, 32 pixels", "images/s over textbook", "≥", 1.3,
@@ -178,7 +179,7 @@ def main() -> None:
             continue
         try:
             values, details = ROWS[name].measure(options)
-        except SystemExit as why:  # a row that fails must not cost the others
+        except SystemExit as why:  # if a row fails, the others are still measured
             lacking[name] = str(why)
             failed |= not isinstance(why, Needs)
             continue

@@ -1,9 +1,9 @@
-"""Two copies of this repository, say of two commits, train the same recipes in turns on one CPU core.
+"""Compare two copies of this repository, for example two commits: both train the same recipes in turns on one CPU core.
 
     python -m benchmarks trees OLD NEW [--recipes A,B] [--turns 30] [--json FILE] [key.sub=value ...]
 
-`git worktree add --detach OLD COMMIT` makes a copy of a commit. Each copy runs in a process of its own. A figure is the
-processor time of one iteration, which other work on the machine changes less than wall time.
+`git worktree add --detach OLD COMMIT` makes a copy of a commit. Each copy runs in its own process. A figure is the
+processor time of one iteration, because other work on the machine changes it less than the wall time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ RECIPES = [
     "digits", "grid_rpgan", "grid_wgan_gp",
     *(f"{name}_fashion_mnist" for name in ("mlp", "dcgan", "wgan_gp", "sngan", "pggan", "r3gan")),
 ]  # fmt: skip
-# What a copy runs: it trains as many iterations as each line of its input says, and prints the seconds of each.
+# The program of a copy: for each line of its input, it trains that many iterations and prints the seconds of one.
 PROGRAM = """
 import sys, tempfile, time
 from pathlib import Path
@@ -77,7 +77,7 @@ class Copy:
 
 
 def compare(trees: list[Path], recipe: str, turns: int, settings: list[str]) -> list[list[float]]:
-    """Seconds an iteration of both copies, a pair for each turn of about a third of a second."""
+    """Seconds per iteration of both copies, one pair for each turn of about a third of a second."""
     copies = [Copy(tree, recipe, settings) for tree in trees]
     try:
         iterations = max(1, round(0.3 / copies[0].seconds(1)))

@@ -1,9 +1,10 @@
-"""Bytes that two processes all-reduce per iteration: gan_dist beside a plain loop over two DDP modules.
+"""Bytes that two processes all-reduce per iteration: gan_dist compared with a plain loop over two DDP modules.
 
     python -m benchmarks wire [CONFIG.yaml] [key.sub=value ...] [--json FILE]
 
-Counted by communication hooks, which see every bucket of gradients that DistributedDataParallel sends. The plain loop
-is the usual one: D and G wrapped, D(G(z)) once more for G's loss, whose backward pass reaches D's parameters too.
+Communication hooks count the bytes; they see every bucket of gradients that DistributedDataParallel sends. The plain
+loop is the usual one: D and G are both wrapped, and the backward pass of G's loss, through D(G(z)), reaches D's
+parameters too.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ QUIET = ["metrics.every_kimg=0", "sample.every_kimg=0", "checkpoint.every_kimg=0
 
 
 def counter(sent: dict[str, int], name: str) -> Callable[..., Any]:
-    def hook(_, bucket):  # torch compares annotations, which must not be strings
+    def hook(_, bucket):  # no annotations here: torch compares them, and they must not be strings
         buffer = bucket.buffer().div_(torch.distributed.get_world_size())
         sent[name] += buffer.nbytes
         return torch.distributed.all_reduce(buffer, async_op=True).get_future().then(lambda f: f.value()[0])

@@ -1,24 +1,24 @@
 # shellcheck shell=bash
-# What the job scripts share: where ranks meet, how they are started, and what becomes of the job when they have ended.
+# What the job scripts share: how ranks find each other, how they are started, and what happens to the job at their end.
 
-MAX_CRASHES=3 # give up after so many starts from one checkpoint that did not reach the next
+MAX_CRASHES=3 # give up after this many starts from one checkpoint that did not reach the next one
 
 source slurm/environment.sh
-JOB=$SLURM_JOB_ID # of an array, this is the whole array's too in the element that started last
+JOB=$SLURM_JOB_ID # in an array, the element that started last has the id of the whole array; see the next line
 [[ -z ${SLURM_ARRAY_TASK_ID:-} ]] || JOB=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-trap : TERM # SLURM sends it to this shell too; the ranks act on it, and what follows them is decided here
+trap : TERM # SLURM sends TERM to this shell too; only the ranks act on it, and `end` decides afterwards
 
 say() { echo "slurm: $*"; }
 
-# option NAME DEFAULT ARGUMENTS…: the last value that the arguments give to NAME
+# option NAME DEFAULT ARGUMENTS…: the last value that the arguments give to NAME, or DEFAULT
 option() {
   local value=$2 argument
   for argument in "${@:3}"; do [[ $argument == "$1="* ]] && value=${argument#*=}; done
   echo "$value"
 }
 
-# start_ranks COMMAND ARGUMENTS…: `gan-dist COMMAND ARGUMENTS…`, a process for each GPU, or each task where there are none.
-# Returns the highest exit status of all.
+# start_ranks COMMAND ARGUMENTS…: run `gan-dist COMMAND ARGUMENTS…`, one process for each GPU, or for each task if
+# there is no GPU. Returns the highest exit status.
 start_ranks() {
   local tasks=${SLURM_NTASKS:-$SLURM_NNODES} per_node cpus
   per_node=${SLURM_GPUS_ON_NODE:-$((tasks / SLURM_NNODES))}
@@ -37,21 +37,22 @@ start_ranks() {
   meet || return
   export WORLD_SIZE=$((SLURM_NNODES * per_node)) LOCAL_WORLD_SIZE=$per_node OMP_NUM_THREADS=$cpus PYTHONUNBUFFERED=1
   say "$WORLD_SIZE processes on $SLURM_JOB_NODELIST, $cpus threads each; they meet at $MASTER_ADDR:$MASTER_PORT"
-  # Processes that fail end each other by themselves, with their true statuses; --wait is for those that hang.
-  # shellcheck disable=SC2016 # a rank expands its own variables
+  # If a process fails, gan_dist itself ends the others, so each keeps its true exit status. --wait ends those that hang.
+  # shellcheck disable=SC2016 # each rank expands its own variables
   srun --ntasks="$WORLD_SIZE" --ntasks-per-node="$per_node" --cpus-per-task="$cpus" --kill-on-bad-exit=0 --wait=20 \
     "${options[@]}" \
     bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID exec "$@"' rank "${PYTHON[@]}" -m gan_dist "$@"
 }
 
-# MASTER_ADDR and MASTER_PORT. This script runs on the first node. The port lies below those that the kernel gives to
-# others, nobody listens there, and a lock, held as long as this shell lives, keeps it from the other jobs of this node.
+# meet: set MASTER_ADDR to the first node, on which this script runs, and MASTER_PORT to a free port. The port is below
+# the range that the kernel gives to other programs, and no program listens on it. This shell holds a lock on the port
+# until it ends, so that no other job of this node takes the same port.
 meet() {
   local node
   node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
   getent hosts "$node" >/dev/null || node=$(scontrol show node "$node" | grep -o 'NodeAddr=[^ ]*' | cut -d= -f2)
   for MASTER_PORT in $(shuf -i 20000-29999 -n 100); do
-    # shellcheck disable=SC1083,SC2188 # an automatic descriptor; another user's lock can't be opened
+    # shellcheck disable=SC1083,SC2188 # bash chooses the descriptor; the lock of another user cannot be opened
     { exec {lock}>"/tmp/gan_dist-port-$MASTER_PORT"; } 2>/dev/null && flock -n "$lock" &&
       ! (: >"/dev/tcp/127.0.0.1/$MASTER_PORT") 2>/dev/null && export MASTER_ADDR=$node MASTER_PORT && return
   done
@@ -59,7 +60,7 @@ meet() {
   return 2
 }
 
-# begin RUN_DIR: count a start; give up if too many did not get beyond the checkpoint that this one goes on from.
+# begin RUN_DIR: count this start; give up if too many starts from the same checkpoint did not reach the next one.
 begin() {
   mkdir -p "$1"
   rm -f "$1/.status"
@@ -76,11 +77,12 @@ give_up() {
   exit 1
 }
 
-# end STATUS RUN_DIR SCRIPT ARGUMENTS…: what becomes of the job. SCRIPT ARGUMENTS… is what goes on where it may not itself.
+# end STATUS RUN_DIR SCRIPT ARGUMENTS…: finish, fail or requeue this job. If it must continue but cannot be requeued, a
+# new job runs SCRIPT ARGUMENTS….
 end() {
   local status=$1 run_dir=$2 state left own
   shift 2
-  # What the run itself says about its end counts for more: `accelerate launch` makes 1 of every other status.
+  # The status that the run itself has written comes first, because `accelerate launch` turns every failure into 1.
   read -r own 2>/dev/null <"$run_dir/.status" && [[ $own != 1 ]] && status=$own
   read -r state left < <(squeue --noheader --jobs="$JOB" --format="%T %L")
   if [[ $state == RUNNING && $status != [02] && $status != 75 ]]; then
@@ -95,11 +97,11 @@ end() {
     say "the time limit has passed"
     again "$@"
   fi
-  exit "$status" # finished, settings that can't be, cancelled, or requeued by SLURM itself
+  exit "$status" # finished, wrong settings, cancelled, or requeued by SLURM itself
 }
 
-# again SCRIPT ARGUMENTS…: this job once more; where that is switched off, another one like it, as far as a job can see its
-# own options. sbatch takes others from SBATCH_SIGNAL, SBATCH_CONSTRAINT and so on.
+# again SCRIPT ARGUMENTS…: requeue this job. If requeueing is switched off, submit a new job with the same options, as
+# far as a job can see its own options. sbatch takes the others from SBATCH_SIGNAL, SBATCH_CONSTRAINT and so on.
 again() {
   say "this job goes on later"
   scontrol requeue "$JOB" && exit 0
@@ -117,7 +119,7 @@ again() {
     --time="$(squeue --noheader --jobs="$JOB" --format=%l)"
     --output="$(scontrol show job "$JOB" | grep -o 'StdOut=.*' | cut -d= -f2)")
   local conf=${SLURM_CONF:-}
-  unset "${!SLURM_@}" # else the other job takes them for its own
+  unset "${!SLURM_@}" # otherwise the new job would take them for its own
   [[ -z $conf ]] || export SLURM_CONF=$conf
   sbatch "${options[@]}" "$@" && exit 0
   say "could not start another job"

@@ -15,6 +15,7 @@ import torch
 from conftest import load_recipe
 
 from gan_dist.data.datasets import describe
+from gan_dist.models.pggan import Conv
 from gan_dist.parallel.accelerate_adapter import forward_without_autocast
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.parallel.signals import StopSignals
@@ -36,7 +37,7 @@ def main() -> None:
         finished = run.train(StopSignals())
     seen: list[torch.dtype] = []
     D = run.state.D
-    last = [module for module in D.modules() if isinstance(module, torch.nn.Conv2d)][-1]
+    last = [module for module in D.modules() if isinstance(module, Conv)][-1]
     last.register_forward_hook(lambda *arguments: seen.append(arguments[2].dtype))
     x = torch.zeros(4, *G_shape(run.state.G))
     D(x)
