@@ -39,7 +39,8 @@ from benchmarks.gpu_measure import (
     steps,
     take_turns,
 )
-from benchmarks.gpu_runs import Recipe, configure, layers_by_type, precision_of, reset_accelerate
+from benchmarks.gpu_runs import Recipe, configure, layers_by_type, precision_of
+from gan_dist.parallel.accelerate_adapter import forget_state
 from gan_dist.planning import plan as planning
 
 ROOT = Path(__file__).parent.parent
@@ -210,7 +211,7 @@ def plan(options: Namespace) -> Rows:
         precision: Any = precision_of(config)
         batch_size = config.train.batch_size // pieces
         piece = replace(config.train, batch_size=batch_size, micro_batch_size=0, precision=precision)
-        reset_accelerate()
+        forget_state()
         expected = planning.plan(replace(config, train=piece), info, 1, rates)
         expected_ms = 1000 * pieces * expected.compute
         yield Row(label, {"expected ms": expected_ms, "measured ms": ms, "measured over expected": ms / expected_ms,
