@@ -38,8 +38,6 @@ def wanted(ctx: Any, index: int) -> bool:
     if not ctx.needs_input_grad[index] or _inputs is None:
         return ctx.needs_input_grad[index]
     node = ctx.next_functions[index][0]
-    if hasattr(
-        node, "variable"
-    ):  # the argument is a leaf, for example a parameter: its node only accumulates a gradient
+    if hasattr(node, "variable"):  # the argument is a leaf of the graph, for example a parameter
         return any(node.variable is tensor for tensor in _inputs)
     return torch._C._will_engine_execute_node(node)
