@@ -47,12 +47,10 @@ class Model:
     name: str = "mlp"  # the architecture: the name of a file in gan_dist/models
     conditional: bool = True  # give the label y to G and D
     z_dim: int = 100  # size of the latent z
-    g_widths: list[int] = field(default_factory=list)  # widths of G's layers from z to the image; []: the defaults
-    d_widths: list[int] = field(
-        default_factory=list
-    )  # widths of D's layers from the image to the logit; []: the defaults
-    g_args: dict[str, Any] = field(default_factory=dict)  # more arguments of the Generator, such as {tanh: false}
-    d_args: dict[str, Any] = field(default_factory=dict)  # more arguments of Discriminator, such as {batch_norm: false}
+    g_widths: list[int] = field(default_factory=list)  # layer widths of G, from z to image; []: the defaults
+    d_widths: list[int] = field(default_factory=list)  # layer widths of D, from image to logit; []: the defaults
+    g_args: dict[str, Any] = field(default_factory=dict)  # arguments of the Generator, such as {tanh: false}
+    d_args: dict[str, Any] = field(default_factory=dict)  # arguments of the Discriminator, such as {batch_norm: false}
 
 
 @dataclass
