@@ -10,7 +10,8 @@ from filelock import FileLock, Timeout
 
 from gan_dist.errors import UserError
 
-# The DataLoader workers of a killed program still hold its lock. They notice within so many seconds that it has ended.
+# The DataLoader workers of a killed program hold its lock until they notice that the program has ended. This takes them
+# at most so many seconds.
 WORKERS_GONE = 15.0
 
 

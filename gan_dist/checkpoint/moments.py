@@ -26,7 +26,7 @@ def unflatten(optimizer: Optimizer, tensors: dict[str, Tensor], path: Path) -> N
     """Load tensors that `flatten` has returned into an optimizer.
 
     Args:
-        optimizer: the optimizer, whose parameters are already there.
+        optimizer: an optimizer of the same kind, for the same network.
         tensors: what `flatten` has returned.
         path: the file that the tensors come from, for error messages.
 

@@ -55,8 +55,8 @@ class ImageFiles(torch.utils.data.Dataset[tuple[Tensor, int]]):
     Args:
         files: (path, label) of each image.
         image_shape: (C, H, W) to which each image is converted.
-        skip_broken: if a file cannot be read, return the next readable file in its place, with a warning. The numbers
-            of the other images do not change.
+        skip_broken: if a file cannot be read, return the next readable file in its place, with a warning. The other
+            images keep their numbers.
 
     Raises:
         UserError: on access, if a file cannot be read and `skip_broken` is False, or if no file can be read.

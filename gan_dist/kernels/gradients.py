@@ -1,7 +1,8 @@
-"""Tell an autograd function which gradients its caller needs, which torch does not do completely.
+"""Tell an autograd function which gradients its caller needs.
 
-A gradient penalty needs D's gradient for its images only. The autograd functions of this folder would also compute the
-gradient for each weight, a third of the work, and torch would throw it away.
+torch only tells it which of its arguments require a gradient. But a gradient penalty needs D's gradient for the images
+only. Without this file the autograd functions of this folder would also compute the gradient for each weight, which is
+a third of the work, and torch would throw it away.
 """
 
 from __future__ import annotations

@@ -62,10 +62,12 @@ def pixel_norm(x: Tensor) -> Tensor:
 
 
 def _activated(x: Tensor) -> Tensor:
+    """LeakyReLU with slope 0.2."""
     return F.leaky_relu(x, 0.2)
 
 
 def _normed(x: Tensor) -> Tensor:
+    """LeakyReLU with slope 0.2, then pixel normalization."""
     return pixel_norm(_activated(x))
 
 

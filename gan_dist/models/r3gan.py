@@ -96,6 +96,9 @@ class _Stages(nn.Module):
 class Generator(nn.Module):
     """G: latents z (N, z_dim) and labels y (N,) -> images (N, C, H, W), about in [-1, 1].
 
+    The first map is a learned map, `basis`, with each channel multiplied by a linear function of z and the label's
+    embedding.
+
     Args:
         image_shape: (C, H, W).
         num_classes: number of classes; 0 for an unconditional G.
@@ -144,7 +147,9 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """D: images x (N, C, H, W) and labels y (N,) -> logits (N,).
 
-    In a conditional D the logit is the inner product of the image's features and the embedding of its label.
+    D multiplies its last maps by learned maps, `basis`, and sums each product over all pixels. A linear layer turns
+    these sums into the logit. In a conditional D the linear layer turns them into features, and the logit is the inner
+    product of these features and the label's embedding.
 
     Args:
         image_shape: (C, H, W).

@@ -93,8 +93,9 @@ class Peers:
                 what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {_one_line(error)}"
                 # Only the first message is kept: `compare_set` writes nothing if there is one already.
                 self._store.compare_set(_FAILED, "", f"rank {self._rank} failed: {what}")
-                self._without_sign("heard")
+                self._without_sign("heard")  # wait until the other processes have read the message
                 return error
+            # The loss of a process causes an error in all others, and each of them comes here.
             lost = self._places(self._without_sign("alive")) or "no process"
         except RuntimeError:
             lost = "rank 0 or its launcher, which kept the store"

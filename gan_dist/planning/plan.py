@@ -52,8 +52,8 @@ class Rates:
     latency: float
 
 
-# The makers' numbers for dense matrices, not measured by us. The links between nodes are supposed to have 400 Gbit/s
-# per GPU (H200, H100), 200 Gbit/s (A100) or 100 Gbit/s (V100).
+# The makers' numbers for dense matrices, not measured by us. For the links between nodes we assume 400 Gbit/s per GPU
+# (H200, H100), 200 Gbit/s (A100) and 100 Gbit/s (V100).
 GPUS = {
     "h200": Rates(67e12, 67e12, 495e12, 989e12, 4.8e12, 141e9, 5e-6, 50e9, 10e-6),
     "h100": Rates(67e12, 67e12, 495e12, 989e12, 3.35e12, 80e9, 5e-6, 50e9, 10e-6),
@@ -66,7 +66,7 @@ GPUS = {
 def measured_rates() -> Rates:
     """Measure the rates of this machine, which takes some seconds.
 
-    `bandwidth` and `latency` are not measured; they are supposed to be 1 GB/s and 0.1 ms.
+    `bandwidth` and `latency` are not measured; 1 GB/s and 0.1 ms are assumed.
     """
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")

@@ -87,7 +87,7 @@ class LocalTracker:
             raise UserError(f"run.dir={run_dir}: cannot write there ({error.strerror})") from error
 
     def rewind(self, nimg: int) -> None:
-        """Delete the lines beyond `nimg`: they were written before the run went back to an earlier checkpoint."""
+        """Delete the lines beyond `nimg`, because the run goes on from an earlier checkpoint and writes them again."""
         kept = [line for line in read_metrics(self.metrics) if line["kimg"] <= nimg / 1000]
         temporary = self.metrics.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
@@ -182,7 +182,7 @@ class WandbTracker:
             run.finish(exit_code=self._exit_code)
         except Exception as error:  # an error of W&B must not stop the training
             log.warning("W&B tracking ended (%s: %s); training goes on", type(error).__name__, error)
-            with contextlib.suppress(Exception):  # without it W&B's exit hook would print a traceback
+            with contextlib.suppress(Exception):  # without this call W&B's exit hook would print a traceback
                 import wandb
 
                 wandb.teardown()
