@@ -1,8 +1,9 @@
-"""Keyed randomness: every draw is a function of (seed, purpose, number of the sample), never of hidden state.
+"""Random numbers without hidden state: every number is a function of (seed, purpose, number of the sample).
 
-Sample number `first + i` of a purpose gets the same numbers whoever draws them and in whatever slices, so processes,
-workers, micro-batches and resumes change nothing. The generator is numpy's counter-based Philox (Salmon et al. 2011,
-"Parallel random numbers: as easy as 1, 2, 3"): key = (seed, purpose), counter = (block of the sample).
+Sample number n of a purpose gets the same random numbers, whichever process draws them and however many samples it
+draws at once. So the world size, the number of DataLoader workers, the micro-batch size and a resume do not change the
+training. The random number generator is numpy's counter-based Philox (Salmon et al. 2011, "Parallel random numbers: as
+easy as 1, 2, 3"), with the key (seed, purpose) and a counter that follows from the number of the sample.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 512  # samples that are drawn, or looked up, at once
+BLOCK = 512  # number of samples that are drawn, or looked up, at once
 
 
 class Purpose(IntEnum):
-    """What a draw is for; draws of two purposes are independent. Values are part of every run: never renumber."""
+    """What a random number is used for. Numbers of two purposes are independent.
 
-    ORDER = 0  # of images in an epoch
+    Never change the values: they are part of the key, so all runs would get other random numbers.
+    """
+
+    ORDER = 0  # the order of the images in an epoch
     FLIP = 1
     D_LATENT = 2
     D_LABEL = 3
@@ -46,29 +50,37 @@ class Purpose(IntEnum):
 
 
 def uniform(seed: int, purpose: Purpose, first: int, count: int, dim: int) -> np.ndarray:
-    """Uniform numbers in [0, 1) for the samples first … first + count - 1: (count, dim) float64."""
-    blocks = -(-dim // 4)  # one step of Philox's counter gives four numbers
+    """Draw uniform numbers in [0, 1) for the samples first … first + count - 1: (count, dim) float64."""
+    blocks = -(-dim // 4)  # each step of Philox's counter gives four numbers
     counter = first * blocks
     philox = np.random.Philox(key=[seed, purpose], counter=[counter % 2**64, counter >> 64, 0, 0])
     return np.random.Generator(philox).random((count, 4 * blocks))[:, :dim]
 
 
 def retry_seed(seed: int, retries: int) -> int:
-    """The seed of a run's data and latents after it went back to a checkpoint so often."""
+    """Return the seed for data and latents of a run that has gone back to a checkpoint `retries` times.
+
+    With another seed the run gets other batches and latents, so that the same failure does not repeat.
+    """
     return (seed + retries * 0x9E3779B97F4A7C15) % 2**63
 
 
 def latents(seed: int, purpose: Purpose, first: int, count: int, z_dim: int, like: Tensor | None = None) -> Tensor:
-    """Latents z ~ N(0, 1) by inversion: (count, z_dim), float64 on the CPU, or with the device and dtype of `like`."""
+    """Draw latents z ~ N(0, 1) for the samples first … first + count - 1: (count, z_dim).
+
+    The numbers come from uniform ones by the inverse of the normal distribution function. They are float64 on the CPU,
+    or have the device and dtype of `like`.
+    """
     u = torch.from_numpy(uniform(seed, purpose, first, count, z_dim))
-    z = 2**0.5 * torch.erfinv(2 * u - 1 + 2.0**-53)  # the last term keeps the argument off -1: no infinity
+    z = 2**0.5 * torch.erfinv(2 * u - 1 + 2.0**-53)  # without the last term u = 0 would give -infinity
     return z if like is None else to_device(z.to(like.dtype), like.device)
 
 
 class Latents:
-    """Latents of a run, sample after sample, on the device of a tensor `like`.
+    """The latents of a run, with the device and dtype of a tensor `like`; the same numbers as those of `latents`.
 
-    They are drawn a block at a time, which costs little more than a few of them.
+    The object draws whole blocks of BLOCK samples and keeps the last block of each purpose, because a block costs
+    little more time than a few samples.
     """
 
     def __init__(self, z_dim: int, like: Tensor) -> None:
@@ -76,7 +88,7 @@ class Latents:
         self._blocks: dict[Purpose, tuple[tuple[int, int], Tensor]] = {}
 
     def __call__(self, seed: int, purpose: Purpose, first: int, count: int) -> Tensor:
-        """Those numbered first … first + count - 1: (count, z_dim)."""
+        """Return the latents of the samples first … first + count - 1: (count, z_dim)."""
         parts = []
         while count:
             number, start = divmod(first, BLOCK)
@@ -89,29 +101,41 @@ class Latents:
 
 
 def labels(seed: int, purpose: Purpose, first: int, count: int, class_probs: Tensor) -> Tensor:
-    """Class labels y with the given probabilities (num_classes,): (count,) int64."""
+    """Draw labels y for the samples first … first + count - 1: (count,) int64 in 0 … num_classes - 1.
+
+    Args:
+        class_probs: the probability of each class, (num_classes,).
+    """
     u = torch.from_numpy(uniform(seed, purpose, first, count, 1).ravel())
     return torch.searchsorted(class_probs.double().cumsum(0), u, right=True).clamp_(max=len(class_probs) - 1)
 
 
 def coins(seed: int, purpose: Purpose, first: int, count: int) -> Tensor:
-    """True with probability 1/2: (count,) bool."""
+    """Draw True with probability 1/2 for the samples first … first + count - 1: (count,) bool."""
     return torch.from_numpy(uniform(seed, purpose, first, count, 1).ravel() < 0.5)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy to a device without making the host wait for it."""
+    """Copy a CPU tensor to a device. The host does not wait for a copy to a GPU."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-ROUNDS = 8
+ROUNDS = 8  # rounds of the Feistel network in `permuted`
 
 
 def permuted(seed: int, purpose: Purpose, epoch: int, places: np.ndarray, n: int) -> np.ndarray:
-    """Which of n images are at these places of the epoch's order: (N,) int64. The cost is that of N, not of n.
+    """Return the numbers of the images at some places of an epoch's random order, without computing the whole order.
 
-    A keyed bijection of 0 … n - 1: a Feistel network on a grid of about sqrt(n) x sqrt(n), repeated for what falls off
-    its end (Black & Rogaway 2002, "Ciphers with arbitrary finite domains", sections 4 and 5).
+    The order is a permutation of 0 … n - 1 that depends on (seed, purpose, epoch). A Feistel network permutes the cells
+    of a grid of about sqrt(n) x sqrt(n), which has a few more than n cells. It is applied again to each result that is
+    not below n (Black & Rogaway 2002, "Ciphers with arbitrary finite domains", sections 4 and 5).
+
+    Args:
+        places: places in the order (N,), from 0 to n - 1.
+        n: number of images in the data set.
+
+    Returns:
+        (N,) int64 in 0 … n - 1.
     """
     rows = math.isqrt(n - 1) + 1
     columns = -(-n // rows)
@@ -130,7 +154,7 @@ def permuted(seed: int, purpose: Purpose, epoch: int, places: np.ndarray, n: int
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """A bijection of 64 bits in which each input bit turns about half of the output's (SplitMix64's last step)."""
+    """Mix the bits of 64-bit numbers: each input bit changes about half of the output bits (SplitMix64's last step)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -138,7 +162,10 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def torch_seed(seed: int, purpose: Purpose) -> Iterator[None]:
-    """Inside, torch's global CPU generator is keyed on (seed, purpose); outside, nothing has changed."""
+    """A context in which torch's global CPU random number generator is seeded with a function of (seed, purpose).
+
+    At the end of the context the generator gets its previous state back.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(np.random.Philox(key=[seed, purpose]).random_raw()) >> 1)
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,12 @@ from conftest import ROOT, Train
 
 from gan_dist.cli import main
 from gan_dist.data import DataInfo
-from gan_dist.data.datasets import describe
+from gan_dist.data.datasets import DATASETS, describe
 from gan_dist.errors import ConfigError
+from gan_dist.game.augment import AUGMENTATIONS
+from gan_dist.game.losses import LOSSES
+from gan_dist.metrics.extractors import EXTRACTORS
+from gan_dist.models import names
 from gan_dist.settings.config import as_yaml, load_config
 from gan_dist.settings.schema import settings_help, walk_settings
 from gan_dist.wiring.checks import check_game
@@ -181,3 +186,17 @@ def test_list_in_a_list_of_numbers_gets_one_line(text: str, tmp_path: Path) -> N
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"betas|g_widths"):
         load_config(path)
+
+
+def test_help_names_every_part_that_there_is() -> None:
+    """The schema does not list the parts of a run, but its comments name them, and `--help` shows the comments."""
+    comments = {name: comment for name, _, _, comment in walk_settings()}
+    parts = {
+        "data.name": DATASETS,
+        "model.name": names(),
+        "loss.name": LOSSES,
+        "metrics.extractor": EXTRACTORS,
+        "train.augment": AUGMENTATIONS,
+    }
+    for setting, there_are in parts.items():
+        assert [name for name in there_are if not re.search(rf"\b{name}\b", comments[setting])] == [], setting

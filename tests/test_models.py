@@ -232,7 +232,7 @@ def test_attention_starts_as_nothing_and_mixes_places() -> None:
     (gradient,) = torch.autograd.grad(G.attention(x)[0, 0, 0, 0], x)
     assert gradient[0, :, 7:, 7:].any(), "far places count"
     assert not gradient[1].any(), "other samples do not"
-    with pytest.raises(ValueError, match="maps of 14, 28 pixels for attention, not of 16"):
+    with pytest.raises(ValueError, match="attention to maps of 14, 28 pixels, not of 16"):
         architecture.Generator((1, 28, 28), 0, 8, [8, 8, 8], attention=16)
 
 

@@ -112,7 +112,7 @@ def test_several_processes_that_would_train_apart_are_refused(tmp_path: Path) ->
     """Accelerate's simple launcher starts one process, whatever number it is told."""
     result = _launch(["--cpu", "--num_processes", "2", *TRAIN, "run.dir=run"], tmp_path)
     assert result.returncode
-    assert "several processes were asked for, but this one is in a world of 1" in result.stderr
+    assert "several processes were asked for, but this process found a world size of 1" in result.stderr
     assert "accelerate launch --multi_gpu" in result.stderr
     assert not (tmp_path / "run").exists()
 
@@ -188,7 +188,7 @@ def test_process_that_is_killed_before_a_barrier_is_named(tmp_path: Path) -> Non
     out, error = survivor.communicate(timeout=30)
     killed.communicate()
     assert survivor.returncode == 1, error
-    assert out.startswith(f"lost rank 1 ({socket.gethostname()}, pid {killed.pid}): no sign of life for")
+    assert out.startswith(f"lost rank 1 ({socket.gethostname()}, pid {killed.pid}): no heartbeat for")
 
 
 def test_node_with_other_images_is_named(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_node_with_other_images_is_named(tmp_path: Path) -> None:
     processes = start_ranks(2, command, tmp_path, LOCAL_WORLD_SIZE="1", LOCAL_RANK="0", TORCH_CPP_LOG_LEVEL="ERROR")
     errors = [process.communicate(timeout=60)[1] for process in processes]
     assert [process.returncode for process in processes] == [1, 1]
-    where = f"data.root=images on {socket.gethostname()}: 63 images, which are not the 64 of the main process"
+    where = f"data.root=images on {socket.gethostname()}: 63 images, which differ from the main process's 64 images"
     assert errors[0] == f"gan-dist: rank 0: error: stopped, because rank 1 failed: {where}\n"
     assert errors[1] == f"gan-dist: rank 1: error: {where}\n"
 

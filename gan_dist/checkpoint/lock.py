@@ -1,4 +1,4 @@
-"""One program at a time in a run directory, and none that writes elsewhere from there."""
+"""Lock a run directory, so that only one program uses it at a time; and refuse links in it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,22 @@ from filelock import FileLock, Timeout
 
 from gan_dist.errors import UserError
 
-WORKERS_GONE = 15.0  # seconds after which the data workers of a killed program have noticed it: they share its lock
+# The DataLoader workers of a killed program hold its lock until they notice that the program has ended. This takes them
+# at most so many seconds.
+WORKERS_GONE = 15.0
 
 
 def lock_run(run_dir: Path) -> FileLock:
-    """Take the run directory until this process ends, however it ends: the operating system lets go of it.
+    """Lock the run directory until this process ends.
+
+    The operating system releases the lock when the process ends, even if it is killed.
+
+    Returns:
+        The lock. It is released if this object is deleted, so the caller must keep it.
 
     Raises:
-        UserError: another program has it; says which. Or there are links in it.
+        UserError: another program holds the lock (the message names its process id and host), the directory contains
+            links, or it cannot be written to.
     """
     refuse_links(run_dir)
     lock, owner = FileLock(run_dir / ".lock"), run_dir / ".owner"
@@ -39,22 +47,26 @@ def lock_run(run_dir: Path) -> FileLock:
 
 
 def refuse_links(run_dir: Path) -> None:
-    """Nothing is written to a directory where a link leads elsewhere: it may be a stranger's.
+    """Refuse a run directory that contains symbolic links.
+
+    A run directory may come from a stranger. If one of its files were a link, the run would change a file elsewhere.
 
     Raises:
-        UserError: names the link.
+        UserError: there is a link; the message names it.
     """
-    for pattern in ("*", "samples/*", "checkpoints/*", "generated/*"):  # where names can be foreseen
+    for pattern in ("*", "samples/*", "checkpoints/*", "generated/*"):  # the places where a run writes
         for path in run_dir.glob(pattern):
             if path.is_symlink():
-                raise UserError(f"{path} is a link, which a run never makes, and would write elsewhere: remove it")
+                raise UserError(f"{path} is a link; a run never makes links and does not write through them: remove it")
 
 
 def _read(owner: Path) -> str:
+    """The content of the file `.owner`: host name, space, process id."""
     return owner.read_text() if owner.exists() else "an unknown host ?"
 
 
 def _runs(pid: str) -> bool:
+    """Tell if there is a process with this id on this host."""
     try:
         os.kill(int(pid), 0)
     except (ProcessLookupError, ValueError):

@@ -1,4 +1,8 @@
-"""Files that are what a `manifest.json` beside them says: name -> size and SHA-256. Nothing is believed."""
+"""Read files of a checkpoint and check each of them against the `manifest.json` in the same directory.
+
+The manifest lists the size and the SHA-256 of each file. A checkpoint may come from a stranger, so links, wrong sizes
+and invalid JSON are all refused. A forged manifest can only make us load wrong weights; it cannot run code.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +16,18 @@ from typing import Any, BinaryIO
 
 from gan_dist.errors import UserError
 
-MAX_TEXT = 2**20  # bytes of a JSON or YAML file; ours have a thousand
+MAX_TEXT = 2**20  # largest size of a JSON or YAML file in bytes; the program writes files of about a thousand bytes
 
 
 def check_file(folder: Path, name: str) -> None:
-    """Compare a file of any size with the manifest, piece by piece.
+    """Check a file of any size against the manifest, without loading the whole file into memory.
+
+    Args:
+        folder: the checkpoint's directory.
+        name: the file's name in it.
 
     Raises:
-        UserError: it is missing or not what was written.
+        UserError: the file is missing, or its size or SHA-256 is not that of the manifest.
     """
     entry = _entry(folder, name)
     with _open(folder / name, entry["size"]) as file:
@@ -27,27 +35,37 @@ def check_file(folder: Path, name: str) -> None:
 
 
 def read_file(folder: Path, name: str, most: int = MAX_TEXT) -> bytes:
-    """A file's content, which is what the manifest says: that may be a stranger's, but not of more than `most` bytes.
+    """Return a file's content, checked against the manifest.
+
+    Args:
+        folder: the checkpoint's directory.
+        name: the file's name in it.
+        most: largest size to read, in bytes. A forged manifest can name any size.
 
     Raises:
-        UserError: it is missing, not what was written, or larger.
+        UserError: the file is missing or larger than `most`, or its size or SHA-256 is not that of the manifest.
     """
     entry = _entry(folder, name)
     with _open(folder / name, entry["size"], most) as file:
         try:
             content = file.read(most)
         except MemoryError:
-            raise UserError(f"{folder / name}: {entry['size']} bytes are more than there is memory") from None
+            raise UserError(f"{folder / name}: {entry['size']} bytes are more than fit into memory") from None
     _compare(folder / name, hashlib.sha256(content).hexdigest(), entry)
     return content
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """Likewise the object in a JSON file."""
+    """Return the object in a JSON file, checked against the manifest.
+
+    Raises:
+        UserError: see `read_file`; or the file does not hold a JSON object.
+    """
     return _parse(folder / name, read_file(folder, name))
 
 
 def _entry(folder: Path, name: str) -> dict[str, Any]:
+    """The manifest's entry for a file: a dict with the int `size` and, in an intact manifest, the str `sha256`."""
     path = folder / "manifest.json"
     with _open(path, most=MAX_TEXT) as file:
         entry = _parse(path, file.read(MAX_TEXT)).get(name)
@@ -58,7 +76,7 @@ def _entry(folder: Path, name: str) -> dict[str, Any]:
 
 def _compare(path: Path, sha256: str, entry: dict[str, Any]) -> None:
     if sha256 != entry.get("sha256"):
-        raise UserError(f"{path}: damaged: its content is not what was written")
+        raise UserError(f"{path}: damaged: its SHA-256 is not that of manifest.json")
 
 
 def _parse(path: Path, content: bytes) -> dict[str, Any]:
@@ -67,13 +85,13 @@ def _parse(path: Path, content: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: damaged: not JSON ({type(error).__name__})") from error
     if not isinstance(parsed, dict):
-        raise UserError(f"{path}: damaged: not what a checkpoint has there")
+        raise UserError(f"{path}: damaged: not a JSON object")
     return parsed
 
 
 @contextmanager
 def _open(path: Path, size: int | None = None, most: int | None = None) -> Iterator[BinaryIO]:
-    """A regular file, not one behind a link; of this size, and at most that, if they are given."""
+    """Open a regular file, but not through a link. Check that it has `size` bytes and at most `most`, if given."""
     try:
         if path.is_symlink() or not path.is_file():
             raise UserError(f"{path}: damaged: {'a link' if path.is_symlink() else 'no such file'}")

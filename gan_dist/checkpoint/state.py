@@ -1,4 +1,4 @@
-"""What a run is at one moment."""
+"""The state of a run, which a checkpoint saves."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ from torch.optim import Optimizer
 
 @dataclass
 class State:
-    """The networks and optimizers themselves, never their wrappers, and how far training has come.
+    """Networks, optimizers and progress of a run.
 
     Attributes:
-        scalers: the loss scales of `opt_G` and `opt_D`, in fp16.
-        nimg: real images shown to D so far.
-        metrics, metrics_nimg: the newest value of each evaluated metric, and when it was measured.
-        retries: how often the run went back to a checkpoint, to go on with another data order.
+        G, D: generator and discriminator, without DistributedDataParallel or any other wrapper.
+        G_ema: the exponential moving average of G, which samples and is evaluated.
+        opt_G, opt_D: the optimizers, without wrappers.
+        scalers: in fp16, the loss scales of the two optimizers, under "G" and "D"; otherwise empty.
+        nimg: number of real images shown to D so far.
+        metrics: the newest value of each evaluated metric, by name.
+        metrics_nimg: value of `nimg` when these metrics were measured; -1 if there are none.
+        retries: how often the run has gone back to a checkpoint after a failure. Each time it goes on with another
+            order of the data and other latents.
     """
 
     G: nn.Module

@@ -1,4 +1,4 @@
-"""A directory of images: listing it, and reading it file by file."""
+"""A directory of images as a data set: list its files, and decode each file when it is needed."""
 
 from __future__ import annotations
 
@@ -17,19 +17,28 @@ log = logging.getLogger(__name__)
 
 
 def list_images(root: Path, class_folders: bool) -> tuple[list[tuple[Path, int]], list[str]]:
-    """All image files below `root`, sorted by name, each with its label, and the names of the classes.
+    """List all image files below `root`, in a fixed order that depends on their names only.
 
-    Without `class_folders` every label is 0 and there are no classes; with it, the sorted subfolders of `root` are.
+    Args:
+        root: the directory.
+        class_folders: each subfolder of `root` is a class, numbered in the order of the names. If False, every label
+            is 0 and there are no classes.
+
+    Returns:
+        (path, label) of each file, and the names of the classes.
 
     Raises:
-        UserError: no such directory, or no images in it.
+        UserError: there is no such directory, or no image in it.
+        ConfigError: `class_folders` is True, but there are no subfolders.
     """
     if not root.is_dir():
         raise UserError(f"data.root={root}: no such directory")
     extensions = {extension for extension, name in Image.registered_extensions().items() if name in FORMATS}
     classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir()) if class_folders else []
     if class_folders and not classes:
-        raise ConfigError(f"data.class_folders=true: {root} has no subfolders; false takes it as one unlabelled set")
+        raise ConfigError(
+            f"data.class_folders=true: {root} has no subfolders; set data.class_folders=false for images without labels"
+        )
     files = []
     for label, start in enumerate([root / name for name in classes] or [root]):
         for folder, subfolders, names in os.walk(start):
@@ -41,9 +50,16 @@ def list_images(root: Path, class_folders: bool) -> tuple[list[tuple[Path, int]]
 
 
 class ImageFiles(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """Files decoded when they are asked for: item i is (uint8 (C, H, W), label).
+    """A data set that decodes image files when they are needed: item i is (uint8 (C, H, W), label).
 
-    With `skip_broken`, the next readable file stands in for an unreadable one, so that the numbering stays.
+    Args:
+        files: (path, label) of each image.
+        image_shape: (C, H, W) to which each image is converted.
+        skip_broken: if a file cannot be read, return the next readable file in its place, with a warning. The other
+            images keep their numbers.
+
+    Raises:
+        UserError: on access, if a file cannot be read and `skip_broken` is False, or if no file can be read.
     """
 
     def __init__(self, files: list[tuple[Path, int]], image_shape: tuple[int, int, int], skip_broken: bool) -> None:
@@ -53,7 +69,7 @@ class ImageFiles(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
     @property
     def labels(self) -> Tensor:
-        """int64 (N,)."""
+        """The labels of all images, int64 (N,)."""
         return torch.tensor([label for _, label in self.files])
 
     def __len__(self) -> int:
@@ -67,10 +83,10 @@ class ImageFiles(torch.utils.data.Dataset[tuple[Tensor, int]]):
             except BrokenImage as error:
                 if not self.skip_broken:
                     raise UserError(f"{error}; remove it, or set data.broken_files=skip") from error
-                log.warning("%s; the next file stands in for it", error)
+                log.warning("%s; the next file is used in its place", error)
         raise UserError(f"none of the {len(self.files)} images can be read")
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """A whole batch, as DataLoader's fetcher asks for it: uint8 (N, C, H, W), int64 (N,)."""
+        """Return a whole batch, as DataLoader requests it: images uint8 (N, C, H, W) and labels int64 (N,)."""
         images, labels = zip(*(self[i] for i in indices))
         return torch.stack(images), torch.tensor(labels)

@@ -1,4 +1,4 @@
-"""One image file, or an image in memory, to uint8 (C, H, W) of the wanted shape."""
+"""Convert an image file, or an image in memory, to a uint8 tensor of a given shape (C, H, W)."""
 
 from __future__ import annotations
 
@@ -9,24 +9,32 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-# Pillow looks at the content, whatever the name says: nothing that another program would be started for, as for EPS.
+# The accepted formats. Pillow recognises a format by the file's content, not by its name. Formats such as EPS, which
+# Pillow reads by starting another program, are not in the list.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP")
-MAX_PIXELS = 89_478_485  # Pillow's own limit for what may be a bomb: a file that claims more is not decoded
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+# Larger images are not decoded: a small malicious file can claim a huge size and fill the memory. This is the limit
+# above which Pillow warns of such a "decompression bomb".
+MAX_PIXELS = 89_478_485
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # number of channels -> Pillow's mode
 
 
 class BrokenImage(Exception):
-    """The file can't be read as an image; the text says which file and why."""
+    """The file can't be read as an image. The message says which file it is, and why."""
 
 
 def read_image(path: Path, image_shape: tuple[int, int, int]) -> Tensor:
-    """Decode a file of any size and mode, in one of FORMATS: uint8 (C, H, W).
+    """Decode an image file of any size and mode, in one of FORMATS, to uint8 (C, H, W).
 
-    The picture is turned as its EXIF orientation says, transparency is laid on white unless four channels are asked
-    for, 16-bit samples are scaled to 8, and the largest centred part of the wanted aspect ratio is resized to (H, W).
+    The image is turned as its EXIF orientation says. 16-bit values are scaled to 8 bits. A transparent image is put on
+    a white background, unless C is 4. The largest centred part with the aspect ratio of (H, W) is then resized to
+    (H, W).
+
+    Args:
+        path: the file.
+        image_shape: (C, H, W), with C = 1 (grayscale), 3 (RGB) or 4 (RGBA).
 
     Raises:
-        BrokenImage: not an image, a damaged or truncated one, or one of more than MAX_PIXELS pixels.
+        BrokenImage: the file is not an image, is damaged or incomplete, or has more than MAX_PIXELS pixels.
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
@@ -41,7 +49,7 @@ def read_image(path: Path, image_shape: tuple[int, int, int]) -> Tensor:
 
 
 def to_tensor(image: Image.Image, image_shape: tuple[int, int, int]) -> Tensor:
-    """Turn, convert, crop and resize a picture: uint8 (C, H, W)."""
+    """Convert an image in memory to uint8 (C, H, W), as `read_image` does with a file."""
     channels, height, width = image_shape
     image = _convert(ImageOps.exif_transpose(image), _MODES[channels])
     if image.size != (width, height):
@@ -51,6 +59,7 @@ def to_tensor(image: Image.Image, image_shape: tuple[int, int, int]) -> Tensor:
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:
+    """Convert an image to Pillow's mode `mode`, with 8 bits per channel, on a white background if it is transparent."""
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_eight_bits(image)
     if mode == "RGBA" or not image.has_transparency_data:
@@ -60,7 +69,10 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Grayscale of 16-bit integers, or of floats in [0, 1], which Pillow's own conversion would clip."""
+    """Scale a grayscale image of 16-bit integers, or of floats in [0, 1], to 8 bits.
+
+    Pillow's own conversion would set all values above 255 to 255.
+    """
     samples = np.asarray(image, dtype=np.float64)
     scale = 255.0 if image.mode == "F" else 255.0 / 65535.0
     return Image.fromarray(np.clip(np.rint(samples * scale), 0, 255).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""One data set for all processes: listed once, downloaded once, and held in memory once on each node."""
+"""Load a data set for all processes together: download it only once, and keep it in memory only once per node."""
 
 from __future__ import annotations
 
@@ -27,15 +27,24 @@ log = logging.getLogger(__name__)
 
 
 def load_shared(source: Source, info: DataInfo, dist: Distributed, stage: Path | None) -> tuple[Images, str]:
-    """`load_dataset` for all processes, and the `data_key` of what they have.
+    """Load the data set in all processes. All processes call this function together.
 
-    The main process goes first, and with it any download. On each node one process then decodes the images, so that the
-    node holds them once. Images that stay in files are copied below `stage`, if it is given: a directory on a disk of
-    the node's own.
+    The main process loads first, and downloads the data set if necessary. If the data set is kept in memory, one
+    process per node decodes it, and the other processes of the node share this memory.
+
+    Args:
+        source: the data set that is asked for.
+        info: what `gan_dist.data.datasets.describe` returned for them.
+        dist: the processes.
+        stage: a directory on a local disk of the node, to which image files are copied first; None for no copy. It is
+            not used for a data set that is kept in memory.
+
+    Returns:
+        The data set, and its `gan_dist.data.in_memory.data_key`.
 
     Raises:
-        UserError: as `load_dataset`; or a node has other images than the main process; or there is no room in the
-            node's temporary directory or in `stage`.
+        UserError: see `gan_dist.data.datasets.load_dataset`; or a node has other images than the main process; or there
+            is not enough space in the node's temporary directory or in `stage`.
     """
     loaded: list[Images] = []
 
@@ -48,17 +57,24 @@ def load_shared(source: Source, info: DataInfo, dist: Distributed, stage: Path |
     def load() -> Images:
         return loaded.pop() if loaded else load_dataset(source, info)
 
-    dataset = _mapped(load, dist) if in_memory else load()
+    dataset = _once_per_node(load, dist) if in_memory else load()
     if stage and isinstance(dataset, ImageFiles):
-        dataset = _staged(dataset, stage, dist)
-    return dataset, _agreed(dataset, source, info, dist)
+        dataset = _copied_to(stage, dataset, dist)
+    return dataset, _common_key(dataset, source, info, dist)
 
 
 def shrink(dataset: Images, factor: int, source: Source, info: DataInfo, dist: Distributed) -> Images:
-    """The data set with images smaller by a power of two: made once, not once a step, if they fit into memory.
+    """Return the data set with smaller images, for an early stage of progressive growing.
+
+    The images are made smaller once in advance if they then fit into memory, and otherwise each time they are read.
+
+    Args:
+        dataset: what `load_shared` returned.
+        factor: a power of two, by which height and width are divided; 1 returns the data set unchanged.
+        source, info, dist: as for `load_shared`.
 
     Raises:
-        UserError: as `load_shared`.
+        UserError: see `load_shared`.
     """
     if factor == 1:
         return dataset
@@ -70,22 +86,30 @@ def shrink(dataset: Images, factor: int, source: Source, info: DataInfo, dist: D
     files = ImageFiles(dataset.files, (channels, height // factor, width // factor), dataset.skip_broken)
     if len(files) * math.prod(files.image_shape) > source.memory:
         return files
-    smaller = _mapped(lambda: decode_all(files), dist)
-    _agreed(smaller, source, info, dist)
+    smaller = _once_per_node(lambda: decode_all(files), dist)
+    _common_key(smaller, source, info, dist)
     return smaller.on(dist.device)
 
 
-def _agreed(dataset: Images, source: Source, info: DataInfo, dist: Distributed) -> str:
-    """The `data_key` of the main process's images; a node that has others is named."""
+def _common_key(dataset: Images, source: Source, info: DataInfo, dist: Distributed) -> str:
+    """Return the `data_key` of the main process's images, after a check that every node has the same images.
+
+    Raises:
+        UserError: a node has other images; the message names the node.
+    """
     count, key = dist.from_main(lambda: (len(dataset), data_key(dataset, info.num_classes)))
     if dist.is_local_main and not dist.is_main and (len(dataset), data_key(dataset, info.num_classes)) != (count, key):
         where = f"data.root={source.root} on {socket.gethostname()}"
-        raise UserError(f"{where}: {len(dataset)} images, which are not the {count} of the main process")
+        raise UserError(f"{where}: {len(dataset)} images, which differ from the main process's {count} images")
     return key
 
 
-def _mapped(make: Callable[[], Images], dist: Distributed) -> ImageTensor:
-    """What one process of each node makes, in a file that all of them map, and whose name is removed then."""
+def _once_per_node(make: Callable[[], Images], dist: Distributed) -> ImageTensor:
+    """Call `make` in one process of each node, and share the result with the other processes of the node.
+
+    The result goes through a file that all processes of the node map into memory, so it is in memory only once. The
+    file's name is then deleted; the memory is freed when the last process ends.
+    """
     if not dist.several:
         dataset = make()
         assert isinstance(dataset, ImageTensor)
@@ -97,19 +121,22 @@ def _mapped(make: Callable[[], Images], dist: Distributed) -> ImageTensor:
         assert isinstance(dataset, ImageTensor)
         try:
             save_file({"images": dataset.images, "labels": dataset.labels}, path)
-        except Exception as error:  # safetensors has an error of its own for a full disk
+        except Exception as error:  # for a full disk safetensors raises its own error, not OSError
             raise UserError(f"{path}: cannot write the decoded images there ({error}); set TMPDIR") from error
         del dataset
     dist.barrier()
-    tensors = load_file(path)  # mapped, not copied
+    tensors = load_file(path)  # maps the file into memory instead of copying it
     dist.barrier()
     if dist.is_local_main:
         path.unlink()
     return ImageTensor(tensors["images"], tensors["labels"])
 
 
-def _staged(files: ImageFiles, stage: Path, dist: Distributed) -> ImageFiles:
-    """The same files below `stage`, each under its absolute path; what an earlier job has left is taken."""
+def _copied_to(stage: Path, files: ImageFiles, dist: Distributed) -> ImageFiles:
+    """Copy the files into `stage`, each under its absolute path, and return the data set of the copies.
+
+    Copies that an earlier job has left there are used again.
+    """
     copies = [(stage / path.absolute().relative_to("/"), label) for path, label in files.files]
     if dist.is_local_main:
         try:
@@ -123,9 +150,12 @@ def _staged(files: ImageFiles, stage: Path, dist: Distributed) -> ImageFiles:
 
 
 def _copy(source: Path, copy: Path) -> bool:
-    """Whole or not at all, with its time; False if it is there, or if there is nothing to copy."""
+    """Copy a file with its modification time; return False if the copy exists already, or if there is no source.
+
+    The copy gets its final name only when it is complete, so a crash leaves no incomplete copy under that name.
+    """
     if not source.exists():
-        return False  # the data set knows what to do about it
+        return False  # `ImageFiles` then treats it as a broken file
     if copy.exists() and (copy.stat().st_size, copy.stat().st_mtime) == (source.stat().st_size, source.stat().st_mtime):
         return False
     copy.parent.mkdir(parents=True, exist_ok=True)

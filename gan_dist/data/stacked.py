@@ -1,7 +1,8 @@
-"""Stacked images: three grayscale images of a labelled set as the channels of one, whose label is the triple of theirs.
+"""Stacked images: each of the three channels is a grayscale image from a labelled data set.
 
-With 10 classes these are 1,000 modes that can be told apart, by which the field counts what a generator leaves out
-(Metz et al. 2017, "Unrolled generative adversarial networks", section 3.3.1, on MNIST).
+The label of a stacked image combines the three labels. With 10 classes there are 1,000 modes, so it is possible to
+count how many of them a generator misses (Metz et al. 2017, "Unrolled generative adversarial networks", section 3.3.1,
+on MNIST).
 """
 
 from __future__ import annotations
@@ -15,15 +16,21 @@ NUM_STACKED = 100_000  # images of a stacked data set
 
 
 def stack(images: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """uint8 (N, 1, H, W) and int64 (N,) to (NUM_STACKED, 3, H, W) and labels in 0 … num_classes^3 - 1.
+    """Make NUM_STACKED stacked images. The three images of each are drawn independently, and the same in every run.
 
-    The three are drawn independently, the same in every run.
+    Args:
+        images: uint8 (N, 1, H, W).
+        labels: int64 (N,) in 0 … num_classes - 1.
+        num_classes: number of classes of `labels`.
+
+    Returns:
+        Images uint8 (NUM_STACKED, 3, H, W), and labels int64 (NUM_STACKED,) in 0 … num_classes^3 - 1.
     """
     index = torch.from_numpy(uniform(0, Purpose.STACK, 0, NUM_STACKED, 3) * len(images)).long()
     return images[:, 0][index], join_classes(labels[index], num_classes)
 
 
 def join_classes(classes: Tensor, num_classes: int) -> Tensor:
-    """The classes (…, 3) of the three channels as one number (…): 100 a + 10 b + c for 10 classes."""
+    """Combine the classes (…, 3) of the three channels to one number (…): 100 a + 10 b + c for 10 classes."""
     first, second, third = classes.unbind(-1)
     return (first * num_classes + second) * num_classes + third

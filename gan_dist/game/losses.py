@@ -1,7 +1,8 @@
-"""Adversarial losses: logits -> loss of each sample (N,). Pure functions of tensors.
+"""Adversarial losses: functions from logits (N,) to the loss of each sample (N,).
 
-With the textbook's D(x) = sigmoid(logit), log D = -softplus(-logit) and log(1 - D) = -softplus(logit): the logits form
-never takes the logarithm of zero.
+The arguments `real` and `fake` are D's logits of real and of generated images. The papers of the cross-entropy losses
+write D(x) for the probability sigmoid(logit). Then log D = -softplus(-logit) and log(1 - D) = -softplus(logit). The
+functions here use softplus because it never computes the logarithm of zero. In the other losses D(x) is the logit.
 """
 
 from __future__ import annotations
@@ -14,15 +15,19 @@ from torch.nn.functional import relu, softplus
 
 
 def cross_entropy(real: Tensor, fake: Tensor, smoothing: float = 0.0) -> Tensor:
-    """D's loss, -t log D(x) - (1 - t) log(1 - D(x)) - log(1 - D(G(z))), with the target t = 1 - smoothing.
+    """D's loss -t log D(x) - (1 - t) log(1 - D(x)) - log(1 - D(G(z))), with the target t = 1 - smoothing.
 
-    Goodfellow et al. 2014, equation 1; one-sided label smoothing: Salimans et al. 2016, section 3.4.
+    Without smoothing this is equation 1 of Goodfellow et al. 2014. One-sided label smoothing (`smoothing` in [0, 1)) is
+    from Salimans et al. 2016, section 3.4.
     """
     return softplus(-real) + smoothing * real + softplus(fake)
 
 
 def minimax(fake: Tensor) -> Tensor:
-    """G's loss log(1 - D(G(z))) (Goodfellow et al. 2014, equation 1). Its gradient vanishes where D is sure."""
+    """G's loss log(1 - D(G(z))) (Goodfellow et al. 2014, equation 1).
+
+    Its gradient is almost zero when D is sure that the image is generated; `non_saturating` avoids this.
+    """
     return -softplus(fake)
 
 
@@ -47,17 +52,20 @@ def hinge(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def wasserstein(real: Tensor, fake: Tensor) -> Tensor:
-    """The critic's loss D(G(z)) - D(x): minus its estimate of the distance (Arjovsky et al. 2017, equation 3)."""
+    """The critic's loss D(G(z)) - D(x) (Arjovsky et al. 2017, equation 3).
+
+    Its mean, times -1, is the critic's estimate of the Wasserstein distance between real and generated images.
+    """
     return fake - real
 
 
 def linear(fake: Tensor) -> Tensor:
-    """G's loss -D(G(z)), of Wasserstein (Arjovsky et al. 2017, Algorithm 1) and of hinge GANs."""
+    """G's loss -D(G(z)) of Wasserstein GANs (Arjovsky et al. 2017, Algorithm 1) and of GANs with the hinge loss."""
     return -fake
 
 
 def relativistic_d(real: Tensor, fake: Tensor) -> Tensor:
-    """D's loss -log sigmoid(D(x) - D(G(z))), each real sample against a generated one.
+    """D's loss -log sigmoid(D(x) - D(G(z))): real sample i is compared with generated sample i.
 
     Jolicoeur-Martineau 2019, "The relativistic discriminator", section 4.1 (RpGAN); Huang et al. 2024, equation 2.
     """
@@ -65,19 +73,19 @@ def relativistic_d(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def relativistic_g(fake: Tensor, real: Tensor) -> Tensor:
-    """G's loss -log sigmoid(D(G(z)) - D(x)): the same pairs, the other way round."""
+    """G's loss -log sigmoid(D(G(z)) - D(x)): `relativistic_d` with real and generated samples exchanged."""
     return softplus(real - fake)
 
 
 class Loss(NamedTuple):
-    """The two sides of a game, each (N,).
+    """The loss of D and the loss of G in one adversarial game. Both map logits (N,) to the loss of each sample (N,).
 
     Attributes:
-        D: `D(real, fake)`, and `D(real, fake, smoothing)` if it `has_target`.
-        G: `G(fake)`, or `G(fake, real)` if `paired`.
-        has_target: D's real logits or probabilities are drawn to a target, which may be smoothed.
-        paired: sample i of the batch is compared with real sample i; G is then asked for the real samples' labels.
-        critic: minus D's loss is an estimate of a distance.
+        D: called as `D(real, fake)`, or as `D(real, fake, smoothing)` if `has_target`.
+        G: called as `G(fake)`, or as `G(fake, real)` if `paired`.
+        has_target: D's loss has a target for real images, to which label smoothing can be applied.
+        paired: the loss compares generated sample i with real sample i. Both then get the label of the real sample.
+        critic: D is a critic: its loss, times -1, estimates a distance between real and generated images.
     """
 
     D: Callable[..., Tensor]
@@ -87,6 +95,7 @@ class Loss(NamedTuple):
     critic: bool = False
 
 
+# The valid values of `loss.name`.
 LOSSES = {
     "non_saturating": Loss(cross_entropy, non_saturating, has_target=True),
     "minimax": Loss(cross_entropy, minimax, has_target=True),

@@ -1,4 +1,7 @@
-"""Regularizers of D: penalties -> (N,), pure functions, differentiable themselves; and bounds on its weights."""
+"""Regularizers of D: gradient penalties, weight clipping and the power iteration of spectral normalization.
+
+The penalties are functions that return one value per sample (N,) and can be differentiated again.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,17 @@ from gan_dist.kernels.gradients import with_regard_to
 
 
 def squared_gradient_norms(logits: Tensor, *xs: Tensor) -> list[Tensor]:
-    """|grad_x D(x)|^2 of each sample of each x, to be differentiated again: (N,) each.
+    """Compute |grad_x D(x)|^2 for each sample. The result can be differentiated again.
 
-    Times gamma/2 this is the R1 penalty with x real and the R2 penalty with x generated (Mescheder et al. 2018, "Which
-    training methods for GANs do actually converge?", equations 9 and 10).
+    Times gamma/2 this is the R1 penalty if x is real, and the R2 penalty if x is generated (Mescheder et al. 2018,
+    "Which training methods for GANs do actually converge?", equations 9 and 10). One backward pass serves all xs.
 
     Args:
-        logits: D of all of them, (N,) or more, with the xs in its graph: one backward pass serves them all.
-        xs: (N, …), require grad.
+        logits: D's logits (M,), computed from all xs; logits of other images may be among them.
+        xs: batches of images (N, …) that require a gradient.
+
+    Returns:
+        For each x of xs the squared gradient norms (N,).
     """
     with with_regard_to(xs):
         gradients = torch.autograd.grad(logits.sum(), xs, create_graph=True)
@@ -27,32 +33,45 @@ def squared_gradient_norms(logits: Tensor, *xs: Tensor) -> list[Tensor]:
 
 
 def lipschitz_penalty(logits: Tensor, x: Tensor) -> Tensor:
-    """(|grad_x D(x)| - 1)^2 of each sample, with x as `interpolate` makes it (Gulrajani et al. 2017, equation 3): (N,).
+    """The gradient penalty of WGAN-GP, (|grad_x D(x)| - 1)^2 for each sample: (N,).
 
-    Arguments as for `squared_gradient_norms`.
+    Gulrajani et al. 2017, equation 3, take the x that `interpolate` returns.
+
+    Args:
+        logits: D's logits (N,) of x.
+        x: images (N, …) that require a gradient.
     """
-    (norm,) = squared_gradient_norms(logits, x)
-    return (norm.clamp(min=1e-12).sqrt() - 1).square()  # the root's slope at 0 is infinite
+    (squared_norm,) = squared_gradient_norms(logits, x)
+    return (squared_norm.clamp(min=1e-12).sqrt() - 1).square()  # the derivative of the square root at 0 is infinite
 
 
 def interpolate(x_real: Tensor, x_fake: Tensor, u: Tensor) -> Tensor:
-    """u x_real + (1 - u) x_fake, a point between the two of each pair: (N, …), with u (N,) in [0, 1)."""
+    """Compute u x_real + (1 - u) x_fake, a point between each real and generated image (Gulrajani et al. 2017).
+
+    Args:
+        x_real, x_fake: images (N, …).
+        u: uniform random numbers (N,) in [0, 1), one per pair.
+
+    Returns:
+        (N, …).
+    """
     u = u.view(-1, *(1,) * (x_real.ndim - 1))
     return u * x_real + (1 - u) * x_fake
 
 
 @torch.no_grad()
 def clip_weights(parameters: Iterable[Tensor], limit: float) -> None:
-    """Clamp to [-limit, limit], in place (Arjovsky et al. 2017, Algorithm 1)."""
+    """Clamp all parameters to [-limit, limit], in place (Arjovsky et al. 2017, Algorithm 1)."""
     for parameter in parameters:
         parameter.clamp_(-limit, limit)
 
 
 @torch.no_grad()
 def iterate_spectral_norms(D: nn.Module) -> None:
-    """One power iteration for the largest singular value of each spectrally normalised weight.
+    """Make one power iteration that improves the largest singular value of each weight with spectral normalization.
 
-    Once a step of D (Miyato et al. 2018, Algorithm 1), not once a forward pass, so that micro-batches change nothing.
+    Call this once per D step (Miyato et al. 2018, Algorithm 1). torch would do it in each forward pass, and then the
+    result would depend on the number of micro-batches.
     """
     for module in D.modules():
         if isinstance(module, parametrize.ParametrizationList):

@@ -1,5 +1,6 @@
-"""Operators that compute what torch's do, faster, more exactly or in the same bits each time; and torch's switches.
+"""Operators that replace those of torch because they are faster, more exact or deterministic; and torch's switches.
 
-They know tensors and modules alone. Networks need not know them: `convolution` takes the place of torch's convolutions
-while a forward pass is differentiated twice, `layout` prepares a finished network for its device.
+Deterministic means that every repetition gives the same bits. The files in this folder know only tensors and modules.
+Most networks need no change to use them: `convolution` replaces torch's convolutions inside a context, and `layout`
+prepares a finished network for its device.
 """

@@ -1,9 +1,10 @@
-"""Convolutions whose second derivatives are single kernels.
+"""Convolutions with fast second derivatives, for gradient penalties.
 
-A penalty on D's gradient differentiates D twice. torch's second derivative of a convolution runs one convolution for
-each group, and computes the weight's part of it as a convolution whose kernel is as large as the image. Here the
-convolution, its input's gradient and its weight's gradient are three functions, each linear in both of its arguments.
-The derivatives of each are the other two, so that any derivative of any order is one call for all groups.
+A gradient penalty differentiates D twice. torch's second derivative of a convolution is slow: it runs one convolution
+for each group, and it computes the part for the weight as a convolution whose kernel is as large as the image. This
+file uses three functions instead: the convolution, the gradient for its input and the gradient for its weight. Each of
+them is linear in both of its arguments, and the derivatives of each one are the other two. So every derivative, of any
+order, is a single call for all groups.
 """
 
 from __future__ import annotations
@@ -21,27 +22,33 @@ aten = torch.ops.aten
 
 
 class twice_differentiable(TorchFunctionMode):
-    """A context in which the convolutions of a forward pass, plain and transposed ones, are the ones of this file.
+    """A context that replaces torch's 2D convolutions and transposed convolutions by the ones of this file.
 
-    `nn.Conv2d`, `nn.ConvTranspose2d` and their functions stay as they are in the networks. What this file does not
-    compute (a padding given as a word, an image without a batch) is left to torch.
+    The networks need no change: `nn.Conv2d`, `nn.ConvTranspose2d` and the functions that they call are redirected while
+    a forward pass runs in this context. torch still computes what this file does not support: a padding given as a
+    string, and an image without a batch dimension.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _INSTEAD.get(func, func)(*args, **(kwargs or {}))
+        return _REPLACEMENTS.get(func, func)(*args, **(kwargs or {}))
 
 
 class _Geometry(NamedTuple):
-    """How a convolution walks over its input; pairs are (height, width)."""
+    """Stride, padding and dilation of a convolution, each as [height, width], and its number of groups."""
 
     stride: list[int]
     padding: list[int]
     dilation: list[int]
     groups: int
 
-    def reached(self, smaller: torch.Size, kernel: torch.Size) -> list[int]:
-        """Rows and columns of the larger map that a kernel (C', C, h, w) reaches which makes the smaller one of it."""
-        steps = zip(smaller[2:], kernel[2:], self.stride, self.padding, self.dilation)
+    def smallest_input(self, output: torch.Size, kernel: torch.Size) -> list[int]:
+        """[height, width] of the smallest input for which a convolution gives an output of this shape.
+
+        Args:
+            output: (N, C', H', W').
+            kernel: (C', C / groups, h, w).
+        """
+        steps = zip(output[2:], kernel[2:], self.stride, self.padding, self.dilation)
         return [(n - 1) * s - 2 * p + d * (k - 1) + 1 for n, k, s, p, d in steps]
 
 
@@ -54,7 +61,17 @@ def conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    """`torch.nn.functional.conv2d`: input (N, C, H, W) and weight (C', C / groups, h, w) to (N, C', H', W')."""
+    """Compute `torch.nn.functional.conv2d`, with fast second derivatives.
+
+    Args:
+        input: (N, C, H, W).
+        weight: (C', C / groups, h, w).
+        bias: (C',), or None.
+        stride, padding, dilation, groups: as in torch.
+
+    Returns:
+        (N, C', H', W').
+    """
     if isinstance(padding, str) or input.ndim != 4:
         return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
     geometry = _Geometry(_pair(stride), _pair(padding), _pair(dilation), groups)
@@ -72,35 +89,46 @@ def conv_transpose2d(
     groups: int = 1,
     dilation: Any = 1,
 ) -> Tensor:
-    """`torch.nn.functional.conv_transpose2d`: input (N, C, H, W), weight (C, C' / groups, h, w) to (N, C', H', W').
+    """Compute `torch.nn.functional.conv_transpose2d`, with fast second derivatives.
 
-    It is the gradient of a convolution from C' to C channels with regard to its input, unless the output is padded by a
-    whole stride or more.
+    A transposed convolution from C to C' channels is the gradient for the input of a convolution from C' to C channels.
+    This does not hold if `output_padding` is a whole stride or more; torch computes this case.
+
+    Args:
+        input: (N, C, H, W).
+        weight: (C, C' / groups, h, w).
+        bias: (C',), or None.
+        stride, padding, output_padding, groups, dilation: as in torch.
+
+    Returns:
+        (N, C', H', W').
     """
     geometry = _Geometry(_pair(stride), _pair(padding), _pair(dilation), groups)
     padded = _pair(output_padding)
     if input.ndim != 4 or any(more >= step for more, step in zip(padded, geometry.stride)):
         return torch.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
     x, weight, bias = _cast(input, weight, bias)
-    size = [n + more for n, more in zip(geometry.reached(x.shape, weight.shape), padded)]
+    size = [n + more for n, more in zip(geometry.smallest_input(x.shape, weight.shape), padded)]
     shape = torch.Size([len(x), weight.shape[1] * groups, *size])
     return _InputGradient.apply(*_in_one_layout(x, weight), bias, geometry, shape)
 
 
-_INSTEAD: dict[Any, Callable[..., Tensor]] = {
+_REPLACEMENTS: dict[Any, Callable[..., Tensor]] = {
     torch.conv2d: conv2d,
     torch.conv_transpose2d: conv_transpose2d,
 }
 
 
 def _pair(value: Any) -> list[int]:
+    """An int, or a sequence of one or two ints, as [height, width]."""
     return [value, value] if isinstance(value, int) else [*value] * (2 // len(value))
 
 
 def _cast(*tensors: Tensor | None) -> list[Any]:
-    """Under autocast all arguments in its precision, as autocast itself casts those of torch's convolutions.
+    """If autocast is on, cast all arguments to its precision, as autocast casts the arguments of torch's convolutions.
 
-    autocast does not act inside an autograd function's backward pass, so what that sees must be cast before.
+    autocast does nothing inside the backward pass of an autograd function, so the tensors that are saved for the
+    backward pass must be cast before.
     """
     kind = tensors[0].device.type  # type: ignore[union-attr]
     if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
@@ -110,13 +138,16 @@ def _cast(*tensors: Tensor | None) -> list[Any]:
 
 
 def _in_one_layout(*tensors: Tensor) -> list[Tensor]:
-    """All in channels_last if one of them is, else all contiguous: cuDNN would transpose them in each call."""
+    """Convert all tensors to channels_last if one of them is in channels_last, else make all of them contiguous.
+
+    With mixed layouts cuDNN would transpose tensors in every call.
+    """
     layout = torch.channels_last if any(map(_is_channels_last, tensors)) else torch.contiguous_format
     return [tensor.contiguous(memory_format=layout) for tensor in tensors]
 
 
 def _is_channels_last(t: Tensor) -> bool:
-    """And could not be called contiguous as well, as a map of one pixel can."""
+    """Tell if t (N, C, H, W) is in channels_last and not contiguous as well, which a map of one pixel can be."""
     return t.shape[2:] != (1, 1) and t.stride(1) == 1 and t.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -146,9 +177,10 @@ class _Convolution(torch.autograd.Function):
 
 
 class _InputGradient(torch.autograd.Function):
-    """y (N, C', H', W'), weight (C', C / groups, h, w), bias (C,) or None -> (N, C, H, W), of this `shape`.
+    """The gradient for a convolution's input, which is also a transposed convolution.
 
-    It is a transposed convolution; only a layer that is one has a bias.
+    y (N, C', H', W'), weight (C', C / groups, h, w), bias (C,) or None -> (N, C, H, W), the given `shape`. There is a
+    bias only when a transposed convolution layer calls this function.
     """
 
     @staticmethod
@@ -159,7 +191,8 @@ class _InputGradient(torch.autograd.Function):
         ctx.geometry = geometry
         ctx.set_materialize_grads(False)
         stride, padding, dilation, groups = geometry
-        output_padding = [n - reached for n, reached in zip(shape[2:], geometry.reached(y.shape, weight.shape))]
+        smallest = geometry.smallest_input(y.shape, weight.shape)
+        output_padding = [n - least for n, least in zip(shape[2:], smallest)]
         return aten.convolution(y, weight, bias, stride, padding, dilation, True, output_padding, groups)
 
     @staticmethod
@@ -178,7 +211,10 @@ class _InputGradient(torch.autograd.Function):
 
 
 class _WeightGradient(torch.autograd.Function):
-    """y (N, C', H', W'), x (N, C, H, W) -> (C', C / groups, h, w), in shape and layout like the `weight`."""
+    """The gradient for a convolution's weight: y (N, C', H', W') and x (N, C, H, W) -> (C', C / groups, h, w).
+
+    The result has the shape and memory layout of `weight`, whose values are not used.
+    """
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, weight: Tensor, geometry: _Geometry) -> Tensor:

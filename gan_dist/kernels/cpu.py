@@ -1,4 +1,7 @@
-"""What makes a CPU fast: kernels for networks, whose results and names of weights stay what they are, and memory."""
+"""Faster computation on a CPU: faster kernels for some layers, and a setting for the allocation of memory.
+
+The converted layers compute the same function as before, and the names of their weights do not change.
+"""
 
 from __future__ import annotations
 
@@ -13,55 +16,58 @@ from torch.nn import functional as F
 from gan_dist.kernels.gradients import wanted
 
 AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
-LARGE = 2**16  # weights of a linear layer from which the other kernel wins back what calling it costs
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # numbers of two parameters of glibc's `mallopt`
+LARGE = 2**16  # a linear layer with fewer weights is not converted: calling the other kernel costs more than it saves
 
 
 def convert(module: nn.Module) -> nn.Module:
-    """Let an fp32 network on the CPU run its linear layers by oneDNN's fastest kernels; others stay as they are."""
+    """Let an fp32 network on the CPU compute its linear layers with oneDNN's fastest kernels; returns the same module.
+
+    A network of another precision or on another device is not changed.
+    """
     if not AVAILABLE or any(p.device.type != "cpu" or p.dtype != torch.float32 for p in module.parameters()):
         return module
     for child in module.modules():
         if type(child) is nn.Linear and child.weight.numel() >= LARGE:
             child.__class__ = Linear
-        if type(child) is nn.ConvTranspose2d and _plain(child):
+        if type(child) is nn.ConvTranspose2d and _maps_pixel_to_kernel(child):
             child.__class__ = FirstLayer
     return module
 
 
-def _plain(layer: nn.ConvTranspose2d) -> bool:
-    """It makes of one pixel a map of its kernel's size."""
+def _maps_pixel_to_kernel(layer: nn.ConvTranspose2d) -> bool:
+    """Tell if the layer, which must have no bias, turns an input of one pixel into a map of the size of its kernel."""
     return layer.bias is None and layer.groups == 1 and not any(layer.padding) and layer.dilation == (1, 1)
 
 
 class Linear(nn.Linear):
-    """x (N, in_features) -> (N, out_features); made by `convert`.
+    """A linear layer computed by oneDNN: x (N, in_features) -> (N, out_features). `convert` makes it.
 
-    torch multiplies fp32 matrices by MKL, which, on other makers' processors than its own, does without AVX-512.
+    torch multiplies fp32 matrices with MKL, which does not use AVX-512 on processors of other makers than Intel.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return _Product.apply(x, self.weight, self.bias) if _eager() else F.linear(x, self.weight, self.bias)
+        return _Product.apply(x, self.weight, self.bias) if _eager_fp32() else F.linear(x, self.weight, self.bias)
 
 
 class FirstLayer(nn.ConvTranspose2d):
-    """Of an image of one pixel, a transposed convolution is a product: (N, C, 1, 1) -> (N, C', *kernel_size)."""
+    """A transposed convolution of one pixel, computed as a matrix product: (N, C, 1, 1) -> (N, C', *kernel_size)."""
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if x.shape[2:] != (1, 1) or not _eager():
+        if x.shape[2:] != (1, 1) or not _eager_fp32():
             return super().forward(x, output_size)
-        weight = self.weight.permute(2, 3, 1, 0)  # (height, width, C', C): channels_last
+        weight = self.weight.permute(2, 3, 1, 0)  # (height, width, C', C), so that the output is in channels_last
         y = _Product.apply(x.flatten(1), weight.flatten(0, 2), None)
         return y.unflatten(1, weight.shape[:3]).permute(0, 3, 1, 2)
 
 
-def _eager() -> bool:
-    """In fp32, and not compiled."""
+def _eager_fp32() -> bool:
+    """Tell if the layer runs in fp32 and is not being compiled by torch.compile."""
     return not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
 
 
 class _Product(torch.autograd.Function):
-    """a (N, K), b (M, K), bias (M,) or None -> a b^T + bias (N, M); can be differentiated any number of times."""
+    """a (N, K), b (M, K), bias (M,) or None -> a b^T + bias (N, M), with derivatives of any order."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
@@ -79,8 +85,12 @@ class _Product(torch.autograd.Function):
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what is freed: mapped anew, activations cost a page fault per 4 KiB, and large ones always are."""
-    with suppress(AttributeError, TypeError, OSError):  # another C library
+    """Let glibc keep freed memory for the next allocation instead of returning it to the operating system.
+
+    By default glibc returns every large block when it is freed. The next activation of this size then gets new memory,
+    which costs a page fault for each 4 KiB.
+    """
+    with suppress(AttributeError, TypeError, OSError):  # other C libraries than glibc have no `mallopt`
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, -1)

@@ -1,7 +1,8 @@
-"""Rows of a table by their numbers, with a gradient that has the same bits each time.
+"""An embedding lookup whose gradient is deterministic: every repetition gives the same bits.
 
-torch adds up the gradients of an embedding's rows in whatever order a GPU comes to them, once there are many. Here
-they are the product of the labels' one-hot codes with the gradients, which is the same sum in one order.
+On a GPU, torch's own embedding adds up the gradients of many equal labels in an order that changes from run to run.
+Here the gradient is the matrix product of the labels' one-hot codes and the incoming gradients, which is the same sum
+in a fixed order.
 """
 
 from __future__ import annotations
@@ -15,11 +16,21 @@ from gan_dist.kernels.switches import ieee_fp32
 
 
 def lookup(table: Tensor, rows: Tensor) -> Tensor:
-    """table (K, D) and rows (N,), int64 below K, to (N, D), differentiable any number of times."""
+    """Look up rows of a table, with derivatives of any order.
+
+    Args:
+        table: (K, D).
+        rows: numbers of rows (N,), int64 in 0 … K - 1.
+
+    Returns:
+        (N, D).
+    """
     return _Lookup.apply(table, rows)
 
 
 class _Lookup(torch.autograd.Function):
+    """table (K, D), rows (N,) -> (N, D)."""
+
     @staticmethod
     def forward(ctx: Any, table: Tensor, rows: Tensor) -> Tensor:
         ctx.save_for_backward(rows)
@@ -32,13 +43,13 @@ class _Lookup(torch.autograd.Function):
 
 
 class _SumOfRows(torch.autograd.Function):
-    """g (N, D) -> (K, D): in row k the sum of those whose number is k."""
+    """g (N, D), rows (N,) -> (K, D), with K = `count`: row k is the sum of all g[i] with rows[i] = k."""
 
     @staticmethod
     def forward(ctx: Any, g: Tensor, rows: Tensor, count: int) -> Tensor:
         ctx.save_for_backward(rows)
         codes = torch.arange(count, device=rows.device)[:, None] == rows
-        with ieee_fp32():  # 0 and 1 are exact in TF32, but the gradients would be rounded
+        with ieee_fp32():  # TF32 would round the gradients
             return codes.to(g.dtype) @ g
 
     @staticmethod

@@ -1,8 +1,10 @@
-"""Maps halved and doubled by the filter [1, 3, 3, 1] in both directions, differentiable any number of times.
+"""Halve and double maps with the filter [1, 3, 3, 1] in both directions, with derivatives of any order.
 
-Each of the two is the other's derivative but for a factor of 4. Outside the map is 0. The result is laid out in memory
-(contiguous or channels_last) as the argument is. On a CPU a depthwise convolution is fastest, which was measured. On a
-GPU a sum of shifted maps was faster than a convolution's derivatives; other forms were not measured there.
+The derivative of halving is doubling divided by 4, and the derivative of doubling is halving times 4. Pixels outside
+the map count as 0. The result has the memory layout of the argument, contiguous or channels_last.
+
+A depthwise convolution was the fastest method in measurements on a CPU. On a GPU sums of shifted maps were faster than
+the derivatives of a convolution; no other method was measured there.
 """
 
 from __future__ import annotations
@@ -16,12 +18,12 @@ from torch.nn import functional as F
 
 
 def halve(x: Tensor) -> Tensor:
-    """Maps (N, C, 2H, 2W) -> (N, C, H, W): each pixel the weighted mean of 4x4."""
+    """Halve maps: (N, C, 2H, 2W) -> (N, C, H, W). Each pixel is the weighted mean of 4x4 pixels."""
     return _Halve.apply(x)
 
 
 def double(x: Tensor) -> Tensor:
-    """Maps (N, C, H, W) -> (N, C, 2H, 2W), interpolated: the weights of each pixel sum up to 1."""
+    """Double maps by interpolation: (N, C, H, W) -> (N, C, 2H, 2W). The weights for each pixel have the sum 1."""
     return _Double.apply(x)
 
 
@@ -50,37 +52,40 @@ class _Double(torch.autograd.Function):
 
 
 def _by_convolution(x: Tensor) -> bool:
-    """oneDNN's depthwise convolutions are fast; but its transposed one in bf16 is slower than anything else."""
+    """Tell if a depthwise convolution is the fastest method: on a CPU, but not in bf16.
+
+    oneDNN's transposed depthwise convolution is very slow in bf16.
+    """
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 
 
 def _filter(x: Tensor) -> Tensor:
-    """For each channel (C, 1, 4, 4), with the sum of 4 that doubling needs."""
+    """The filter for each of the C channels of x: (C, 1, 4, 4). Its weights have the sum 4, as doubling needs."""
     row = torch.tensor([1, 3, 3, 1], dtype=x.dtype) / 4
     return (row[:, None] * row).repeat(x.shape[1], 1, 1, 1)
 
 
 def _in_layout_of(x: Tensor, by_sums: Callable[[Tensor, int], Tensor]) -> Tensor:
-    """Apply a sum to both directions of a map, which lies in memory as the result of it does then."""
+    """Apply `by_sums` along the height and the width of x, and return a result with the memory layout of x."""
     if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
         return by_sums(by_sums(x.permute(0, 2, 3, 1), 1), 2).permute(0, 3, 1, 2)
     return by_sums(by_sums(x, 2), 3)
 
 
 def _halve_by_sums(x: Tensor, dim: int) -> Tensor:
-    """One direction: (a + 3 b + 3 c + d) / 8 of the four pixels around each pair."""
+    """Halve along one dimension: each pair b, c with its neighbours a, d becomes (a + 3 b + 3 c + d) / 8."""
     x, last = _with_zeros(x, dim), x.shape[dim] - 1
     a, b, c, d = (x[(slice(None),) * dim + (slice(i, last + i, 2),)] for i in range(4))
     return torch.lerp(torch.lerp(a, d, 0.5), torch.lerp(b, c, 0.5), 0.75)
 
 
 def _double_by_sums(x: Tensor, dim: int) -> Tensor:
-    """One direction: between each pixel and the next, 3/4 of the one and 1/4 of the other, and the other way round."""
+    """Double along one dimension: pixel b with its neighbours a, c becomes (a + 3 b) / 4 and (3 b + c) / 4."""
     padded, n = _with_zeros(x, dim), x.shape[dim]
     pairs = [torch.lerp(x, padded.narrow(dim, first, n), 0.25) for first in (0, 2)]
     return torch.stack(pairs, dim + 1).flatten(dim, dim + 1)
 
 
 def _with_zeros(x: Tensor, dim: int) -> Tensor:
-    """One more row of them at both ends."""
+    """Add one row of zeros at both ends of dimension `dim`."""
     return F.pad(x, (0, 0) * (3 - dim) + (1, 1))

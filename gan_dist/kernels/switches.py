@@ -1,7 +1,8 @@
-"""The one place that sets torch's switches for what "fp32" means and for repeating the same bits.
+"""The only file that sets torch's switches for TF32 and for determinism (the same bits in every repetition).
 
-torch has two interfaces for TF32, and raises an error where the newer one is set and the older one is read. The older
-one, which is used here, keeps both readable: `torch.backends.cudnn.flags` reads it, the compiler reads the newer one.
+torch has an older and a newer interface for TF32. torch raises an error if a program sets the newer one and then reads
+the older one. This file sets the older one, after which both can be read: `torch.backends.cudnn.flags` reads the older
+one, and torch.compile reads the newer one.
 """
 
 from __future__ import annotations
@@ -13,17 +14,22 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 
-# torch announces that the older interface will go one day.
+# torch warns that it will remove the older interface in a later version.
 warnings.filterwarnings("ignore", message="Please use the new API settings to control TF32")
 
 
 @contextmanager
 def numerics(precision: str, exact: bool) -> Iterator[None]:
-    """A context in which a run of this precision computes.
+    """A context that sets torch's switches for a run.
 
-    fp32 products and convolutions are IEEE fp32, but in the precision "tf32". Where `exact`, cuDNN takes only
-    algorithms that give the same bits each time. It never searches for the fastest one, as a search may end differently
-    after a restart. What cuBLAS needs to give the same bits is read when CUDA starts: see `reserve_workspace`.
+    cuDNN never searches for the fastest algorithm, because after a restart the search could choose another one, which
+    gives other bits. cuBLAS is made deterministic elsewhere, because it must be done before CUDA starts: see
+    `reserve_workspace`.
+
+    Args:
+        precision: "fp64", "fp32", "tf32", "bf16" or "fp16". Only "tf32" computes fp32 matrix products and convolutions
+            in TF32; with all others they are IEEE fp32.
+        exact: let cuDNN use deterministic algorithms only.
     """
     cudnn = torch.backends.cudnn
     before = cudnn.deterministic, cudnn.benchmark
@@ -37,14 +43,14 @@ def numerics(precision: str, exact: bool) -> Iterator[None]:
 
 @contextmanager
 def ieee_fp32() -> Iterator[None]:
-    """A context, or a decorator, in which fp32 is IEEE fp32 in a run of any precision."""
+    """A context, or a decorator, that computes fp32 as IEEE fp32, never as TF32, whatever the run's precision is."""
     with _tf32(allowed=False):
         yield
 
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """The same for a part of a network that autocast runs in half precision: there it computes in fp32."""
+    """A context like `ieee_fp32` that also switches autocast off on the device: nothing runs in bf16 or fp16."""
     kind = device.type
     autocast = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
     with autocast, ieee_fp32():
@@ -52,7 +58,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 
 def reserve_workspace() -> None:
-    """Let cuBLAS give the same bits each time, at the cost of 32 MiB of GPU memory: to be called before CUDA starts."""
+    """Make cuBLAS deterministic, which costs 32 MiB of GPU memory. Call this function before CUDA starts."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 

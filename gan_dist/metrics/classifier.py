@@ -1,6 +1,7 @@
-"""Features of a small classifier trained on the data set's own labels, as is usual for MNIST.
+"""A feature extractor that is a small classifier, trained on the data set's own labels, as is usual for MNIST.
 
-Good for comparing runs on one data set. Its figures have nothing to do with those of Inception features.
+Metrics of its features are good for comparing runs on the same data set. They cannot be compared with metrics of
+Inception features.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ from gan_dist.rng import Purpose, torch_seed
 
 log = logging.getLogger(__name__)
 
-STEPS = 1000
-BATCH_SIZE = 128
+STEPS = 1000  # training steps of the classifier
+BATCH_SIZE = 128  # images per training step
 
 
 class _Quarters(nn.Module):
-    """The mean over each quarter of a map: (N, C, H, W) -> (N, C, 2, 2). A middle row or column belongs to both sides.
+    """The mean over each quarter of a map: (N, C, H, W) -> (N, C, 2, 2).
 
-    That is `nn.AdaptiveAvgPool2d(2)`, whose gradient does not have the same bits each time on a GPU.
+    If the height or width is odd, the middle row or column belongs to both sides. `nn.AdaptiveAvgPool2d(2)` computes
+    the same, but on a GPU its gradient is not deterministic.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -42,7 +44,12 @@ class _Quarters(nn.Module):
 
 
 class Classifier(nn.Module):
-    """x (N, C, H, W) in [-1, 1] -> features (N, 128) and logits (N, num_classes)."""
+    """The classifier: images x (N, C, H, W) in [-1, 1] -> features (N, 128) and logits (N, num_classes).
+
+    Args:
+        channels: channels C of the images.
+        num_classes: number of classes.
+    """
 
     num_features = 128
 
@@ -68,7 +75,18 @@ class Classifier(nn.Module):
 
 
 def trained_classifier(dataset: Images, num_classes: int, seed: int, cache: Path, dist: Distributed) -> Classifier:
-    """The classifier of this data set and seed: from the cache, or trained now, in seconds, by the main process."""
+    """Return the classifier for a data set and a seed, in eval mode, on the device of each process.
+
+    The main process loads it from the cache. If it is not there, the main process trains it, which takes seconds, and
+    saves it in the cache. All processes call this function together.
+
+    Args:
+        dataset: images and labels to train on.
+        num_classes: number of classes.
+        seed: seed of the initial weights and the order of the images.
+        cache: directory of the cache.
+        dist: the processes.
+    """
     with torch_seed(seed, Purpose.CLASSIFIER):
         classifier = Classifier(dataset[0][0].shape[0], num_classes)
     path = cache / f"classifier-{data_key(dataset, num_classes)}-{seed}.safetensors"
@@ -76,9 +94,9 @@ def trained_classifier(dataset: Images, num_classes: int, seed: int, cache: Path
     def weights() -> dict[str, Tensor]:
         try:
             classifier.load_state_dict(load_file(path))
-        except (OSError, SafetensorError, RuntimeError):  # absent, or not what was written there
+        except (OSError, SafetensorError, RuntimeError):  # the file is missing or damaged
             accuracy = _train(classifier.to(dist.device), dataset, seed)
-            log.info("trained a classifier on the data's labels for the metrics: %.1f%% right", accuracy)
+            log.info("trained a classifier on the data's labels for the metrics: accuracy %.1f%%", accuracy)
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_suffix(f".tmp-{secrets.token_hex(4)}")
             save_file(classifier.state_dict(), temporary)
@@ -91,7 +109,7 @@ def trained_classifier(dataset: Images, num_classes: int, seed: int, cache: Path
 
 @ieee_fp32()
 def _train(classifier: Classifier, dataset: Images, seed: int) -> float:
-    """Adam with a cosine schedule; returns the share of right answers over the last 100 batches, in percent."""
+    """Train with Adam and a cosine schedule; return the accuracy over the last 100 training batches in percent."""
     device = next(classifier.parameters()).device
     optimizer = torch.optim.Adam(classifier.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)

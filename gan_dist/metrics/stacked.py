@@ -1,4 +1,4 @@
-"""Mode coverage of a generator of stacked images: how many of their modes it makes, and how evenly."""
+"""Evaluate a generator of stacked images: how many modes it generates, and how well their frequencies fit the data."""
 
 from __future__ import annotations
 
@@ -18,11 +18,15 @@ from gan_dist.rng import Purpose
 
 
 def mode_coverage(modes: Tensor, p_data: Tensor) -> tuple[int, float]:
-    """How many different modes there are among samples, and KL(samples || data) of the modes' frequencies, in nats.
+    """Count the modes among generated samples, and compute KL(samples || data) of the modes' frequencies.
 
     Args:
-        modes: of each sample, int64 (N,).
-        p_data: probability of each mode in the data, (K,).
+        modes: mode of each generated sample, int64 (N,) in 0 … K - 1.
+        p_data: probability of each mode in the data set, (K,).
+
+    Returns:
+        The number of different modes, in 1 … K, and the Kullback-Leibler divergence in nats, which is 0 for equal
+        frequencies.
     """
     p = torch.bincount(modes, minlength=len(p_data)).double() / len(modes)
     found = p > 0
@@ -30,14 +34,32 @@ def mode_coverage(modes: Tensor, p_data: Tensor) -> tuple[int, float]:
 
 
 def first_channel(dataset: ImageTensor, num_classes: int) -> ImageTensor:
-    """The grayscale images that are the first channels of stacked ones, with their labels."""
+    """Return the first channels of stacked images as a data set of grayscale images, with the labels of these.
+
+    Args:
+        dataset: stacked images uint8 (N, 3, H, W), with labels in 0 … num_classes^3 - 1.
+        num_classes: number of classes of the grayscale images.
+
+    Returns:
+        Images uint8 (N, 1, H, W), with labels in 0 … num_classes - 1.
+    """
     return ImageTensor(dataset.images[:, :1], dataset.labels // num_classes**2)
 
 
 class StackedEvaluator:
-    """`modes` and `kl` of a generator of stacked images; used as `gan_dist.metrics.features.FeatureEvaluator` is.
+    """Measures `modes` and `kl` of a generator of stacked images; see `mode_coverage`.
 
-    Each channel is told by a classifier of the images that are stacked (Srivastava et al. 2017, "VEEGAN", section 4.2).
+    A classifier of the grayscale images finds the class of each channel, and the three classes give the mode
+    (Srivastava et al. 2017, "VEEGAN", section 4.2). Its interface is `gan_dist.metrics.Evaluator`, like that of
+    `gan_dist.metrics.features.FeatureEvaluator`.
+
+    Args:
+        extractor: the classifier of the grayscale images, as a feature extractor.
+        dataset: the stacked images of the data set, for the frequency of each mode.
+        dist: the processes.
+        num_images: number of images to generate.
+        batch_size: images per forward pass of G.
+        seed: seed of the latents.
     """
 
     def __init__(
@@ -57,7 +79,7 @@ class StackedEvaluator:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """What a figure must be quoted with."""
+        """The conditions of the measurement, which must be reported together with its results."""
         return {"num_generated": self.num_images, "num_modes": int((self.p_data > 0).sum()), "seed": self.seed}
 
     @torch.no_grad()

@@ -1,16 +1,17 @@
-"""Architectures: one file each, its name is the value of `model.name`.
+"""Architectures of G and D. Each architecture is one file here, and the file's name is the value of `model.name`.
 
-An architecture's file has
+An architecture's file defines
 
-- `check(image_shape, g_widths, d_widths)`: raises ValueError if it can't make this, with the nearest that it can;
-- `Generator(image_shape, num_classes, z_dim, widths)`: `G(z, y)` maps latents (N, z_dim) and labels (N,) to images
-  (N, C, H, W) in [-1, 1], and has the attributes `image_shape`, `num_classes` and `z_dim`;
-- `Discriminator(image_shape, num_classes, widths)`: `D(x, y)` maps images and labels to logits (N,).
+- `check(image_shape, g_widths, d_widths)`, which raises ValueError if the architecture cannot make these networks; the
+  message names the nearest valid value;
+- `Generator(image_shape, num_classes, z_dim, widths)`: `G(z, y)` maps latents z (N, z_dim) and labels y (N,) to images
+  (N, C, H, W) in [-1, 1]. G has the attributes `image_shape`, `num_classes` and `z_dim`;
+- `Discriminator(image_shape, num_classes, widths)`: `D(x, y)` maps images x (N, C, H, W) and labels y (N,) to logits
+  (N,).
 
-Networks that grow are `Growing`.
-
-`num_classes` 0 makes an unconditional network, which takes no y. `widths` [] are the architecture's own. Keyword-only
-arguments with defaults are what `model.g_args` and `model.d_args` can set.
+If `num_classes` is 0, the network is unconditional and takes no y. If `widths` is empty, the architecture uses its
+default widths. The settings `model.g_args` and `model.d_args` set the keyword-only arguments of the two classes.
+Networks for progressive growing are subclasses of `Growing`.
 """
 
 from __future__ import annotations
@@ -25,21 +26,24 @@ from torch import Tensor, nn
 
 
 def names() -> list[str]:
-    """The architectures there are."""
+    """Return the names of all architectures, sorted: the valid values of `model.name`."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
 def architecture(name: str) -> ModuleType:
-    """The module of an architecture."""
+    """Import and return the module of the architecture `name`, which must be one of `names()`."""
     return importlib.import_module(f"{__name__}.{name}")
 
 
 class Growing(nn.Module):
-    """A network that doubles its size stage by stage.
+    """A network for progressive growing: the size of its images doubles with each stage.
 
     Attributes:
-        stage: 0 (the smallest size) to `last` (the whole network, and the default); in the state dict too.
-        alpha: a buffer, how far the stage is faded in: at 0 the network is that of the stage before, at 1 this one's.
+        stage: the current stage, from 0 (smallest images) to `last_stage` (largest images). It starts at `last_stage`
+            and is saved in the state dict.
+        alpha: how far the current stage is faded in, in [0, 1]. At 0 the network computes what the previous stage
+            computes, at 1 only the current stage counts. It is a scalar buffer, so the state dict holds it.
+        last_stage: the number of the last stage.
     """
 
     alpha: Tensor
@@ -51,7 +55,7 @@ class Growing(nn.Module):
         self.register_buffer("alpha", torch.ones(()))
 
     def unused(self) -> Iterator[nn.Parameter]:
-        """The parameters that this stage does without."""
+        """Yield the parameters that the current stage does not use."""
         raise NotImplementedError
 
     def get_extra_state(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""Pieces that architectures share."""
+"""Layers and functions that several architectures use."""
 
 from __future__ import annotations
 
@@ -14,10 +14,20 @@ from gan_dist.kernels.switches import full_precision
 
 
 def join_label(x: Tensor, y: Tensor | None, num_classes: int) -> Tensor:
-    """Append the class as a one-hot code to each vector, or as one-hot channels to each image.
+    """Append the label as a one-hot code to each vector, or as one-hot channels to each image.
 
-    x (N, D) or (N, C, H, W) and y (N,) give (N, D + num_classes) or (N, C + num_classes, H, W); unchanged if
-    num_classes is 0 (Mirza & Osindero 2014, "Conditional generative adversarial nets", figure 1).
+    This is how Mirza & Osindero 2014, "Conditional generative adversarial nets", figure 1, make G and D conditional.
+
+    Args:
+        x: vectors (N, D) or images (N, C, H, W).
+        y: labels (N,), int64 below `num_classes`.
+        num_classes: number of classes; if it is 0, x is returned unchanged.
+
+    Returns:
+        (N, D + num_classes) or (N, C + num_classes, H, W).
+
+    Raises:
+        TypeError: y is None, but num_classes is not 0.
     """
     if not num_classes:
         return x
@@ -28,10 +38,10 @@ def join_label(x: Tensor, y: Tensor | None, num_classes: int) -> Tensor:
 
 
 def needed(y: Tensor | None, num_classes: int) -> Tensor:
-    """The labels of a conditional network.
+    """Return the labels y of a conditional network, or raise an error if the caller has not passed them.
 
     Raises:
-        TypeError: there are none.
+        TypeError: y is None.
     """
     if y is None:
         raise TypeError(f"this network is conditional on {num_classes} classes: pass labels y (N,)")
@@ -39,10 +49,17 @@ def needed(y: Tensor | None, num_classes: int) -> Tensor:
 
 
 def map_sizes(image_shape: tuple[int, int, int], smallest: int = 16, largest: int = 256) -> list[int]:
-    """Sizes of the maps between the first, of 4 to 7 pixels, and the image, doubling: 28 -> [7, 14, 28].
+    """Return the heights of the square feature maps from the first one to the image: for 28 pixels [7, 14, 28].
+
+    Each map is twice as high and wide as the one before it, and the first one has 4 to 7 pixels a side.
+
+    Args:
+        image_shape: (C, H, W).
+        smallest, largest: limits of the image's height in pixels.
 
     Raises:
-        ValueError: the image is not square, or no such first map grows to it; with the nearest size that can be made.
+        ValueError: the image is not square, or its height cannot be reached by doubling. The message names the nearest
+            possible height.
     """
     _, height, width = image_shape
     can = sorted(first * 2**k for first in range(4, 8) for k in range(1, 9) if smallest <= first * 2**k <= largest)
@@ -56,24 +73,26 @@ def map_sizes(image_shape: tuple[int, int, int], smallest: int = 16, largest: in
 
 
 def double_nearest(x: Tensor) -> Tensor:
-    """Maps (N, C, H, W) -> (N, C, 2H, 2W), each pixel four times; of x's type, which autocast on a GPU would widen."""
-    return F.interpolate(x, scale_factor=2, mode="nearest").to(x.dtype)
+    """Double maps by nearest-neighbour interpolation: (N, C, H, W) -> (N, C, 2H, 2W), with the dtype of x."""
+    return F.interpolate(x, scale_factor=2, mode="nearest").to(x.dtype)  # under autocast a GPU returns fp32 here
 
 
 def spectral_norm(module: nn.Module) -> nn.Module:
-    """Divide a layer's weight by its largest singular value (Miyato et al. 2018, equation 8), as torch does.
+    """Add torch's spectral normalization to a layer and return the layer.
 
-    Forward passes leave the estimate as it is: `gan_dist.regularizers.iterate_spectral_norms` improves it, once a step.
+    The layer's weight is divided by its largest singular value (Miyato et al. 2018, equation 8). This value is
+    estimated by power iteration. A forward pass does not change the estimate:
+    `gan_dist.game.regularizers.iterate_spectral_norms` improves it once per D step.
     """
     parametrizations.spectral_norm(module)
     norms: Any = module.parametrizations["weight"]  # type: ignore[index]
     norms[0].__class__ = _SpectralNorm
-    norms.eval()
+    norms.eval()  # in eval mode a forward pass makes no power iteration
     return module
 
 
 class _SpectralNorm(parametrizations._SpectralNorm):
-    """In full precision, whatever precision the network runs in."""
+    """torch's spectral normalization, computed in full precision whatever the precision of the run is."""
 
     def forward(self, weight: Tensor) -> Tensor:
         with full_precision(weight.device):
@@ -81,17 +100,19 @@ class _SpectralNorm(parametrizations._SpectralNorm):
 
 
 class Embedding(nn.Embedding):
-    """y (N,) -> (N, embedding_dim), whose gradient has the same bits each time, for any N."""
+    """An embedding y (N,) -> (N, embedding_dim) whose gradient is deterministic: the same bits in every repetition."""
 
     def forward(self, y: Tensor) -> Tensor:
         return lookup(self.weight, y)
 
 
 class MinibatchStd(nn.Module):
-    """Join one more channel: the standard deviation over a group of samples, averaged over channels and pixels.
+    """Minibatch standard deviation: append one channel that tells D how much the samples of a group differ.
 
-    So D sees how various its samples are (Karras et al. 2018, section 3). x (N, C, H, W) -> (N, C + 1, H, W). A group
-    is 4 samples that follow each other in the batch: how it is split into shares of whole groups does not matter.
+    The channel holds the standard deviation over the group, averaged over channels and pixels (Karras et al. 2018,
+    section 3). x (N, C, H, W) -> (N, C + 1, H, W). A group is 4 consecutive samples of the batch. The result does not
+    depend on how the global batch is split into per-process batches and micro-batches, if each of them holds whole
+    groups.
     """
 
     group_size = 4

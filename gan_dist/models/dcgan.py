@@ -1,7 +1,9 @@
-"""DCGAN (Radford et al. 2015): strided and transposed convolutions, batch normalization, N(0, 0.02) initialisation.
+"""DCGAN (Radford et al. 2015, "Unsupervised representation learning with deep convolutional GANs").
 
-G starts from a map of 4x4 (7x7 for 28 and 56 pixels) and doubles it with every transposed convolution; D mirrors it.
-The label, if any, is joined to z in G and to the image, as channels, in D.
+G and D use strided and transposed convolutions, batch normalization and weights initialised from N(0, 0.02^2). G
+starts from a map of 4 to 7 pixels a side (7x7 for images of 28 and 56 pixels) and doubles it with every transposed
+convolution. D halves its maps in the reverse order. A conditional G gets the label appended to z as a one-hot code, and
+a conditional D gets the label appended to the image as one-hot channels.
 """
 
 from __future__ import annotations
@@ -15,10 +17,10 @@ from gan_dist.models._layers import join_label, map_sizes
 
 
 def check(image_shape: tuple[int, int, int], g_widths: Sequence[int] = (), d_widths: Sequence[int] = ()) -> None:
-    """Square images of 16 to 256 pixels, and one width for each doubling of the first map.
+    """Check that images are square, of 16 to 256 pixels a side, and that there is one width per doubling of the map.
 
     Raises:
-        ValueError: any other, with the nearest size that can be made.
+        ValueError: they are not; the message names the nearest possible size or the number of widths.
     """
     doublings = len(map_sizes(image_shape)) - 1
     for widths in (g_widths, d_widths):
@@ -27,7 +29,7 @@ def check(image_shape: tuple[int, int, int], g_widths: Sequence[int] = (), d_wid
 
 
 def _initialise(module: nn.Module) -> None:
-    """Weights N(0, 0.02), scales of batch normalization N(1, 0.02), biases 0 (section 3 of the paper, and its code)."""
+    """Initialise convolutions with N(0, 0.02^2) (section 3), batch normalization with scales N(1, 0.02^2), shifts 0."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):
@@ -36,9 +38,14 @@ def _initialise(module: nn.Module) -> None:
 
 
 class Generator(nn.Module):
-    """z (N, z_dim), y (N,) -> images (N, C, H, W) in [-1, 1].
+    """G: latents z (N, z_dim) and labels y (N,) -> images (N, C, H, W) in [-1, 1].
 
-    `widths` are the channels of the maps from the first on; by default 64 for the last one, doubled towards the first.
+    Args:
+        image_shape: (C, H, W).
+        num_classes: number of classes; 0 for an unconditional G.
+        z_dim: size of the latent z.
+        widths: channels of the maps, from the first map to the last one before the image. By default the last map has
+            64 channels, and each earlier map has twice as many as the next one.
     """
 
     def __init__(
@@ -65,10 +72,14 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """x (N, C, H, W), y (N,) -> logits (N,).
+    """D: images x (N, C, H, W) and labels y (N,) -> logits (N,).
 
-    `widths` are the channels of the maps, from the one after the image on; by default 64, doubled with every layer.
-    Without `batch_norm` a sample's logit is a function of that sample alone, as gradient penalties suppose.
+    Args:
+        image_shape: (C, H, W).
+        num_classes: number of classes; 0 for an unconditional D.
+        widths: channels of the maps, from the first map after the image. By default 64, doubled with every layer.
+        batch_norm: use batch normalization. Without it a sample's logit depends on that sample only, which gradient
+            penalties require.
     """
 
     def __init__(

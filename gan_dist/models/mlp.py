@@ -1,7 +1,7 @@
 """The fully connected GAN (Goodfellow et al. 2014) and its conditional form (Mirza & Osindero 2014).
 
-G: z and label -> 256 -> 512 -> 1024 -> image, tanh. D: image and label -> 512 -> 256 -> logit. LeakyReLU of slope 0.2
-between. Makes any image shape.
+G: z and label -> 256 -> 512 -> 1024 -> image, tanh. D: image and label -> 512 -> 256 -> logit. The activation between
+linear layers is LeakyReLU with slope 0.2. Any image shape is possible.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from gan_dist.models._layers import join_label
 
 
 def check(image_shape: tuple[int, int, int], g_widths: Sequence[int] = (), d_widths: Sequence[int] = ()) -> None:
-    """Any shape and any widths will do."""
+    """Accept every image shape and all widths: this architecture has no limits."""
 
 
 def _layers(sizes: Sequence[int]) -> nn.Sequential:
-    """Linear layers between the given sizes, with LeakyReLU between them but not after the last."""
+    """Linear layers from each of the sizes to the next one, with LeakyReLU after every layer except the last."""
     modules: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
         modules += [nn.Linear(inputs, outputs), nn.LeakyReLU(0.2, inplace=True)]
@@ -28,7 +28,15 @@ def _layers(sizes: Sequence[int]) -> nn.Sequential:
 
 
 class Generator(nn.Module):
-    """z (N, z_dim), y (N,) -> images (N, C, H, W) in [-1, 1]; anywhere, for points, without the `tanh`."""
+    """G: latents z (N, z_dim) and labels y (N,) -> images (N, C, H, W) in [-1, 1].
+
+    Args:
+        image_shape: (C, H, W).
+        num_classes: number of classes; 0 for an unconditional G.
+        z_dim: size of the latent z.
+        widths: sizes of the hidden layers; by default 256, 512, 1024.
+        tanh: end with tanh. Without it the values are not limited to [-1, 1], which data sets of points need.
+    """
 
     def __init__(
         self,
@@ -51,7 +59,13 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """x (N, C, H, W), y (N,) -> logits (N,)."""
+    """D: images x (N, C, H, W) and labels y (N,) -> logits (N,).
+
+    Args:
+        image_shape: (C, H, W).
+        num_classes: number of classes; 0 for an unconditional D.
+        widths: sizes of the hidden layers; by default 512, 256.
+    """
 
     def __init__(self, image_shape: tuple[int, int, int], num_classes: int, widths: Sequence[int] = ()) -> None:
         super().__init__()

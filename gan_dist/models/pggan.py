@@ -1,8 +1,10 @@
 """PGGAN (Karras et al. 2018, "Progressive growing of GANs for improved quality, stability, and variation").
 
-Both networks grow from a map of 4x4 (7x7 for 28 and 56 pixels), doubling it stage by stage; a new stage is faded in.
-With equalised learning rates, pixel normalization in G and the standard deviation over a minibatch in D (sections 2
-to 4 of the paper; channels as in its table 2). The label, if any, is joined to z in G and to the image in D.
+Training starts with images of 4 to 7 pixels a side (7x7 if the final images have 28 or 56 pixels). Each further stage
+doubles the size of the images, and a new stage is faded in (section 2 of the paper). D uses the minibatch standard
+deviation (section 3), all layers use the equalised learning rate (section 4.1) and G uses pixel normalization (section
+4.2). The default widths are those of table 2. A conditional G gets the label appended to z as a one-hot code, and a
+conditional D gets the label appended to the image as one-hot channels.
 """
 
 from __future__ import annotations
@@ -20,10 +22,10 @@ from gan_dist.models._layers import MinibatchStd, double_nearest, join_label, ma
 
 
 def check(image_shape: tuple[int, int, int], g_widths: Sequence[int] = (), d_widths: Sequence[int] = ()) -> None:
-    """Square images of 16 to 1024 pixels, and one width for each size of map, from the first to the image's.
+    """Check that images are square, of 16 to 1024 pixels a side, and that there is one width per size of map.
 
     Raises:
-        ValueError: any other, with the nearest size that can be made.
+        ValueError: they are not; the message names the nearest possible size or the number of widths.
     """
     sizes = map_sizes(image_shape, largest=1024)
     for widths in (g_widths, d_widths):
@@ -31,14 +33,16 @@ def check(image_shape: tuple[int, int, int], g_widths: Sequence[int] = (), d_wid
             raise ValueError(f"needs {len(sizes)} widths, for maps of {sizes} pixels, not {len(widths)}")
 
 
-def _own_widths(sizes: Sequence[int]) -> list[int]:
+def _default_widths(sizes: Sequence[int]) -> list[int]:
+    """The paper's channels for maps of these heights: 512, but fewer for maps of more than 32 pixels (table 2)."""
     return [min(512, 16384 // size) for size in sizes]
 
 
 class Conv(nn.Module):
-    """Convolution with an equalised learning rate: weights N(0, 1), scaled by gain / sqrt(fan_in) when they are used.
+    """Convolution with the equalised learning rate: x (N, inputs, H, W) -> (N, outputs, H', W') (section 4.1).
 
-    So every weight is as far from its optimum, in steps of Adam, as any other (section 4.1).
+    Weights are initialised from N(0, 1), and every forward pass multiplies them by gain / sqrt(fan_in). All weights
+    then have the same scale, so one step of Adam changes each of them by the same share of its size.
     """
 
     def __init__(self, inputs: int, outputs: int, size: int, padding: int = 0, gain: float = math.sqrt(2)) -> None:
@@ -52,21 +56,23 @@ class Conv(nn.Module):
 
 
 def pixel_norm(x: Tensor) -> Tensor:
-    """Each pixel's vector (N, C, …) divided by the root of the mean of its squares (section 4.2)."""
-    wide = x if x.dtype == torch.float64 else x.float()  # in half precision 1e-8 is 0
+    """Divide each pixel's vector of channels by its root mean square: x (N, C, …) -> same shape (section 4.2)."""
+    wide = x if x.dtype == torch.float64 else x.float()  # fp16 rounds 1e-8 to 0
     return (wide * torch.rsqrt(wide.square().mean(1, keepdim=True) + 1e-8)).to(x.dtype)
 
 
 def _activated(x: Tensor) -> Tensor:
+    """LeakyReLU with slope 0.2."""
     return F.leaky_relu(x, 0.2)
 
 
 def _normed(x: Tensor) -> Tensor:
+    """LeakyReLU with slope 0.2, then pixel normalization."""
     return pixel_norm(_activated(x))
 
 
 class _Pair(nn.Module):
-    """Two convolutions of 3x3, each with its activation."""
+    """Two 3x3 convolutions, each followed by `activation`: (N, inputs, H, W) -> (N, outputs, H, W)."""
 
     def __init__(self, inputs: int, between: int, outputs: int) -> None:
         super().__init__()
@@ -77,10 +83,15 @@ class _Pair(nn.Module):
 
 
 class Generator(Growing):
-    """z (N, z_dim), y (N,) -> images (N, C, H, W) in about [-1, 1].
+    """G: latents z (N, z_dim) and labels y (N,) -> images (N, C, H, W), about in [-1, 1].
 
-    In training the images have the size of the stage; otherwise they are enlarged to the whole size. `widths` are the
-    channels of the maps, from the first on.
+    In training mode the images have the size of the current stage. In eval mode G enlarges them to `image_shape`.
+
+    Args:
+        image_shape: (C, H, W) of the last stage.
+        num_classes: number of classes; 0 for an unconditional G.
+        z_dim: size of the latent z.
+        widths: channels of the maps, from the smallest map to the largest. See `Conv` for the equalised learning rate.
     """
 
     def __init__(
@@ -92,8 +103,9 @@ class Generator(Growing):
         self.image_shape = image_shape
         self.num_classes = num_classes
         self.z_dim = z_dim
-        widths = widths or _own_widths(sizes)
-        # On a single pixel, what the paper's code writes as a dense layer and a reshape.
+        widths = widths or _default_widths(sizes)
+        # A 1x1 convolution of one pixel and a reshape compute what a dense layer and a reshape compute in the paper's
+        # code. The gain of sqrt(2) / 4 is that of the paper's code, too.
         self.first = Conv(z_dim + num_classes, widths[0] * sizes[0] ** 2, 1, gain=math.sqrt(2) / 4)
         self.first_shape = (widths[0], sizes[0], sizes[0])
         self.second = Conv(widths[0], widths[0], 3, 1)
@@ -122,9 +134,12 @@ class Generator(Growing):
 
 
 class Discriminator(Growing):
-    """x (N, C, H, W) of the stage's size, y (N,) -> logits (N,).
+    """D: images x (N, C, H, W) with the size of the current stage, and labels y (N,) -> logits (N,).
 
-    `widths` are the channels of the maps, from the image's on.
+    Args:
+        image_shape: (C, H, W) of the last stage.
+        num_classes: number of classes; 0 for an unconditional D.
+        widths: channels of the maps, from the largest map to the smallest.
     """
 
     def __init__(self, image_shape: tuple[int, int, int], num_classes: int, widths: Sequence[int] = ()) -> None:
@@ -132,7 +147,7 @@ class Discriminator(Growing):
         sizes = map_sizes(image_shape, largest=1024)
         super().__init__(last=len(sizes) - 1)
         self.num_classes = num_classes
-        widths = list(widths)[::-1] or _own_widths(sizes)  # of each stage, as in G
+        widths = list(widths)[::-1] or _default_widths(sizes)  # from the smallest map to the largest, as in G
         self.from_image = nn.ModuleList(Conv(image_shape[0] + num_classes, width, 1) for width in widths)
         self.blocks = nn.ModuleList(_Pair(b, b, a) for a, b in pairwise(widths))
         self.deviation = MinibatchStd()

@@ -1,8 +1,8 @@
-"""R3GAN (Huang et al. 2024, "The GAN is dead; long live the GAN! A modern GAN baseline"): the modern baseline.
+"""R3GAN (Huang et al. 2024, "The GAN is dead; long live the GAN! A modern GAN baseline").
 
-Both networks are stages of residual blocks with grouped convolutions, no normalization layer, initialised so that the
-sum of all branches keeps its variance (Zhang et al. 2019, "Fixup initialization"). Maps double in G and halve in D
-through the filter [1, 3, 3, 1]. To be trained with the relativistic loss, R1 and R2.
+Both networks are stages of residual blocks with grouped convolutions. There is no normalization layer: Fixup
+initialization (Zhang et al. 2019) keeps the variance of the features stable instead. Between two stages G doubles its
+maps and D halves them with the filter [1, 3, 3, 1]. The paper trains with the relativistic loss, R1 and R2.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from gan_dist.kernels.resampling import double, halve
 from gan_dist.models._layers import Embedding, map_sizes, needed
 
 SLOPE = 0.2
-EXPANSION = 2  # of a block's channels between its outer convolutions
+EXPANSION = 2  # a block has this many times more channels inside than at its input and output
 
 
 def check(image_shape: tuple[int, int, int], g_widths: Sequence[int] = (), d_widths: Sequence[int] = ()) -> None:
-    """Square images of 16 to 256 pixels, and one width for each size of map, from the first to the image's.
+    """Check that images are square, of 16 to 256 pixels a side, and that there is one width per size of map.
 
     Raises:
-        ValueError: any other, with the nearest size that can be made.
+        ValueError: they are not; the message names the nearest possible size or the number of widths.
     """
     sizes = map_sizes(image_shape)
     for widths in (g_widths, d_widths):
@@ -34,38 +34,43 @@ def check(image_shape: tuple[int, int, int], g_widths: Sequence[int] = (), d_wid
             raise ValueError(f"needs {len(sizes)} widths, for maps of {sizes} pixels, not {len(widths)}")
 
 
-def _own_widths(sizes: Sequence[int]) -> list[int]:
-    """The paper's: 768 channels for maps of up to 32 pixels, half as many with each doubling beyond."""
+def _default_widths(sizes: Sequence[int]) -> list[int]:
+    """The paper's widths: 768 channels for maps of up to 32 pixels, then half as many for each doubling of the map."""
     return [768 if size <= 32 else 768 * 32 // size for size in sizes]
 
 
-def _normal(weight: Tensor, gain: float = 1.0) -> None:
-    """N(0, gain^2 / fan_in)."""
+def _initialise(weight: Tensor, gain: float = 1.0) -> None:
+    """Draw a weight (outputs, …) from N(0, gain^2 / fan_in)."""
     nn.init.normal_(weight, 0.0, gain / math.sqrt(weight[0].numel()))
 
 
 def _conv(
     inputs: int, outputs: int, size: int = 1, groups: int = 1, gain: float = 1.0, bias: bool = False
 ) -> nn.Conv2d:
+    """A convolution that keeps the size of the map, with weights from N(0, gain^2 / fan_in) and biases 0."""
     conv = nn.Conv2d(inputs, outputs, size, padding=size // 2, groups=groups, bias=False)
-    _normal(conv.weight, gain)
+    _initialise(conv.weight, gain)
     if bias:
         conv.bias = nn.Parameter(torch.zeros(outputs))
     return conv
 
 
 class Block(nn.Module):
-    """x + W3 s(W2 s(W1 x + b1) + b2), W2 a grouped convolution of 3x3 and the others of 1x1, s = LeakyReLU.
+    """A residual block: x (N, C, H, W) -> x + W3 s(W2 s(W1 x + b1) + b2), of the same shape, with s = LeakyReLU.
 
-    W3 starts at 0, W1 and W2 with N(0, gain^2 / fan_in), gain = sqrt(2 / (1 + 0.2^2)) L^(-1/4) in a network of L blocks
-    (Zhang et al. 2019, section 3, for branches of 3 layers).
+    W2 is a grouped 3x3 convolution; W1 and W3 are 1x1 convolutions. In a network of L blocks, W1 and W2 are initialised
+    from N(0, gain^2 / fan_in) with gain = sqrt(2 / (1 + 0.2^2)) L^(-1/4), and W3 is initialised with 0 (Fixup: Zhang et
+    al. 2019, section 3, for residual branches of 3 layers).
+
+    Raises:
+        ValueError: `group_size` does not divide the number of channels inside the block.
     """
 
     def __init__(self, channels: int, num_blocks: int, group_size: int) -> None:
         super().__init__()
         inner = EXPANSION * channels
         if inner % group_size:
-            raise ValueError(f"has blocks of {inner} channels inside, which don't divide by group_size={group_size}")
+            raise ValueError(f"has {inner} channels inside a block, which group_size={group_size} does not divide")
         gain = math.sqrt(2 / (1 + SLOPE**2)) * num_blocks**-0.25
         self.conv1 = _conv(channels, inner, gain=gain, bias=True)
         self.conv2 = _conv(inner, inner, 3, inner // group_size, gain, bias=True)
@@ -78,7 +83,7 @@ class Block(nn.Module):
 
 
 class _Stages(nn.Module):
-    """Blocks of each stage, and the convolutions of 1x1 between stages of different widths."""
+    """The blocks of every stage, and a 1x1 convolution wherever two consecutive stages have different widths."""
 
     def __init__(self, widths: Sequence[int], blocks: int, group_size: int) -> None:
         super().__init__()
@@ -89,10 +94,18 @@ class _Stages(nn.Module):
 
 
 class Generator(nn.Module):
-    """z (N, z_dim), y (N,) -> images (N, C, H, W) in about [-1, 1].
+    """G: latents z (N, z_dim) and labels y (N,) -> images (N, C, H, W), about in [-1, 1].
 
-    `widths` are the channels of the stages, from the first map on. Each stage has as many `blocks`; their grouped
-    convolutions have `group_size` channels a group.
+    The first map is a learned map, `basis`, with each channel multiplied by a linear function of z and the label's
+    embedding.
+
+    Args:
+        image_shape: (C, H, W).
+        num_classes: number of classes; 0 for an unconditional G.
+        z_dim: size of the latent z.
+        widths: channels of the stages, from the smallest map to the largest.
+        blocks: residual blocks per stage.
+        group_size: channels per group of the grouped convolutions.
     """
 
     def __init__(
@@ -111,10 +124,10 @@ class Generator(nn.Module):
         self.num_classes = num_classes
         self.z_dim = z_dim
         sizes = map_sizes(image_shape)
-        widths = widths or _own_widths(sizes)
+        widths = widths or _default_widths(sizes)
         self.basis = nn.Parameter(torch.randn(widths[0], sizes[0], sizes[0]))
         self.first = nn.Linear(z_dim * (2 if num_classes else 1), widths[0], bias=False)
-        _normal(self.first.weight)
+        _initialise(self.first.weight)
         self.main = _Stages(widths, blocks, group_size)
         self.last = _conv(widths[-1], image_shape[0])
         if num_classes:
@@ -132,9 +145,18 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """x (N, C, H, W), y (N,) -> logits (N,); with classes, the product of the features and the class's embedding.
+    """D: images x (N, C, H, W) and labels y (N,) -> logits (N,).
 
-    `widths` are the channels of the stages, from the image on; the rest as for the `Generator`.
+    D multiplies its last maps by learned maps, `basis`, and sums each product over all pixels. A linear layer turns
+    these sums into the logit. In a conditional D the linear layer turns them into features, and the logit is the inner
+    product of these features and the label's embedding.
+
+    Args:
+        image_shape: (C, H, W).
+        num_classes: number of classes; 0 for an unconditional D.
+        widths: channels of the stages, from the largest map to the smallest.
+        blocks: residual blocks per stage.
+        group_size: channels per group of the grouped convolutions.
     """
 
     def __init__(
@@ -150,13 +172,13 @@ class Discriminator(nn.Module):
         check(image_shape, d_widths=widths)
         self.num_classes = num_classes
         sizes = map_sizes(image_shape)
-        widths = widths or _own_widths(sizes)[::-1]
+        widths = widths or _default_widths(sizes)[::-1]
         features = max(widths) if num_classes else 1
         self.first = _conv(image_shape[0], widths[0])
         self.main = _Stages(widths, blocks, group_size)
         self.basis = nn.Parameter(torch.randn(widths[-1], sizes[0], sizes[0]) / sizes[0])
         self.last = nn.Linear(widths[-1], features, bias=False)
-        _normal(self.last.weight)
+        _initialise(self.last.weight)
         if num_classes:
             self.embedding = Embedding(num_classes, features)
             nn.init.normal_(self.embedding.weight, 0.0, (features * num_classes) ** -0.5)

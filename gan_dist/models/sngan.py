@@ -1,10 +1,10 @@
-"""SNGAN (Miyato et al. 2018, "Spectral normalization for generative adversarial networks"): residual networks.
+"""SNGAN (Miyato et al. 2018, "Spectral normalization for generative adversarial networks"), with residual networks.
 
-With labels: conditional batch normalization in G, and the projection discriminator (Miyato & Koyama 2018, "cGANs with
-projection discriminator"). As an option, self-attention (Zhang et al. 2019, "Self-attention GANs").
+Conditional networks use conditional batch normalization in G and the projection discriminator as D (Miyato & Koyama
+2018, "cGANs with projection discriminator"). Self-attention (Zhang et al. 2019, "Self-attention GANs") is an option.
 
-The networks are those of the papers for 32, 64 and 128 pixels: G starts from a map of 4x4 (7x7 for 28 and 56 pixels)
-and doubles it with every block; all weights of D are spectrally normalised.
+The networks are those of the papers for images of 32, 64 and 128 pixels. G starts from a map of 4 to 7 pixels a side
+(7x7 for images of 28 and 56 pixels) and doubles it with every block. All weights of D have spectral normalization.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from gan_dist.models._layers import Embedding, double_nearest, map_sizes, needed, spectral_norm
 
-# Channels by the number of doublings: of G's maps, from the first on, and of D's blocks.
+# The default widths, by how often G doubles its first map: the channels of G's maps, from the first map to the last,
+# and the channels of D's blocks.
 _G_WIDTHS = {
     2: [256, 256, 256],
     3: [256, 256, 256, 256],
@@ -31,23 +32,25 @@ _D_WIDTHS = {
     4: [64, 128, 256, 512, 1024],
     5: [64, 128, 256, 512, 1024, 1024],
 }
-_D_HALVINGS = {2: 2, 3: 2, 4: 5, 5: 5}  # blocks of D that halve their map, from the first on
+_D_HALVINGS = {2: 2, 3: 2, 4: 5, 5: 5}  # so many of D's first blocks halve their map
 
 
 def check(image_shape: tuple[int, int, int], g_widths: Sequence[int] = (), d_widths: Sequence[int] = ()) -> None:
-    """Square images of 16 to 128 pixels; as many widths as the paper's networks have.
+    """Check that images are square, of 16 to 128 pixels a side, and that there are as many widths as in the paper.
 
     Raises:
-        ValueError: any other, with the nearest that can be made.
+        ValueError: they are not; the message names the nearest possible size or the paper's widths.
     """
     doublings = len(map_sizes(image_shape, largest=128)) - 1
-    for widths, own in ((g_widths, _G_WIDTHS[doublings]), (d_widths, _D_WIDTHS[doublings])):
-        if widths and len(widths) != len(own):
-            raise ValueError(f"needs {len(own)} widths for {image_shape[1]} pixels, as in {own}, not {len(widths)}")
+    for widths, default in ((g_widths, _G_WIDTHS[doublings]), (d_widths, _D_WIDTHS[doublings])):
+        if widths and len(widths) != len(default):
+            raise ValueError(
+                f"needs {len(default)} widths for {image_shape[1]} pixels, for example {default}, not {len(widths)}"
+            )
 
 
 def _initialise(module: nn.Module) -> None:
-    """Xavier's uniform weights, biases 0; larger by sqrt(2) on residual branches, as in the paper's code."""
+    """Draw weights by Xavier's uniform rule, times sqrt(2) for 3x3 convolutions (the paper's code); set biases to 0."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.xavier_uniform_(module.weight, 2**0.5 if module.weight.shape[2:] == (3, 3) else 1.0)
         if module.bias is not None:
@@ -55,7 +58,7 @@ def _initialise(module: nn.Module) -> None:
 
 
 class _Normalise(nn.Module):
-    """Batch normalization of x (N, C, H, W), with scale and shift of each class, if there are classes."""
+    """Batch normalization of x (N, C, H, W). If there are classes, each class has its own scale and shift."""
 
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
@@ -73,9 +76,9 @@ class _Normalise(nn.Module):
 
 
 class _Up(nn.Module):
-    """Residual block that doubles the map (figure 9a of the paper): norm, ReLU, double, conv, norm, ReLU, conv.
+    """Residual block of G, which doubles the map: norm, ReLU, double, conv, norm, ReLU, conv (the paper's figure 9a).
 
-    Without biases: the next normalization would take them out again.
+    The convolutions have no biases, because the next normalization would subtract them.
     """
 
     def __init__(self, inputs: int, outputs: int, num_classes: int) -> None:
@@ -92,9 +95,10 @@ class _Up(nn.Module):
 
 
 class _Down(nn.Module):
-    """Residual block of D (figure 9b): ReLU, conv, ReLU, conv, and the mean of 2x2 pixels if it `halves` the map.
+    """Residual block of D: ReLU, conv, ReLU, conv (the paper's figure 9b).
 
-    The `first` block sees an image: no ReLU before it, and its shortcut halves before it convolves.
+    If the block `halves` the map, 2x2 average pooling follows. The input of the `first` block is an image, so this
+    block has no ReLU before its first convolution.
     """
 
     def __init__(self, inputs: int, outputs: int, halves: bool, first: bool) -> None:
@@ -108,14 +112,15 @@ class _Down(nn.Module):
         h = self.conv2(F.relu(self.conv1(x if self.first else F.relu(x))))
         if not self.halves:
             return h + self.shortcut(x)
-        # The mean and a convolution of 1x1 commute; this order is the cheaper one.
+        # Average pooling and a 1x1 convolution can change places without changing the result. Pooling first is cheaper.
         return F.avg_pool2d(h, 2) + self.shortcut(F.avg_pool2d(x, 2))
 
 
 class Attention(nn.Module):
-    """Self-attention over the places of a map, x (N, C, H, W) -> the same (Zhang et al. 2019, section 3).
+    """Self-attention between the pixels of a map: x (N, C, H, W) -> same shape (Zhang et al. 2019, section 3).
 
-    Keys and values are those of maps halved by maximum, and `gamma` starts at 0, as in the paper's code.
+    As in the paper's code, 2x2 max pooling is applied to keys and values, and `gamma`, the weight of the attention,
+    starts at 0.
     """
 
     def __init__(self, channels: int) -> None:
@@ -134,9 +139,17 @@ class Attention(nn.Module):
 
 
 class Generator(nn.Module):
-    """z (N, z_dim), y (N,) -> images (N, C, H, W) in [-1, 1].
+    """G: latents z (N, z_dim) and labels y (N,) -> images (N, C, H, W) in [-1, 1].
 
-    `widths` are the channels of the maps, from the first on; `attention` is the size of the map with self-attention.
+    Args:
+        image_shape: (C, H, W).
+        num_classes: number of classes; 0 for an unconditional G.
+        z_dim: size of the latent z.
+        widths: channels of the maps, from the smallest map to the largest.
+        attention: height in pixels of the map to which self-attention is applied; 0 for none.
+
+    Raises:
+        ValueError: see `check`; or G has no map of the height `attention`.
     """
 
     def __init__(
@@ -162,7 +175,7 @@ class Generator(nn.Module):
         self.norm = nn.BatchNorm2d(widths[-1])
         self.last = nn.Conv2d(widths[-1], image_shape[0], 3, padding=1)
         self.apply(_initialise)
-        nn.init.xavier_uniform_(self.last.weight)  # it is on no branch
+        nn.init.xavier_uniform_(self.last.weight)  # without the factor sqrt(2): this layer is in no residual branch
         self.attention_after = sizes.index(attention) - 1 if attention else None
         if self.attention_after is not None:
             self.attention = Attention(widths[sizes.index(attention)])
@@ -179,9 +192,20 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """x (N, C, H, W), y (N,) -> logits (N,): psi(phi(x)) + <v_y, phi(x)> (Miyato & Koyama 2018, equation 5).
+    """D: images x (N, C, H, W) and labels y (N,) -> logits (N,).
 
-    `widths` are the channels of the blocks; `attention` is the size of the map that has self-attention.
+    With phi(x) the features of the last block, summed over all pixels, psi a linear layer and v_y the embedding of the
+    label y, the logit is psi(phi(x)) + <v_y, phi(x)> (projection discriminator: Miyato & Koyama 2018, equation 5). An
+    unconditional D has only the first term.
+
+    Args:
+        image_shape: (C, H, W).
+        num_classes: number of classes; 0 for an unconditional D.
+        widths: channels of the blocks, from the first block to the last.
+        attention: height in pixels of the map to which self-attention is applied; 0 for none.
+
+    Raises:
+        ValueError: see `check`; or D has no map of the height `attention`.
     """
 
     def __init__(
@@ -229,4 +253,4 @@ class Discriminator(nn.Module):
 
 def _check_attention(attention: int, sizes: Sequence[int]) -> None:
     if attention and attention not in sizes:
-        raise ValueError(f"has maps of {', '.join(map(str, sizes))} pixels for attention, not of {attention}")
+        raise ValueError(f"can apply attention to maps of {', '.join(map(str, sizes))} pixels, not of {attention}")

@@ -1,4 +1,4 @@
-"""Signals that ask for a stop."""
+"""Signals that stop a run."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ import time
 from types import FrameType
 from typing import Any
 
-SAME = 1.0  # seconds in which a signal's repetition is the same signal
+SAME = 1.0  # a SIGINT that comes at most so many seconds after the first signal is a copy of that signal
 
 
 class StopSignals:
-    """While it is entered, the first SIGINT, SIGTERM or SIGUSR1 asks for a stop; a later SIGINT ends the program.
+    """A context in which the first SIGINT, SIGTERM or SIGUSR1 requests a stop, and a later SIGINT ends the program.
 
-    A launcher passes on what the terminal has sent to its processes already: a repetition within a second is the same
-    signal. Schedulers repeat SIGTERM while a checkpoint is being written, and have SIGKILL when they mean it.
+    After Ctrl-C a process gets SIGINT twice: from the terminal, and from its launcher, which passes it on. So a SIGINT
+    within a second of the first signal is ignored. Later SIGTERMs are ignored too, because a scheduler may repeat
+    SIGTERM while the run writes its last checkpoint; to end the program at once the scheduler sends SIGKILL.
+
+    Attributes:
+        received: the first signal that has arrived; None as long as there is none. The training loop reads it.
     """
 
     NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -40,14 +44,17 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup_before)
-        self._wakeup.close()  # which ends the thread
+        self._wakeup.close()  # this ends the thread
 
     def _receive(self, number: int, _: FrameType | None) -> None:
         if self.received is None:
             self.received = signal.Signals(number)
 
     def _watch(self) -> None:
-        """Gets each signal's number at once, when `_receive` has to wait for the main thread to leave a collective."""
+        """Read the number of each signal in a thread, at the moment when it arrives.
+
+        Python calls `_receive` in the main thread only, which may wait in a collective for a long time.
+        """
         first = None
         while number := self._numbers.recv(1):
             if number[0] not in self.NUMBERS:
@@ -55,9 +62,10 @@ class StopSignals:
             first = first or time.monotonic()
             if number[0] == signal.SIGINT and time.monotonic() - first > SAME:
                 os.write(2, b"gan-dist: interrupted\n")
-                for worker in multiprocessing.active_children():  # they would keep the run's lock
+                for worker in multiprocessing.active_children():  # they hold the run's lock too
                     worker.kill()
                 os._exit(130)
 
 
-os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a data worker's signals are its own
+# A DataLoader worker is forked from this process. Without this line its signals would reach this process's thread.
+os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))

@@ -1,6 +1,6 @@
-"""What one process does and holds in an iteration, counted before anything is trained.
+"""Count the operations, memory traffic and memory of one training iteration in one process, without training.
 
-An iteration is run on the meta device, shapes without numbers, and each of its operations is counted.
+The iteration runs on torch's meta device, where tensors have shapes but no values, and each operation is counted.
 """
 
 from __future__ import annotations
@@ -32,22 +32,39 @@ from gan_dist.wiring.networks import make_state
 
 @dataclass(frozen=True)
 class Operation:
-    """Floating-point operations, bytes read and written, and what it is part of; `half`: in bf16 or fp16."""
+    """One counted operation.
+
+    Attributes:
+        flops: number of floating-point operations.
+        nbytes: number of bytes that it reads and writes.
+        convolution: it is a convolution, or the derivative of one.
+        half: it computes in bf16 or fp16.
+        backward_of: "D" or "G" if it belongs to the backward pass of that network's loss, else "". Gradients are sent
+            between processes during these passes.
+    """
 
     flops: int
     nbytes: int
     convolution: bool
     half: bool
-    backward_of: str  # "D" or "G": of the loss that the gradients are sent for; "" else
+    backward_of: str
 
 
 class Counter(TorchDispatchMode):
-    """Counts what is run inside, and how many bytes are alive at once at most."""
+    """A context that counts the operations in it and the memory of the tensors that they create.
+
+    Attributes:
+        operations: the operations so far.
+        norms: number of passes through a batch normalization, forward and backward, so far.
+        backward_of: see `Operation`; the caller sets it around a backward pass.
+        live: bytes of the created tensors that exist now.
+        peak: largest value of `live` so far.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.operations: list[Operation] = []
-        self.norms = 0  # passes through a batch normalization, forward and backward
+        self.norms = 0
         self.backward_of = ""
         self.live = self.peak = 0
         self._seen: set[int] = set()
@@ -62,14 +79,15 @@ class Counter(TorchDispatchMode):
         name = func._overloadpacket.__name__
         self.norms += name.startswith(("native_batch_norm", "_native_batch_norm", "batch_norm_backward"))
         flops = _flops(func, args, kwargs, out)
-        if not func.is_view and any(tensor.is_meta for tensor in outputs):  # not what the host draws
+        # Operations on the CPU, which draws the random numbers, are not counted.
+        if not func.is_view and any(tensor.is_meta for tensor in outputs):
             nbytes = sum(tensor.nbytes for tensor in (*inputs, *outputs))
             half = any(tensor.itemsize == 2 for tensor in outputs if tensor.is_floating_point())
             self.operations.append(Operation(flops, nbytes, "convolution" in name, half, self.backward_of))
         return out
 
     def _hold(self, tensor: Tensor) -> None:
-        """Count a storage until it is gone."""
+        """Add the tensor's memory to `live` until its storage is freed. Tensors that share a storage count once."""
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key in self._seen:
@@ -86,7 +104,10 @@ class Counter(TorchDispatchMode):
 
 
 def _flops(func: Any, args: Any, kwargs: Any, out: Any) -> int:
-    """As torch's registry counts them, but for gradients of grouped convolutions, where it forgets the groups."""
+    """The floating-point operations of a call, from torch's registry.
+
+    For gradients of grouped convolutions the registry ignores the groups, so this function counts them itself.
+    """
     if func._overloadpacket is torch.ops.aten.convolution_backward:
         y, x, weight, _, _, _, _, transposed, _, _, wanted = args
         places = (x if transposed else y).shape
@@ -96,7 +117,13 @@ def _flops(func: Any, args: Any, kwargs: Any, out: Any) -> int:
 
 
 class MixedPrecision(TorchFunctionMode):
-    """Products and convolutions in half precision, as autocast does it, which does not know the meta device."""
+    """A context in which matrix products and convolutions run in half precision.
+
+    It replaces autocast, which does not support the meta device. It uses bf16 for fp16 as well, as both have 2 bytes.
+
+    Attributes:
+        paused: if True, the context changes nothing.
+    """
 
     PRODUCTS = (F.linear, F.conv2d, F.conv_transpose2d, torch.matmul, Tensor.matmul, Tensor.__matmul__)
     paused = False
@@ -108,21 +135,25 @@ class MixedPrecision(TorchFunctionMode):
 
 
 class CountedProcess(Distributed):
-    """A process whose iteration is counted: on the meta device, alone, and without fused kernels.
+    """The process of a run whose iteration is counted: alone, on the meta device, and without fused kernels.
 
     Args:
-        counter: is told which network's gradients are being computed.
-        precision: of the run; half precision is imitated by `mixed`, as autocast does not know the meta device.
+        counter: is told in each backward pass which network's gradients are computed.
+        mixed: replaces autocast, which does not support the meta device; None in full precision.
+        precision: precision of the run.
+
+    Attributes:
+        networks: "G" or "D" for each optimizer; to be set before an iteration is counted.
     """
 
     def __init__(self, counter: Counter, mixed: MixedPrecision | None, precision: str) -> None:
         super().__init__("fp32", cpu=True)
         self.device = torch.device("meta")
         self.counter, self.mixed, self.counted_precision = counter, mixed, precision
-        self.networks: dict[Optimizer, str] = {}  # which network an optimizer is of
+        self.networks: dict[Optimizer, str] = {}
 
     def prepare_optimizer(self, optimizer: Optimizer, scaler: Any) -> Any:
-        """Its steps are counted by hand, as no fused kernel runs on shapes alone."""
+        """An optimizer whose steps do nothing, as fused kernels do not run on the meta device; see `count_iteration`."""
         prepared = super().prepare_optimizer(optimizer, scaler)
         prepared.step = lambda: None
         return prepared
@@ -140,7 +171,9 @@ class CountedProcess(Distributed):
                 return
             self.mixed.paused = needed and self.counted_precision == "fp16"
             try:
-                with self.mixed:  # entered once more, so that it casts the arguments before the convolution gets them
+                # `mixed` is already active. It is entered again inside, so that it runs first and casts the arguments
+                # before the convolution gets them.
+                with self.mixed:
                     yield
             finally:
                 self.mixed.paused = False
@@ -148,13 +181,16 @@ class CountedProcess(Distributed):
 
 @dataclass(frozen=True)
 class Iteration:
-    """What one process does and holds in an iteration.
+    """The work and the memory of one process in one iteration.
 
     Attributes:
-        steps: of "D" and "G" in an iteration.
-        gradients: bytes of each one's gradient, as it is sent.
-        persistent: bytes of weights, their average, moments and data set; `peak`: of all else at once.
-        tf32: what is not in half precision is multiplied in TF32.
+        operations: all operations of the iteration.
+        steps: number of steps of "D" and of "G" in the iteration.
+        gradients: bytes of the gradient of "D" and of "G", as it is sent between processes.
+        norms: number of passes through a synchronised batch normalization, each of which needs an all-reduce.
+        persistent: bytes that are always in use: weights, Adam's moments, G_ema and the data set.
+        peak: largest number of bytes in use at once for everything else, such as activations and gradients.
+        tf32: operations that are not in half precision run in TF32.
     """
 
     operations: list[Operation]
@@ -167,7 +203,13 @@ class Iteration:
 
 
 def count_iteration(config: Config, info: DataInfo, share: int) -> Iteration:
-    """Count an iteration of a process with this share of the global batch; a network that grows in its last stage."""
+    """Count one iteration of one process. With progressive growing this is an iteration of the last stage.
+
+    Args:
+        config: the settings of the run.
+        info: the data set; see `gan_dist.data.datasets.describe`.
+        share: per-process batch.
+    """
     settings = replace(config.train, batch_size=share, compile=False)
     growth = replace(config.growth, stable_kimg=0.0, batch_sizes=[])
     optim = replace(config.optim, **{side: _countable(getattr(config.optim, side)) for side in ("G", "D")})
@@ -186,7 +228,8 @@ def count_iteration(config: Config, info: DataInfo, share: int) -> Iteration:
 
     weights = {name: _nbytes(getattr(state, name)) for name in ("G", "D")}
     for name, n in (("G", 1), ("D", settings.n_critic)):
-        # Adam reads weight, gradient and two moments and writes all but the gradient; G's average takes three more.
+        # Adam reads weights, gradients and two moments, and writes all of them except the gradients: 7 passes over
+        # memory of the size of the weights. Updating G_ema reads G and G_ema and writes G_ema: 3 more passes.
         passes = 7 * n + 3 * (name == "G")
         counter.operations.append(Operation(0, passes * weights[name], False, False, ""))
     data = math.prod(info.image_shape) * info.num_images
@@ -203,7 +246,7 @@ def count_iteration(config: Config, info: DataInfo, share: int) -> Iteration:
 
 
 def _countable(optimizer: Any) -> Any:
-    """With no fused kernel, which does not run on shapes alone."""
+    """The settings of an optimizer without fused kernels, which do not run on the meta device."""
     arguments = {name: value for name, value in optimizer.args.items() if name != "fused"}
     return replace(optimizer, args={**arguments, "foreach": True})
 

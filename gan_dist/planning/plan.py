@@ -1,7 +1,7 @@
-"""What a run will cost on many GPUs: counted operations and bytes over a machine's rates.
+"""Predict the time and memory of a run on many GPUs from counted operations and the speed of a machine.
 
-An operation takes as long as its arithmetic or its memory traffic, whichever is longer (the roofline model of Williams
-et al. 2009), and at least as long as it takes to start one.
+The time of an operation is the time of its arithmetic or the time of its memory traffic, whichever is longer (the
+roofline model of Williams et al. 2009), and at least the time to start an operation.
 """
 
 from __future__ import annotations
@@ -22,20 +22,22 @@ from gan_dist.planning.count import Iteration, Operation, count_iteration
 from gan_dist.settings.schema import Config
 from gan_dist.wiring.checks import check_game
 
-BUCKET = 25 * 2**20  # bytes of gradients that DistributedDataParallel sends at once
+BUCKET = 25 * 2**20  # size in bytes of the pieces (buckets) in which DistributedDataParallel sends gradients
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What a processor does in a second.
+    """The speed of a processor (a GPU, or a CPU) and of its network.
 
     Attributes:
-        matmul, convolution: floating-point operations per second of products and of convolutions in fp32.
-        tf32, half: of both in TF32, and in bf16 or fp16.
+        matmul: floating-point operations per second of matrix products in fp32.
+        convolution: floating-point operations per second of convolutions in fp32.
+        tf32: floating-point operations per second of both in TF32.
+        half: floating-point operations per second of both in bf16 or fp16.
         traffic: bytes per second from and to memory.
-        memory: bytes of it.
+        memory: size of the memory in bytes.
         start: seconds to start an operation.
-        bandwidth: bytes per second between processes, the slowest link's.
+        bandwidth: bytes per second between processes, for the slowest link.
         latency: seconds until a message arrives.
     """
 
@@ -50,7 +52,8 @@ class Rates:
     latency: float
 
 
-# Makers' figures for dense operations, none of them measured here; links of 400 and 200 Gbit/s a GPU between nodes.
+# The makers' numbers for dense matrices, not measured by us. For the links between nodes we assume 400 Gbit/s per GPU
+# (H200, H100), 200 Gbit/s (A100) and 100 Gbit/s (V100).
 GPUS = {
     "h200": Rates(67e12, 67e12, 495e12, 989e12, 4.8e12, 141e9, 5e-6, 50e9, 10e-6),
     "h100": Rates(67e12, 67e12, 495e12, 989e12, 3.35e12, 80e9, 5e-6, 50e9, 10e-6),
@@ -61,7 +64,10 @@ GPUS = {
 
 @ieee_fp32()
 def measured_rates() -> Rates:
-    """This machine's, measured in some seconds; between processes, supposed: 1 GB/s and 0.1 ms."""
+    """Measure the rates of this machine, which takes some seconds.
+
+    `bandwidth` and `latency` are not measured; 1 GB/s and 0.1 ms are assumed.
+    """
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
 
@@ -69,13 +75,14 @@ def measured_rates() -> Rates:
         times = []
         for _ in range(7):
             start = time.perf_counter()
-            work().flatten()[0].item()  # waits for the device
+            work().flatten()[0].item()  # `item` waits for the device
             times.append(time.perf_counter() - start)
         return min(times)
 
-    n, c, side = (8192, 256, 64) if on_gpu else (1024, 64, 16)  # long beside the start of a kernel, and the answer
+    # Sizes for which the work takes much longer than starting the kernel and reading the result.
+    n, c, side = (8192, 256, 64) if on_gpu else (1024, 64, 16)
     a, small = torch.randn(n, n, device=device), torch.ones(1, device=device)
-    # Not zeros, whose pages may not be there yet.
+    # Ones instead of zeros: the operating system may not have provided the memory of zeros yet.
     large, copy = (torch.ones(2**28 if on_gpu else 2**24, device=device) for _ in range(2))
     x, half = torch.randn(64, c, side, side, device=device), a.bfloat16()
     product = adapt(nn.Linear(n, n, bias=False, device=device).requires_grad_(False), "fp32")
@@ -98,11 +105,14 @@ def measured_rates() -> Rates:
 
 @dataclass(frozen=True)
 class Expected:
-    """A row of the plan: one iteration on `gpus` processes.
+    """The prediction for one iteration, which is a row of the plan.
 
     Attributes:
-        compute, wait: seconds of computing, and of communication that is not hidden behind the backward passes.
-        memory: bytes of a process.
+        gpus: number of processes, each with one GPU.
+        share: per-process batch.
+        compute: seconds of computing.
+        wait: seconds of communication that do not overlap with the backward passes.
+        memory: bytes of memory of one process.
     """
 
     gpus: int
@@ -112,12 +122,19 @@ class Expected:
     memory: float
 
     def seconds_per_kimg(self, images: int) -> float:
-        """With so many real images an iteration."""
+        """Return the seconds per 1,000 real images, if one iteration takes `images` real images."""
         return 1000 * (self.compute + self.wait) / images
 
 
 def expect(iteration: Iteration, gpus: int, share: int, rates: Rates) -> Expected:
-    """From counts to seconds."""
+    """Predict the time and memory of an iteration from its counted operations.
+
+    Args:
+        iteration: the counts of one process.
+        gpus: number of processes.
+        share: per-process batch of these counts.
+        rates: the speed of each process.
+    """
 
     def seconds(operation: Operation) -> float:
         fp32 = rates.convolution if operation.convolution else rates.matmul
@@ -126,14 +143,14 @@ def expect(iteration: Iteration, gpus: int, share: int, rates: Rates) -> Expecte
 
     compute = sum(map(seconds, iteration.operations))
     wait = 0.0
-    hops = 2 * math.log2(gpus) if gpus > 1 else 0.0  # of a tree, there and back
+    hops = 2 * math.log2(gpus) if gpus > 1 else 0.0  # messages one after the other in a tree all-reduce, up and down
     for name, steps in iteration.steps.items():
         nbytes = iteration.gradients[name]
         buckets = max(1, math.ceil(nbytes / BUCKET))
-        ring = 2 * (gpus - 1) / gpus
+        ring = 2 * (gpus - 1) / gpus  # in a ring all-reduce, each process sends the data this many times
         sending = ring * nbytes / rates.bandwidth + buckets * hops * rates.latency
         backward = sum(seconds(o) for o in iteration.operations if o.backward_of == name) / steps
-        # The last bucket is full only when the backward pass ends.
+        # The last bucket cannot overlap with the backward pass, because it is complete only at the end of the pass.
         last = ring * min(nbytes, BUCKET) / rates.bandwidth + hops * rates.latency
         hidden = min(backward, sending - last) if buckets > 1 else 0.0
         wait += steps * (sending - hidden)
@@ -142,10 +159,16 @@ def expect(iteration: Iteration, gpus: int, share: int, rates: Rates) -> Expecte
 
 
 def plan(config: Config, info: DataInfo, gpus: int, rates: Rates) -> Expected:
-    """What an iteration costs on so many GPUs.
+    """Predict the time and memory of an iteration on `gpus` GPUs.
+
+    Args:
+        config: the settings of the run.
+        info: the data set; see `gan_dist.data.datasets.describe`.
+        gpus: number of GPUs.
+        rates: the speed of each GPU.
 
     Raises:
-        ConfigError: the batch can't be spread over them.
+        ConfigError: the global batch cannot be divided among the GPUs.
     """
     check_game(config, info, gpus)
     share = config.train.batch_size // gpus
@@ -153,7 +176,10 @@ def plan(config: Config, info: DataInfo, gpus: int, rates: Rates) -> Expected:
 
 
 def pays_up_to(config: Config, info: DataInfo, rates: Rates) -> int:
-    """How many GPUs to take at most: twice as many would make a run shorter by less than a fifth, or can't be."""
+    """Return up to how many GPUs it is worth using: 1, 2, 4, 8, …
+
+    The number is doubled as long as this is possible and shortens an iteration by at least 20%.
+    """
     row = plan(config, info, 1, rates)
     while True:
         try:

@@ -1,4 +1,4 @@
-"""The picture of a run: losses and FID against images seen."""
+"""Plot the losses and the FID of a run against the number of images seen."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from gan_dist.report.tracking import read_metrics
 
 
 def plot_run(run_dir: Path) -> Path:
-    """Draw `plot.png` from `metrics.jsonl`."""
+    """Draw `plot.png` in the run directory from `metrics.jsonl`, and return its path.
+
+    Raises:
+        OSError: the picture cannot be written.
+    """
     from matplotlib.figure import Figure
 
     lines = read_metrics(run_dir / "metrics.jsonl")

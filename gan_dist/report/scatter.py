@@ -1,4 +1,4 @@
-"""Scatter plots of generators of points."""
+"""Scatter plots of generated points, for the data sets "ring" and "grid"."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from torch import Tensor
 
 
 def scatter_picture(points: Tensor, centres: Tensor) -> np.ndarray:
-    """Points (N, 2) over the centres of the modes (K, 2), as a picture (height, width, 3)."""
+    """Draw generated points over circles at the centres of the modes.
+
+    Args:
+        points: (N, 2), on the CPU.
+        centres: centres of the modes (K, 2), on the CPU.
+
+    Returns:
+        A picture uint8 (height, width, 3).
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Where figures and pictures of a run go: its directory, and Weights & Biases. Main process only."""
+"""Record the metrics and pictures of a run in its directory and in Weights & Biases (W&B). Main process only."""
 
 from __future__ import annotations
 
@@ -23,27 +23,38 @@ from gan_dist.errors import UserError
 log = logging.getLogger(__name__)
 
 
-Outcome = Literal["finished", "stopped", "failed"]  # stopped: by a signal, to be resumed
+Outcome = Literal["finished", "stopped", "failed"]  # "stopped" means: by a signal, and it can be resumed
 
 
 class Tracker(Protocol):
-    """Takes figures and pictures; never raises into the training loop and never makes it wait for a network."""
+    """Records metrics and pictures. It never lets the training loop wait for a network connection.
+
+    A method may raise OSError, which `Trackers` catches; it raises no other error.
+    """
 
     def scalars(self, nimg: int, values: dict[str, Any]) -> None:
-        """Values by name at `nimg` images seen."""
+        """Record values by name, measured after `nimg` images."""
 
     def image(self, nimg: int, name: str, picture: np.ndarray) -> None:
-        """A picture, uint8 (H, W, C)."""
+        """Record a picture, uint8 (H, W, C), made after `nimg` images."""
 
     def rewind(self, nimg: int) -> None:
-        """The run went back to `nimg` images seen."""
+        """The run has gone back to the checkpoint at `nimg` images: delete what was recorded after it, if possible."""
 
     def finish(self, outcome: Outcome, artifact: Path | None = None) -> None:
-        """The last call. `artifact`: a directory to keep as the final model."""
+        """End the recording. This is the last call.
+
+        Args:
+            outcome: how the run ended.
+            artifact: directory of the final model, to be uploaded; None for no upload.
+        """
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; one torn by a crash is left out."""
+    """Return the objects in a `metrics.jsonl`, one per line; [] if there is no such file.
+
+    A line that is not a JSON object with a number `kimg` is left out. A crash can leave such an incomplete line.
+    """
     lines = []
     for text in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
@@ -56,14 +67,17 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class LocalTracker:
-    """`metrics.jsonl`, one object a line, and `samples/<kimg>-<name>.png` in the run directory."""
+    """Writes `metrics.jsonl`, one JSON object per line, and `samples/<name>-<kimg>.png` into the run directory.
+
+    Args:
+        run_dir: the run directory.
+        nimg: number of images seen so far; lines in `metrics.jsonl` beyond it are deleted.
+
+    Raises:
+        UserError: the directory cannot be written to.
+    """
 
     def __init__(self, run_dir: Path, nimg: int) -> None:
-        """`nimg`: images seen so far.
-
-        Raises:
-            UserError: nothing can be written there.
-        """
         self.metrics = run_dir / "metrics.jsonl"
         self.samples = run_dir / "samples"
         try:
@@ -73,7 +87,7 @@ class LocalTracker:
             raise UserError(f"run.dir={run_dir}: cannot write there ({error.strerror})") from error
 
     def rewind(self, nimg: int) -> None:
-        """Leave out lines beyond `nimg`, written in a course of the run that is not this one."""
+        """Delete the lines beyond `nimg`, because the run goes on from an earlier checkpoint and writes them again."""
         kept = [line for line in read_metrics(self.metrics) if line["kimg"] <= nimg / 1000]
         temporary = self.metrics.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
@@ -92,15 +106,22 @@ class LocalTracker:
 
 
 class WandbTracker:
-    """One W&B run for the whole run, resumes included: its id is kept in the run directory.
+    """Sends metrics and pictures to W&B. A resumed run continues its W&B run, whose id is in the run directory.
 
-    A thread of its own talks to the library, so that a slow, dead or unreachable service costs training nothing. The
-    first error is logged and ends the tracking, not the run.
+    Only a thread of this object calls the W&B library, so a slow or unreachable service does not delay training. After
+    the first error in the library the object logs a warning and sends nothing more; training goes on.
+
+    Args:
+        run_dir: the run directory.
+        mode: "auto", "online", "offline" or "disabled"; see `gan_dist.settings.schema.Tracking.wandb`.
+        project, entity: W&B project, and W&B team or user; if `entity` is empty, the user's default is taken.
+        name: name of the W&B run.
+        config: the settings of the run.
     """
 
-    INIT_SECONDS = 20.0  # how long to try to reach the service before the run is kept offline
-    FINISH_SECONDS = 60.0  # how long the end of a finished run waits for W&B
-    FAILED_SECONDS = 5.0  # how long that of a stopped or failed one does
+    INIT_SECONDS = 20.0  # how long to try to reach W&B before the run is recorded offline
+    FINISH_SECONDS = 60.0  # how long a finished run waits at its end until W&B has got everything
+    FAILED_SECONDS = 5.0  # how long a stopped or failed run waits for it
 
     def __init__(self, run_dir: Path, mode: str, project: str, entity: str, name: str, config: dict[str, Any]) -> None:
         self._queue: queue.Queue[Callable[[Any], None] | None] = queue.Queue(maxsize=10_000)
@@ -142,29 +163,32 @@ class WandbTracker:
         seconds = self.FINISH_SECONDS if outcome == "finished" else self.FAILED_SECONDS
         self._thread.join(seconds)
         if self._thread.is_alive():
-            log.warning("W&B did not finish within %.0f s; everything is in %s too", seconds, self._run_dir)
+            log.warning("W&B did not finish within %.0f s; all results are also in %s", seconds, self._run_dir)
 
     def _put(self, item: Callable[[Any], None] | None) -> None:
+        """Queue a function of the W&B run for the thread; None ends the thread."""
         if self._thread.is_alive():
             try:
                 self._queue.put_nowait(item)
             except queue.Full:
-                log.warning("W&B does not keep up; a value was left out there")
+                log.warning("W&B is too slow, so one value was not sent to it")
 
     def _work(self) -> None:
+        """The thread: start the W&B run, then call the queued functions one after the other."""
         try:
             run = self._start()
             while (item := self._queue.get()) is not None:
                 item(run)
             run.finish(exit_code=self._exit_code)
-        except Exception as error:  # W&B's troubles are not the run's
+        except Exception as error:  # an error of W&B must not stop the training
             log.warning("W&B tracking ended (%s: %s); training goes on", type(error).__name__, error)
-            with contextlib.suppress(Exception):  # its own exit hook would print a dead service's traceback
+            with contextlib.suppress(Exception):  # without this call W&B's exit hook would print a traceback
                 import wandb
 
                 wandb.teardown()
 
     def _start(self) -> Any:
+        """Start the W&B run, offline if the service cannot be reached."""
         import wandb
 
         mode = self._mode if self._mode != "auto" else os.environ.get("WANDB_MODE") or _auto_mode()
@@ -186,6 +210,7 @@ class WandbTracker:
         return run
 
     def _init(self, mode: str) -> Any:
+        """Call `wandb.init` with the id in the run directory, or with a new id if there is none."""
         import wandb
 
         id_file = self._run_dir / "wandb_id.txt"
@@ -202,14 +227,14 @@ class WandbTracker:
 
 
 def _auto_mode() -> str:
-    """Online if an API key is configured, else offline."""
+    """Return "online" if an API key for W&B is configured, else "offline"."""
     import wandb
 
     return "online" if wandb.login(prompt=False, verify=False) else "offline"
 
 
 class Trackers:
-    """Several trackers as one; none of them in the processes that don't write."""
+    """Several trackers used as one. Only the main process has trackers; in the others the sequence is empty."""
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self.trackers = trackers
@@ -234,5 +259,5 @@ class Trackers:
     def _guard(call: Callable[..., None], *arguments: Any) -> None:
         try:
             call(*arguments)
-        except OSError as error:  # a full disk costs a line or a picture, not the run
+        except OSError as error:  # if the disk is full, one line or picture is lost, but training goes on
             log.warning("could not record: %s", error)

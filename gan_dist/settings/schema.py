@@ -1,4 +1,8 @@
-"""The one schema of all settings: types, defaults and comments. They are the documentation, and `--help` prints it."""
+"""The schema of all settings: their names, types and default values.
+
+A setting's name is the path to its field in `Config`, for example `train.batch_size`. The comment at the end of a
+field's declaration documents the setting, and `--help` prints it.
+"""
 
 from __future__ import annotations
 
@@ -16,40 +20,42 @@ class Data:
     name: str = (
         "digits"  # digits, folder, ring, grid, MNIST, FashionMNIST, KMNIST, CIFAR10, CIFAR100, SVHN, STL10 or CelebA
     )
-    root: str = "data"  # where the data set lies, or is downloaded to; for folder, the directory of images
-    image_size: str = ""  # H or HxW: crop to this shape and resize; empty: the set's own size (folder: 64)
-    channels: Literal[0, 1, 3, 4] = 0  # 1 grayscale, 3 RGB, 4 RGBA, 0 the set's own (folder: 3)
-    stacked: bool = False  # three grayscale images of a labelled set as the channels of one: 1,000 modes
-    class_folders: bool = False  # folder: the subfolders of root are the classes
-    broken_files: Literal["skip", "error"] = "skip"  # unreadable images: skip and count them, or stop
-    hflip: bool = False  # mirror every other image at random
-    memory_gib: float = 4.0  # a set up to this size is decoded once and kept in memory as uint8
-    workers: int = 2  # loader processes for a set that is larger than that
+    root: str = "data"  # directory that holds the data set, or to which it is downloaded; folder: the images' directory
+    image_size: str = ""  # H or HxW in pixels: images are cropped and resized; empty: the data set's own (folder: 64)
+    channels: Literal[0, 1, 3, 4] = 0  # 1: grayscale, 3: RGB, 4: RGBA, 0: the data set's own (folder: 3)
+    stacked: bool = False  # stack three grayscale images as the channels of one image; 10 classes give 1,000 modes
+    class_folders: bool = False  # folder: each subfolder of root is a class
+    broken_files: Literal["skip", "error"] = "skip"  # if an image cannot be read: skip it with a warning, or stop
+    hflip: bool = False  # mirror each image with probability 1/2
+    memory_gib: float = 4.0  # a data set of up to this many GiB is decoded once and kept in memory as uint8
+    workers: int = 2  # DataLoader worker processes for a data set that is larger than data.memory_gib
 
 
 @dataclass
 class Model:
-    name: str = "mlp"  # an architecture: the name of a file in gan_dist/models
-    conditional: bool = True  # generate for a class label
+    name: str = "mlp"  # the architecture: dcgan, mlp, pggan, r3gan or sngan, which are files in gan_dist/models
+    conditional: bool = True  # give the label y to G and D
     z_dim: int = 100  # size of the latent z
-    g_widths: list[int] = field(default_factory=list)  # layers of G from z to the image; []: the architecture's own
-    d_widths: list[int] = field(default_factory=list)  # layers of D from the image to the logit; []: likewise
-    g_args: dict[str, Any] = field(default_factory=dict)  # further arguments of the architecture's Generator
-    d_args: dict[str, Any] = field(default_factory=dict)  # and of its Discriminator, for example {batch_norm: false}
+    g_widths: list[int] = field(default_factory=list)  # layer widths of G, from z to image; []: the defaults
+    d_widths: list[int] = field(default_factory=list)  # layer widths of D, from image to logit; []: the defaults
+    g_args: dict[str, Any] = field(default_factory=dict)  # arguments of the Generator, such as {tanh: false}
+    d_args: dict[str, Any] = field(default_factory=dict)  # arguments of the Discriminator, such as {batch_norm: false}
 
 
 @dataclass
 class Loss:
-    name: str = "non_saturating"  # non_saturating, minimax, least_squares, hinge, wasserstein or relativistic
+    name: str = (
+        "non_saturating"  # losses of D and G: non_saturating, minimax, least_squares, hinge, wasserstein, relativistic
+    )
     label_smoothing: float = 0.0  # D's target for real images is 1 minus this
-    d_half: bool = False  # halve D's loss, as in the mean of its real and its fake part
-    drift: float = 0.0  # weight of D(x)^2 on real images, which keeps a critic near 0
-    r1_gamma: float = 1.0  # weight of the R1 penalty: gamma/2 * |grad D(x)|^2 on real images; 0: off
-    r2_gamma: float = 0.0  # the same on generated images
-    gamma_decay: float = 1.0  # both gammas end at this share of themselves, on the schedule of optim.D
-    gradient_penalty: float = 0.0  # weight of WGAN-GP's penalty: (|grad D(x)| - 1)^2 between real and generated images
-    penalty_interval: int = 1  # apply these in every so many D steps, scaled up by as much
-    clip_weights: float = 0.0  # clamp D's weights to this size after each of its steps, as the first WGAN; 0: off
+    d_half: bool = False  # multiply D's loss by 1/2: the mean of its real and its fake part instead of the sum
+    drift: float = 0.0  # weight of the penalty D(x)^2 on real images, which keeps a critic's logits near 0; 0: off
+    r1_gamma: float = 1.0  # gamma of the R1 penalty, gamma/2 * |grad D(x)|^2 on real images; 0: off
+    r2_gamma: float = 0.0  # gamma of the R2 penalty, gamma/2 * |grad D(x)|^2 on generated images; 0: off
+    gamma_decay: float = 1.0  # multiply both gammas by a factor that goes from 1 to this value along optim.D.schedule
+    gradient_penalty: float = 0.0  # weight of WGAN-GP's gradient penalty, (|grad D(x)| - 1)^2; 0: off
+    penalty_interval: int = 1  # lazy regularization interval n: R1, R2, WGAN-GP's penalty in every n-th D step, times n
+    clip_weights: float = 0.0  # clamp D's weights to [-c, c] after each D step, as the first WGAN did; 0: off
 
 
 @dataclass
@@ -58,11 +64,11 @@ class Optimizer:
     lr: float = 2e-4  # learning rate
     betas: list[float] = field(default_factory=lambda: [0.5, 0.999])  # for optimizers that have betas
     args: dict[str, Any] = field(default_factory=dict)  # its other arguments, for example {weight_decay: 0.01}
-    schedule: Literal["constant", "linear", "cosine"] = "constant"  # of lr to lr_final, and of beta2
-    schedule_kimg: float = 0.0  # length of the schedule; 0: of training
+    schedule: Literal["constant", "linear", "cosine"] = "constant"  # how lr goes to lr_final, and beta2 to beta2_final
+    schedule_kimg: float = 0.0  # length of the schedule in kimg; 0: the whole training
     lr_final: float = 0.0  # learning rate at the end of the schedule
-    beta2_final: float = 0.0  # the second of betas at the end of the schedule; 0: it stays
-    warmup_kimg: float = 0.0  # raise the learning rate from 0 over this many kimg
+    beta2_final: float = 0.0  # second value of betas at the end of the schedule; 0: it does not change
+    warmup_kimg: float = 0.0  # raise the learning rate linearly from 0 over this many kimg; 0: no warm-up
 
 
 @dataclass
@@ -76,85 +82,87 @@ Precision = Literal["auto", "fp64", "fp32", "tf32", "bf16", "fp16"]
 
 @dataclass
 class Train:
-    kimg: float = 400.0  # length: thousands of real images shown to D
-    batch_size: int = 64  # global batch, summed over all processes
-    micro_batch_size: int = 0  # largest batch that a process runs at once; 0: its whole share
-    seed: int = 0  # every random draw of the run follows from it
+    kimg: float = 400.0  # length of the training: thousands of real images shown to D
+    batch_size: int = 64  # global batch: images per D step of all processes together
+    micro_batch_size: int = 0  # micro-batch: most images that a process computes at once; 0: all of its batch
+    seed: int = 0  # all random numbers of the run follow from it
     n_critic: int = 1  # D steps per G step
-    augment: list[str] = field(default_factory=list)  # of all that D sees, for small data: color, translation, cutout
+    augment: list[str] = field(default_factory=list)  # augment what D sees, for small data: color, translation, cutout
     precision: Precision = (
-        "auto"  # of the networks' layers; auto: gpu_precision on a GPU, fp32 on a CPU; what was taken is recorded
+        "auto"  # precision of G and D; auto: train.gpu_precision on a GPU, fp32 on a CPU; the checkpoints record it
     )
     gpu_precision: Literal["fp32", "tf32", "bf16", "fp16"] = (
-        "tf32"  # what auto means on a GPU; tf32: fp32 numbers, rounded to 11 bits where they are multiplied
+        "tf32"  # precision on a GPU if train.precision=auto; tf32: fp32, rounded to 11 bits before multiplications
     )
-    exact: bool = True  # on a GPU the same bits in each repetition; false: faster where cuDNN has other algorithms
-    compile: bool = False  # run the networks through torch.compile, which takes a C++ compiler; penalties stay without
-    sync_batch_norm: bool = True  # batch normalization over the batches of all processes, as one process would
+    exact: bool = True  # on a GPU: use only deterministic algorithms (the same bits in every repetition); may be slower
+    compile: bool = False  # run G and D through torch.compile, but not for gradient penalties; needs a C++ compiler
+    sync_batch_norm: bool = True  # batch normalization over the global batch; false: over each per-process batch
     compress_gradients: bool = False  # send gradients between processes as bf16
-    device: Literal["auto", "cpu"] = "auto"  # auto: a GPU if there is one
+    device: Literal["auto", "cpu"] = "auto"  # auto: a GPU if there is one, else the CPU
     profile: bool = False  # write a torch profiler trace of a few iterations into the run directory
     on_nonfinite: Literal["rollback", "skip", "stop"] = (
         "rollback"  # at non-finite gradients: go back to the last checkpoint with other data, skip the step, or stop
     )
-    max_rollbacks: int = 3  # stop after so many
+    max_rollbacks: int = 3  # after this many rollbacks, stop the run instead of going back once more
 
 
 @dataclass
 class Growth:
-    stable_kimg: float = 0.0  # progressive growing: train each size for so long once it is faded in; 0: no growth
-    fade_kimg: float = 0.0  # before that, fade it in over so many kimg
-    batch_sizes: list[int] = field(default_factory=list)  # global batch at each size, smallest first; []: batch_size
+    stable_kimg: float = 0.0  # progressive growing: train each image size this long after its fade-in; 0: no growing
+    fade_kimg: float = 0.0  # kimg over which each image size, except the first, is faded in
+    batch_sizes: list[int] = field(default_factory=list)  # global batch per size, smallest first; []: train.batch_size
 
 
 @dataclass
 class Ema:
-    half_life_kimg: float = 10.0  # half-life of the moving average of G, which samples and is evaluated
-    rampup: float = 0.05  # half-life is at most this share of the images seen so far; 0: no ramp
-    growth_kimg: float = 0.0  # half-life grows from 0 on half a cosine over so many kimg; 0: it does not
+    half_life_kimg: float = 10.0  # half-life of G_ema, the moving average of G that samples and is evaluated
+    rampup: float = 0.05  # early in training the half-life is shortened to this share of the images seen so far; 0: off
+    growth_kimg: float = 0.0  # raise the half-life from 0 along half a cosine over this many kimg; 0: off
 
 
 @dataclass
 class Log:
-    every_kimg: float = 10.0  # losses, norms and speed to terminal, file and tracker; 0: never
+    every_kimg: float = 10.0  # write losses, gradient norms and speed to terminal, file and W&B; 0: never
 
 
 @dataclass
 class Sample:
-    every_kimg: float = 100.0  # grid from fixed latents; 0: never
-    rows: int = 8  # rows of the grid; its columns are the classes, or as many
+    every_kimg: float = 100.0  # save a grid of images of G_ema from fixed latents; 0: never
+    rows: int = 8  # rows of the grid; it has a column per class, or as many columns as rows if there are no classes
 
 
 @dataclass
 class Metrics:
-    every_kimg: float = 100.0  # FID, KID and Inception Score of G_ema, also at the start and end; 0: never
-    extractor: str = "classifier"  # of features: classifier (a small network trained on the data's labels) or inception
-    num_images: int = 10000  # generated images per evaluation
-    batch_size: int = 250  # images per forward pass of generator and extractor
-    seed: int = 0  # of latents, subsets and the classifier; keep it to compare runs
-    inception_weights: str = ""  # file of Inception weights; empty: torch-fidelity's cache or download
+    every_kimg: float = 100.0  # evaluate FID, KID and Inception Score of G_ema, also at the start and end; 0: never
+    extractor: str = (
+        "classifier"  # feature extractor: inception, or classifier: a small network trained on the data set's labels
+    )
+    num_images: int = 10000  # number of generated images per evaluation
+    batch_size: int = 250  # images per forward pass of G_ema and of the feature extractor
+    seed: int = 0  # seed of latents, KID's subsets and the classifier; use the same seed in runs that you compare
+    inception_weights: str = ""  # file of the Inception weights; empty: torch-fidelity's, from the cache or downloaded
 
 
 @dataclass
 class Checkpoint:
-    every_kimg: float = 100.0  # also at the end; 0: never
-    keep: int = 3  # newest checkpoints kept; 0: all
-    keep_every_kimg: float = 0.0  # keep one of every so many kimg too; 0: none
-    keep_best: bool = True  # keep the one with the lowest FID too; it is written when that is measured
+    every_kimg: float = 100.0  # write a checkpoint, also at the end; 0: never
+    keep: int = 3  # number of newest checkpoints to keep; 0: all
+    keep_every_kimg: float = 0.0  # also keep one checkpoint of every so many kimg; 0: none
+    keep_best: bool = True  # also keep the checkpoint with the lowest FID, which is written when FID is measured
 
 
 @dataclass
 class Tracking:
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"  # auto: online with an API key, else offline
     project: str = "gan_dist"  # W&B project
-    entity: str = ""  # W&B team or user; empty: your default
+    entity: str = ""  # W&B team or user; empty: your default at W&B
     artifact: bool = False  # upload the final G_ema to W&B
 
 
 @dataclass
 class Run:
-    name: str = ""  # empty: the name of the config file
-    dir: str = ""  # empty: runs/<time>-<name>
+    name: str = ""  # name of the run; empty: the name of the config file
+    dir: str = ""  # run directory; empty: runs/<time>-<name>
 
 
 @dataclass
@@ -172,7 +180,7 @@ class Config:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     tracking: Tracking = field(default_factory=Tracking)
     run: Run = field(default_factory=Run)
-    resume: str = "never"  # never, auto (go on if run.dir holds a run), latest (it must), or a checkpoint's path
+    resume: str = "never"  # never; auto: continue if run.dir holds a run; latest: it must hold a run; or a checkpoint
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -180,7 +188,12 @@ class Config:
 
 
 def walk_settings(cls: type = Config, prefix: str = "") -> Iterator[tuple[str, Any, Any, str]]:
-    """Yield (dotted name, default, type, comment) of every setting, in the order of the schema."""
+    """Yield (dotted name, default, type, comment) of every setting, in the order of the schema.
+
+    Args:
+        cls: a dataclass of this file.
+        prefix: text in front of each name; for a section its name and a dot.
+    """
     comments = _comments(cls)
     kinds = get_type_hints(cls)
     default = cls()
@@ -194,7 +207,7 @@ def walk_settings(cls: type = Config, prefix: str = "") -> Iterator[tuple[str, A
 
 @cache  # inspect parses the whole file every time
 def _comments(cls: type) -> dict[str, str]:
-    """The comment at the end of each field's declaration."""
+    """The comment at the end of each field's declaration, by the field's name."""
     source = inspect.getsource(cls)
     names = [item.name for item in fields(cls)]
     starts = [re.search(rf"^    {name}: ", source, re.M) for name in names]
@@ -204,7 +217,7 @@ def _comments(cls: type) -> dict[str, str]:
 
 
 def describe_type(kind: Any) -> str:
-    """A type in words: `a whole number`, `one of a, b`."""
+    """Return a setting's type in words, for messages: for example `a whole number` or `one of a, b`."""
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(str(choice) for choice in get_args(kind))
     if get_origin(kind) is list:
@@ -215,13 +228,14 @@ def describe_type(kind: Any) -> str:
 
 
 def show(value: Any) -> str:
+    """Return a setting's value as it is written on the command line."""
     if isinstance(value, bool):
         return str(value).lower()
     return "''" if value == "" else str(value)
 
 
 def settings_help() -> str:
-    """Every setting with its default and comment, a line each."""
+    """Return the text of `--help` about settings: a line for every setting, with its default value and comment."""
     lines = []
     for name, default, kind, comment in walk_settings():
         choices = f"; {describe_type(kind)}" if get_origin(kind) is Literal else ""

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from gan_dist.data import DataInfo
 from gan_dist.data.in_memory import Images
 from gan_dist.data.points import POINTS
+from gan_dist.engine.draws import ToFloat
 from gan_dist.metrics import Evaluator
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.settings.schema import Config, Data
@@ -31,8 +31,9 @@ class Kind(Protocol):
 
     num_images: int | None
 
-    def to_float(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """Items as they are stored (N, C, H, W) as what D takes."""
+    @property
+    def to_float(self) -> ToFloat:
+        """The function that turns items as they are stored (N, C, H, W) into what D takes."""
 
     def check(self, config: Config) -> None:
         """Raises ConfigError for settings that this kind can't have."""

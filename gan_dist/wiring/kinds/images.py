@@ -26,10 +26,8 @@ from gan_dist.wiring.kinds import Picture
 class ImagesKind:
     """See `gan_dist.wiring.kinds.Kind`."""
 
+    to_float = staticmethod(images_to_float)
     num_images: int | None = 50_000
-
-    def to_float(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        return images_to_float(x, dtype)
 
     def check(self, config: Config) -> None:
         pass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from gan_dist.data import DataInfo
@@ -24,10 +23,8 @@ SHOWN = 2500  # points in a picture
 class PointsKind:
     """See `gan_dist.wiring.kinds.Kind`."""
 
+    to_float = staticmethod(points_to_float)
     num_images: int | None = None
-
-    def to_float(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        return points_to_float(x, dtype)
 
     def check(self, config: Config) -> None:
         name, model = config.data.name, config.model
