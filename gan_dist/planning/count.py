@@ -153,7 +153,7 @@ class CountedProcess(Distributed):
         self.networks: dict[Optimizer, str] = {}
 
     def prepare_optimizer(self, optimizer: Optimizer, scaler: Any) -> Any:
-        """An optimizer whose steps do nothing, as fused kernels do not run on the meta device; see `count_iteration`."""
+        """An optimizer whose steps do nothing, as fused kernels do not run on the meta device."""
         prepared = super().prepare_optimizer(optimizer, scaler)
         prepared.step = lambda: None
         return prepared
