@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gan_dist.kernels import cpu
 from gan_dist.kernels.layout import adapt
+from gan_dist.kernels.memory import keep_freed_memory
 from gan_dist.models import architecture
 
 
@@ -82,7 +83,7 @@ def test_other_precisions_stay_as_they_are() -> None:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
 def test_large_blocks_are_kept_when_freed() -> None:
-    cpu.keep_freed_memory()
+    keep_freed_memory()
     pages = 2**26 // 4096  # of the tensor below, each of which costs a page fault when it is mapped
 
     def faults() -> int:

@@ -13,7 +13,7 @@ import yaml
 from conftest import Train
 from wandb.proto.wandb_internal_pb2 import Record
 
-from gan_dist.report.tracking import WandbTracker
+from gan_dist.report.wandb_tracker import WandbTracker
 
 SETTINGS = ["run.dir=run", "tracking.wandb=auto", "metrics.every_kimg=4", "metrics.num_images=100"]
 

@@ -1,12 +1,10 @@
-"""Faster computation on a CPU: faster kernels for some layers, and a setting for the allocation of memory.
+"""Faster kernels for some layers of a network on a CPU.
 
 The converted layers compute the same function as before, and the names of their weights do not change.
 """
 
 from __future__ import annotations
 
-import ctypes
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -16,7 +14,6 @@ from torch.nn import functional as F
 from gan_dist.kernels.gradients import wanted
 
 AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # numbers of two parameters of glibc's `mallopt`
 LARGE = 2**16  # a linear layer with fewer weights is not converted: calling the other kernel costs more than it saves
 
 
@@ -82,15 +79,3 @@ class _Product(torch.autograd.Function):
             _Product.apply(gradient.t(), a.t(), None) if wanted(ctx, 1) else None,
             gradient.sum(0) if wanted(ctx, 2) else None,
         )
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep freed memory for the next allocation instead of returning it to the operating system.
-
-    By default glibc returns every large block when it is freed. The next activation of this size then gets new memory,
-    which costs a page fault for each 4 KiB.
-    """
-    with suppress(AttributeError, TypeError, OSError):  # other C libraries than glibc have no `mallopt`
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, -1)

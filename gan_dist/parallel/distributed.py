@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from gan_dist.errors import ConfigError, UserError
 from gan_dist.kernels import convolution, switches
-from gan_dist.kernels.cpu import keep_freed_memory
+from gan_dist.kernels.memory import keep_freed_memory
 from gan_dist.parallel import accelerate_adapter, peers, sync_batch_norm, world
 
 T = TypeVar("T")

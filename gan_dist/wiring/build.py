@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,8 @@ from gan_dist.engine.trainer import Callback, Trainer
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.parallel.signals import StopSignals
 from gan_dist.parallel.stop import StopAgreement
-from gan_dist.report.tracking import LocalTracker, Tracker, Trackers, WandbTracker
+from gan_dist.report.trackers import TrackedRun, make_trackers
+from gan_dist.report.tracking import Tracker, Trackers
 from gan_dist.settings.config import as_dict, as_yaml, for_file
 from gan_dist.settings.schema import Config
 from gan_dist.wiring.checks import check_content
@@ -83,7 +83,7 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
     stats, clock = RunningMeans(dist), Clock()
     step = make_step(config, state, dist, stats, class_probs)
     batches = _batches(config, info, dataset, step, dist)
-    tracker = Trackers(_trackers(config, run_dir, state.nimg) if dist.is_main else [])
+    tracker = _trackers(config, run_dir, state.nimg) if dist.is_main else Trackers([])
     bar = ProgressBar(state.nimg, total_nimg(config), dist)
     save = _save(config, _facts(config, info, key, dist), run_dir, dist)
     kind = kind_of(config.data)
@@ -151,13 +151,10 @@ def _recovery(
     return Recovery(state, health, save, rewindable, dist, policy, config.train.max_rollbacks)
 
 
-def _trackers(config: Config, run_dir: Path, nimg: int) -> list[Tracker]:
-    trackers: list[Tracker] = [LocalTracker(run_dir, nimg)]
+def _trackers(config: Config, run_dir: Path, nimg: int) -> Trackers:
     tracking = config.tracking
-    if tracking.wandb != "disabled" and os.environ.get("WANDB_MODE") != "disabled":
-        name, values = run_dir.resolve().name, as_dict(config)
-        trackers.append(WandbTracker(run_dir, tracking.wandb, tracking.project, tracking.entity, name, values))
-    return trackers
+    run = TrackedRun(run_dir, nimg, as_dict(config), tracking.wandb, tracking.project, tracking.entity)
+    return make_trackers(run)
 
 
 def _summary(config: Config, state: State, batch: int, dist: Distributed) -> list[str]:

@@ -1,0 +1,52 @@
+"""The table of trackers, and making those of a run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gan_dist.report.tracking import LocalTracker, Tracker, Trackers
+from gan_dist.report.wandb_tracker import WandbTracker
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """What a tracker knows of the run.
+
+    Attributes:
+        run_dir: the run directory.
+        nimg: images seen so far; a tracker leaves out what it has recorded beyond them.
+        config: all settings, as nested mappings.
+        wandb_mode, project, entity: see `gan_dist.settings.schema.Tracking`.
+    """
+
+    run_dir: Path
+    nimg: int
+    config: dict[str, Any]
+    wandb_mode: str
+    project: str
+    entity: str
+
+
+def _local(run: TrackedRun) -> Tracker:
+    return LocalTracker(run.run_dir, run.nimg)
+
+
+def _wandb(run: TrackedRun) -> Tracker | None:
+    if run.wandb_mode == "disabled" or os.environ.get("WANDB_MODE") == "disabled":
+        return None
+    name = run.run_dir.resolve().name
+    return WandbTracker(run.run_dir, run.wandb_mode, run.project, run.entity, name, run.config)
+
+
+# Name -> function that makes the tracker of a run, or returns None if the run is not to have it.
+TRACKERS: dict[str, Callable[[TrackedRun], Tracker | None]] = {"local": _local, "wandb": _wandb}
+
+
+def make_trackers(run: TrackedRun) -> Trackers:
+    """All trackers of a run as one."""
+    made = (make(run) for make in TRACKERS.values())
+    return Trackers([tracker for tracker in made if tracker is not None])
