@@ -52,7 +52,7 @@ def ours(arguments: list[str], dist: Distributed) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         trainer = build(config, describe(source_of(config.data)), Path(folder), None, dist).trainer
         for name in sent:
-            getattr(trainer.step, name).register_comm_hook(None, counter(sent, name))
+            getattr(trainer.step.wrapped, name).wrapper.register_comm_hook(None, counter(sent, name))
         for _ in range(ITERATIONS):
             trainer.step(trainer.batches)
     return {name: n // ITERATIONS for name, n in sent.items()}
