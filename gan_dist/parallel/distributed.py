@@ -182,7 +182,7 @@ class Distributed:
         return nullcontext() if last else getattr(model, "no_sync", nullcontext)()
 
     def backward(self, loss: Tensor, optimizer: AcceleratedOptimizer) -> None:
-        """Compute the gradients of a scalar loss. In fp16 the loss is first multiplied by the optimizer's loss scale."""
+        """Compute the gradients of a scalar loss, which in fp16 is first multiplied by the optimizer's loss scale."""
         (optimizer.scaler.scale(loss) if optimizer.scaler else loss).backward()
 
     def unscale(self, optimizer: AcceleratedOptimizer) -> None:
