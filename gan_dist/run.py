@@ -1,7 +1,6 @@
 """What the commands do: `train` starts or resumes a run, `evaluate` measures checkpoints, `prefetch` downloads files.
 
-For training, this file makes and locks the run directory, finds the checkpoint to resume from, turns errors of
-libraries into advice for the user, and prints the summary at the end.
+This file also manages the run directory, and turns errors of libraries into advice for the user.
 """
 
 from __future__ import annotations
@@ -51,18 +50,14 @@ log = logging.getLogger("gan_dist")
 
 
 def train(config: Config, signals: StopSignals) -> bool:
-    """Train as configured. All processes of the run call this function.
+    """Train in all processes together; returns True if training is finished, False if a signal stopped it.
 
     Args:
         config: the settings. `train.precision` "auto" is replaced by the precision that the run gets.
         signals: the active context that receives signals; its first signal stops the run after a few iterations.
 
-    Returns:
-        True if training is finished, False if a signal stopped it.
-
     Raises:
-        ConfigError: a setting has an impossible value, or does not fit another setting, the data, or the run that is
-            to be resumed.
+        ConfigError: a setting does not fit another setting, the data, or the run that is to be resumed.
         UserError: something outside the program is wrong; the message says what to do.
     """
     started, settings = time.perf_counter(), config.train
@@ -104,8 +99,7 @@ def _train(config: Config, dist: Distributed, signals: StopSignals) -> tuple[boo
     log.info("%s: %s on %d images of %s", run_dir, config.model.name, info.num_images, shape)
     run = build(config, info, run_dir, checkpoint, dist)
     if dist.is_main:
-        # A directory counts as a run once it has a config.yaml. The file is written only now, so that a start that
-        # failed earlier can be repeated with the same directory.
+        # A failed start leaves no config.yaml behind, so it can be repeated with the same directory.
         _write_config(for_file(config), run_dir / "config.yaml")
         if checkpoint:
             set_aside(checkpoint)
@@ -121,11 +115,7 @@ def _train(config: Config, dist: Distributed, signals: StopSignals) -> tuple[boo
 def _train_to_the_end(run: WiredRun, run_dir: Path, signals: StopSignals, upload: bool) -> bool:
     """Run the training loop, then close the progress bar and the trackers, after an error too.
 
-    Args:
-        upload: give the last checkpoint to the trackers when training is finished.
-
-    Returns:
-        True if training is finished, False if a signal stopped it.
+    Returns True if training is finished; if `upload` is True, the trackers then get the last checkpoint.
     """
     try:
         finished = run.train(signals)
@@ -141,10 +131,7 @@ def _train_to_the_end(run: WiredRun, run_dir: Path, signals: StopSignals, upload
 
 
 def _saved_precision(config: Config) -> Precision:
-    """Return `train.precision`; if it is "auto" and the run is resumed, return the precision that the run had before.
-
-    So a run that is resumed on another machine, with or without a GPU, keeps its precision.
-    """
+    """Return `train.precision`; if it is "auto" and the run is resumed, return the precision that the run had."""
     saved = Path(config.run.dir) / "config.yaml"
     if config.train.precision != "auto" or config.resume == "never" or not saved.exists():
         return config.train.precision
@@ -152,12 +139,7 @@ def _saved_precision(config: Config) -> Precision:
 
 
 def _refuse_another_run(config: Config) -> None:
-    """Raise an error if `run.dir` and `resume` contradict each other.
-
-    Raises:
-        ConfigError: `run.dir` holds a run already, but the run is not to be resumed.
-        UserError: a run is to be resumed, but `run.dir` does not exist.
-    """
+    """Raise an error if a new run would use another run's directory, or if the run to resume does not exist."""
     run_dir = Path(config.run.dir)
     if config.resume == "never" and config.run.dir and (run_dir / "config.yaml").exists():
         raise ConfigError(
@@ -260,10 +242,9 @@ def evaluate(
     """Measure one checkpoint, or all checkpoints of a run. All processes call this function together.
 
     Args:
-        config: the settings; the sections `metrics` and `data` say what to measure.
+        config: the settings; the sections `metrics` and `data` say how to measure.
         run_dir: the run directory.
-        checkpoint: the checkpoint to measure; None for all checkpoints of the run that have no result of the same
-            protocol in `results` yet.
+        checkpoint: None for all checkpoints of the run that have no result of the same protocol in `results` yet.
         results: the file with earlier results, one JSON object per line.
         store: the main process calls it with each result.
 
@@ -301,10 +282,7 @@ def _make_evaluator(config: Config, dist: Distributed) -> Evaluator:
 
 
 def prefetch(config: Config) -> Iterator[str]:
-    """Download everything that a run needs, and check it, so that the run itself needs no network.
-
-    Yields:
-        One line of text for the data set, and one for the feature extractor if the run measures metrics with one.
+    """Download and check everything that a run needs. Yields a line of text about the data set and the extractor.
 
     Raises:
         UserError: a download failed, or a file is damaged.

@@ -1,7 +1,8 @@
 """Differentiable augmentation of the images that D sees, for small data sets.
 
-Real and generated images get the same random transformations. So D cannot memorise the data set, and G does not learn to
-generate transformed images (Zhao et al. 2020, "Differentiable augmentation for data-efficient GAN training", section 3).
+Real and generated images get the same kinds of random transformations. So D cannot memorise the data set, and G does
+not learn to generate transformed images (Zhao et al. 2020, "Differentiable augmentation for data-efficient GAN
+training", section 3).
 """
 
 from __future__ import annotations

@@ -133,8 +133,8 @@ def scores(real: Tensor, fake: Tensor, logits: Tensor, seed: int) -> dict[str, f
     """Compute FID, KID, Inception Score, precision and recall.
 
     - `fid`: Heusel et al. 2017, equation 6.
-    - `kid`: Bińkowski et al. 2018, with the cubic kernel; the mean over 100 subsets of 1,000 images, or of all images if
-      there are fewer.
+    - `kid`: Bińkowski et al. 2018, with the cubic kernel; the mean over 100 subsets of 1,000 images, or of all images
+      if there are fewer.
     - `is`: Inception Score (Salimans et al. 2016, section 4); the mean over 10 splits.
     - `precision`, `recall`: Kynkäänniemi et al. 2019, equations 1 and 2, with 3 neighbours and equally many real and
       generated images. Both are in [0, 1].
@@ -153,9 +153,7 @@ def scores(real: Tensor, fake: Tensor, logits: Tensor, seed: int) -> dict[str, f
     from torchmetrics.image.inception import InceptionScore
     from torchmetrics.image.kid import KernelInceptionDistance
 
-    alone: dict[str, Any] = {
-        "sync_on_compute": False
-    }  # torchmetrics need not communicate: each process has all features
+    alone: dict[str, Any] = {"sync_on_compute": False}  # each process has all features, so none are sent
     with warnings.catch_warnings(), rng.torch_seed(seed, Purpose.METRIC_SUBSETS):
         warnings.simplefilter("ignore")  # torchmetrics warns that these metrics keep all features in memory
         fid = FrechetInceptionDistance(feature=_Identity(real.shape[1]), **alone)
