@@ -294,7 +294,7 @@ def prefetch(config: Config) -> Iterator[str]:
     dataset = load_dataset(source, info)
     good = len(dataset) if isinstance(dataset, ImageTensor) else count_readable(dataset)
     if good != info.num_images and config.data.name != "folder":
-        raise UserError(f"data.name={config.data.name}: {good} good images where {info.num_images} should be")
+        raise UserError(f"data.name={config.data.name}: only {good} of {info.num_images} images can be read")
     yield f"data     {config.data.name}: {kind.describe(config, info, good)}"
     if config.metrics.every_kimg and (extractor := kind.fetch_extractor(config, info, dataset, dist)):
         yield f"metrics  {extractor} in {cache_dir().resolve()}"

@@ -61,6 +61,8 @@ def take_snapshot(state: State, facts: dict[str, Any]) -> Snapshot:
 def write_checkpoint(run_dir: Path, snapshot: Snapshot, config: str) -> Path:
     """Write a checkpoint, flush it to disk, read it back to compare, and only then give it its final name.
 
+    After an error no part of the checkpoint is left, and an older checkpoint of the same name is kept.
+
     Args:
         run_dir: the run directory.
         snapshot: the state to write.
@@ -72,7 +74,6 @@ def write_checkpoint(run_dir: Path, snapshot: Snapshot, config: str) -> Path:
     Raises:
         OSError: the checkpoint could not be written.
         UserError: the files that were read back differ from what was written.
-        In both cases no part of the checkpoint is left, and an older one of the same name is kept.
     """
     snapshot.arrived()
     nimg = snapshot.facts["nimg"]

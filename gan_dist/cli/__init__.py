@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        arguments: the command and its arguments; None for those of this program.
+        arguments: the command and its arguments; None for those in `sys.argv`.
 
     Returns:
         The exit status: 0 for success, 1 for a failure, 2 for wrong settings, 75 if a signal stopped the run, which can

@@ -15,7 +15,9 @@ def recipes(arguments: list[str]) -> int:
     folder: Path = parser.parse_args(arguments).dir
     paths = sorted(folder.glob("*.yaml"))
     if not paths:
-        raise ConfigError(f"{folder}: no *.yaml there; name the directory of your configs, or go to a clone's top")
+        raise ConfigError(
+            f"{folder}: no *.yaml there; name the directory of your configs, or start in a clone of gan_dist"
+        )
     width = max(len(str(path)) for path in paths)
     for path in paths:
         first, *_ = path.read_text(errors="replace").splitlines() or [""]

@@ -35,7 +35,7 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
         return next(self._stream)
 
     def rewind(self, nimg: int) -> None:
-        """The run has gone back to `nimg` images: the next batch is the one that follows there, with other images."""
+        """The run has gone back to `nimg` images: open the stream again there, with the seed that now applies."""
         self.close()
 
     def close(self) -> None:

@@ -19,8 +19,8 @@ ToFloat = Callable[[Tensor, torch.dtype], Tensor]
 class Draws:
     """Draws latents and labels for G, and prepares the images that D sees, with random mirroring and augmentation.
 
-    Image number n of a run is the n-th real image that D sees. A generated image has the number of the real image at
-    the same place in the batch.
+    Image number n of a run is the n-th real image that D sees. Generated images have numbers too: in a D step those of
+    the real images in the batch, and in a G step those of the next batch.
 
     Args:
         state: the state of the run. It gives the size, device and dtype of the latents, and counts the rollbacks.
@@ -55,7 +55,7 @@ class Draws:
 
     @property
     def seed(self) -> int:
-        """The seed of all draws. It changes when the run goes back to a checkpoint, so that it does not fail again."""
+        """The seed of all draws. It changes when the run goes back, so that the same failure does not repeat."""
         return rng.retry_seed(self.run_seed, self.state.retries)
 
     def latents(self, purpose: Purpose, first: int, count: int) -> Tensor:

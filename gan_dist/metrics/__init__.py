@@ -16,7 +16,7 @@ class Evaluator(Protocol):
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """The facts that metrics depend on, such as the number of images. Values of different protocols differ."""
+        """The facts that the metrics depend on, such as the number of images. Compare only values of one protocol."""
 
     def __call__(self, G: nn.Module) -> dict[str, float]:
-        """Measure a generator in eval mode with fp32 weights; returns the value of each metric by its name."""
+        """Measure a generator in eval mode; returns the value of each metric by its name."""

@@ -46,8 +46,8 @@ class FeatureEvaluator:
         dataset: the real images. At most MAX_REAL of them are used.
         dist: the processes.
         class_probs: probability of each label for G, (num_classes,); None if G takes no label.
-        num_images: number of images to generate. FID is too large if they are few, so compare only values for the same
-            number.
+        num_images: number of images to generate. FID is biased upwards if they are few, so compare only values for the
+            same number.
         batch_size: images per forward pass of G and of the feature extractor.
         seed: seed of the latents and labels, and of KID's random subsets.
 
@@ -89,7 +89,7 @@ class FeatureEvaluator:
 
     @ieee_fp32()
     def __call__(self, G: nn.Module) -> dict[str, float]:
-        """Measure a generator in eval mode with fp32 weights.
+        """Measure a generator in eval mode.
 
         Returns:
             The results of `scores`, with the extractor's name added to each name: `fid_<extractor>`, ….

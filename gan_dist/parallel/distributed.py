@@ -88,9 +88,8 @@ class Distributed:
         )
         self.precision = precision
         self._compile = compile
-        if (
-            compile
-        ):  # torch counts the versions for all networks, image sizes and modes together, so the limit is raised
+        if compile:
+            # torch limits the number of compiled versions, for all networks, image sizes and modes together.
             torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         self.device: torch.device = self._accelerator.device
         self.rank: int = self._accelerator.process_index
@@ -273,7 +272,7 @@ class Distributed:
         If a process ended early with an exit status other than 0, the launcher would end the others.
         """
         if self.several:
-            # A barrier. Accelerate's own one uses the GPU with the process's number, which may not exist.
+            # This is a barrier. Accelerate's own uses the GPU with the process's number, which may not exist.
             _all_sum(torch.zeros(1, device=self.device)).item()
             self._peers.part()
         self._accelerator.end_training()

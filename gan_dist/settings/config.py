@@ -249,7 +249,7 @@ def check(config: Config) -> None:
     if config.tracking.artifact and not config.checkpoint.every_kimg:
         raise ConfigError("tracking.artifact=true uploads the last checkpoint, but checkpoint.every_kimg=0 writes none")
     if config.run.name != Path(config.run.name).name or config.run.name == "..":
-        raise ConfigError(f"run.name={config.run.name} is part of a directory's name: letters, digits, - and _")
+        raise ConfigError(f"run.name={config.run.name} must be part of a directory name: use letters, digits, - and _")
     if config.resume != "never" and not config.run.dir:
         raise ConfigError(f"resume={config.resume} needs run.dir=DIR, the run to go on with")
 

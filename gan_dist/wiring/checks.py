@@ -118,7 +118,7 @@ def check_game(config: Config, info: DataInfo, world_size: int) -> None:
     if growth.stable_kimg and not num_stages:
         raise ConfigError(f"growth.stable_kimg={growth.stable_kimg}: {model.name} does not grow; set it to 0")
     if growth.batch_sizes and not (growth.stable_kimg and len(growth.batch_sizes) == num_stages):
-        wanted = f"one for each of {num_stages} sizes" if growth.stable_kimg else "none without growth.stable_kimg"
+        wanted = f"one for each of {num_stages} sizes" if growth.stable_kimg else "empty without growth.stable_kimg"
         raise ConfigError(f"growth.batch_sizes={growth.batch_sizes} must be {wanted}")
     group_size = max((m.group_size for m in D.modules() if isinstance(m, MinibatchStd)), default=1)
     for key, batch_size in _batch_sizes(config):

@@ -99,7 +99,7 @@ def load_generator(run_dir: Path, checkpoint: str, device: str) -> nn.Module:
 
 
 def generator_of(checkpoint: Path) -> nn.Module:
-    """Load G_ema from a checkpoint, in eval mode, in fp32, on the CPU.
+    """Load G_ema from a checkpoint, in eval mode, on the CPU, with weights as saved: fp32, or fp64 for a run in fp64.
 
     Args:
         checkpoint: the checkpoint's directory.

@@ -46,6 +46,7 @@ class ProgressBar:
         self.bar.update(min(state.nimg / 1000, self.total) - self.bar.n)
 
     def close(self) -> None:
+        """End the progress bar, so that the terminal can be used again."""
         self.bar.close()
 
 

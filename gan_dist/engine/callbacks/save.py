@@ -72,7 +72,7 @@ class SaveCheckpoint:
         if not self.dist.is_main or state.nimg == self._newest:
             return
         if self._pending and not self._pending.done():
-            log.warning("%.1f kimg: the checkpoint before is still being written; none now", state.nimg / 1000)
+            log.warning("%.1f kimg: skipped a checkpoint; the previous one is still being written", state.nimg / 1000)
             return
         self._newest = state.nimg
         self._pending = self._writer.submit(self._write, take_snapshot(state, self.facts))
