@@ -16,8 +16,8 @@ def load_generator(run_dir: str | Path, checkpoint: str = "latest", device: str 
 
     The returned module is called as `G(z)`, or as `G(z, y)` if the run is conditional. It takes latents
     z (N, G.z_dim) from N(0, 1) and labels y (N,) int64 in 0 … G.num_classes - 1. It returns float images
-    (N, *G.image_shape) in [-1, 1]. It is in eval mode, and its weights require no gradient. They are fp32, or fp64 if the
-    run's precision is fp64.
+    (N, *G.image_shape) in [-1, 1]. It is in eval mode, and its weights require no gradient. They are fp32, or fp64 if
+    the run's precision is fp64.
 
     Args:
         run_dir: a run directory that `train.py` has written. No file outside it is read.

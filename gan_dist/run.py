@@ -244,7 +244,7 @@ def evaluate(
     Args:
         config: the settings; the sections `metrics` and `data` say how to measure.
         run_dir: the run directory.
-        checkpoint: None for all checkpoints of the run that have no result of the same protocol in `results` yet.
+        checkpoint: the checkpoint to measure; None for all without a result of the same protocol in `results`.
         results: the file with earlier results, one JSON object per line.
         store: the main process calls it with each result.
 

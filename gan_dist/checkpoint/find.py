@@ -31,7 +31,7 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
 
 
 def find_checkpoint(run_dir: Path, name: str = "latest") -> Path:
-    """Find a checkpoint of a run whose files are all undamaged.
+    """Find a checkpoint of a run, and check that its files are not damaged.
 
     Args:
         run_dir: the run directory.
