@@ -149,6 +149,6 @@ def _exists(mention: str) -> bool:
     "path", [path for path in DOCUMENTS if path.is_file()], ids=lambda path: str(path.relative_to(ROOT))
 )
 def test_what_is_named_exists(path: Path) -> None:
-    """All paths and `gan_dist.x.y` names that documents, comments and scripts mention exist."""
+    """All paths and names of the package that documents, comments and scripts mention exist."""
     missing = {mention for mention in MENTION.findall(path.read_text()) if not _exists(mention)} - MADE_LATER
     assert missing == set()
