@@ -1,6 +1,6 @@
-"""The life of a run: its directory and lock, where it goes on from, its recovery from errors, and its last words.
+"""What the commands do: `train` starts or resumes a run, `evaluate` measures checkpoints, `prefetch` downloads files.
 
-Beside training, `evaluate` measures a run's checkpoints, and `prefetch` brings what a run needs from elsewhere.
+This file also manages the run directory, and turns errors of libraries into advice for the user.
 """
 
 from __future__ import annotations
@@ -50,10 +50,14 @@ log = logging.getLogger("gan_dist")
 
 
 def train(config: Config, signals: StopSignals) -> bool:
-    """Train as configured; returns True if training is finished, False if a signal stopped it.
+    """Train in all processes together; returns True if training is finished, False if a signal stopped it.
+
+    Args:
+        config: the settings. `train.precision` "auto" is replaced by the precision that the run gets.
+        signals: the active context that receives signals; its first signal stops the run after a few iterations.
 
     Raises:
-        ConfigError: settings that can't be, or that don't fit each other, the data, or the run that is to go on.
+        ConfigError: a setting does not fit another setting, the data, or the run that is to be resumed.
         UserError: something outside the program is wrong; the message says what to do.
     """
     started, settings = time.perf_counter(), config.train
@@ -73,7 +77,7 @@ def train(config: Config, signals: StopSignals) -> bool:
 
 
 def _train(config: Config, dist: Distributed, signals: StopSignals) -> tuple[bool, Path, int]:
-    """Everything between the start of the processes and the last words: (finished, run directory, images seen)."""
+    """Prepare the run directory, build the run and train it; returns (finished, run directory, images seen)."""
     info = dist.from_main(lambda: describe(source_of(config.data)))
     check_parts(config, info, dist)
     locks = []
@@ -95,7 +99,7 @@ def _train(config: Config, dist: Distributed, signals: StopSignals) -> tuple[boo
     log.info("%s: %s on %d images of %s", run_dir, config.model.name, info.num_images, shape)
     run = build(config, info, run_dir, checkpoint, dist)
     if dist.is_main:
-        # Only from here on the directory holds a run: a start that failed before can be repeated in the same directory.
+        # A failed start leaves no config.yaml behind, so it can be repeated with the same directory.
         _write_config(for_file(config), run_dir / "config.yaml")
         if checkpoint:
             set_aside(checkpoint)
@@ -109,7 +113,10 @@ def _train(config: Config, dist: Distributed, signals: StopSignals) -> tuple[boo
 
 
 def _train_to_the_end(run: WiredRun, run_dir: Path, signals: StopSignals, upload: bool) -> bool:
-    """Run the loop, and close what is open, whatever happens; returns True if training is finished."""
+    """Run the training loop, then close the progress bar and the trackers, after an error too.
+
+    Returns True if training is finished; if `upload` is True, the trackers then get the last checkpoint.
+    """
     try:
         finished = run.train(signals)
     except Exception:
@@ -124,7 +131,7 @@ def _train_to_the_end(run: WiredRun, run_dir: Path, signals: StopSignals, upload
 
 
 def _saved_precision(config: Config) -> Precision:
-    """`train.precision`; where that is "auto", a run that goes on keeps what it has taken on the machine before."""
+    """Return `train.precision`; if it is "auto" and the run is resumed, return the precision that the run had."""
     saved = Path(config.run.dir) / "config.yaml"
     if config.train.precision != "auto" or config.resume == "never" or not saved.exists():
         return config.train.precision
@@ -132,7 +139,7 @@ def _saved_precision(config: Config) -> Precision:
 
 
 def _refuse_another_run(config: Config) -> None:
-    """Never write to a directory that holds a run which is not to go on; never begin one that is said to be there."""
+    """Raise an error if a new run would use another run's directory, or if the run to resume does not exist."""
     run_dir = Path(config.run.dir)
     if config.resume == "never" and config.run.dir and (run_dir / "config.yaml").exists():
         raise ConfigError(
@@ -143,7 +150,7 @@ def _refuse_another_run(config: Config) -> None:
 
 
 def _make_run_dir(config: Config) -> Path:
-    """Make `run.dir`, or a new directory runs/<time>-<name>."""
+    """Make the directory `run.dir`, or a new directory runs/<time>-<name> if `run.dir` is empty."""
     stamp = f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{config.run.name}"
     candidates = (Path(stamp if i == 0 else f"{stamp}-{i}") for i in range(1000))
     run_dir = Path(config.run.dir) if config.run.dir else next(path for path in candidates if not path.exists())
@@ -155,7 +162,7 @@ def _make_run_dir(config: Config) -> Path:
 
 
 def _find_start(config: Config) -> Path | None:
-    """The checkpoint to go on from, if any."""
+    """Find the checkpoint to resume from; None if the run starts from the beginning."""
     run_dir = Path(config.run.dir)
     if config.resume == "never" or (config.resume == "auto" and not list_checkpoints(run_dir)):
         return None
@@ -163,7 +170,7 @@ def _find_start(config: Config) -> Path | None:
 
 
 def _write_config(config: Config, path: Path) -> None:
-    """Write the file whole or not at all."""
+    """Write the config under a temporary name and then rename it, so that a crash leaves no incomplete file."""
     temporary = path.with_suffix(".tmp")
     try:
         temporary.write_text(as_yaml(config))
@@ -173,7 +180,7 @@ def _write_config(config: Config, path: Path) -> None:
 
 
 def _last_words(run_dir: Path, nimg: int, seconds: float, finished: bool, dist: Distributed) -> None:
-    """Say how the run ended, and where everything is."""
+    """Log how the run ended, and where its pictures, metrics and checkpoints are."""
     checkpoints = list_checkpoints(run_dir)
     if finished:
         log.info("finished: %.1f kimg in %.0f s", nimg / 1000, seconds)
@@ -198,7 +205,7 @@ def _last_words(run_dir: Path, nimg: int, seconds: float, finished: bool, dist: 
 
 
 def _together(dist: Distributed, work: Callable[[], T]) -> T:
-    """Do work of all processes; an error names its cause, which may lie in another process."""
+    """Call `work` in all processes. If it fails because another process failed, raise an error that says so."""
     try:
         result = work()
         dist.end()
@@ -208,7 +215,7 @@ def _together(dist: Distributed, work: Callable[[], T]) -> T:
 
 
 def _in_words(error: Exception) -> Exception:
-    """What the user can do about errors that libraries raise in words of their own."""
+    """Turn well-known errors of libraries into a UserError that says what to do; return other errors unchanged."""
     line = " ".join(str(error).split())[:150]
     if isinstance(error, torch.OutOfMemoryError):
         return UserError(f"the GPU's memory is full ({line}); set train.micro_batch_size or metrics.batch_size")
@@ -218,7 +225,7 @@ def _in_words(error: Exception) -> Exception:
         )
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
         return UserError(f"the memory is full ({line}); make the networks, batches or data.memory_gib smaller")
-    if isinstance(error, OSError) and error.filename:  # an error of a connection has no file name
+    if isinstance(error, OSError) and error.filename:  # a network error is an OSError too, but has no file name
         return UserError(f"{error.filename}: {error.strerror}")
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
         return UserError(f"a data worker was killed ({line}); if memory was short, lower data.workers; then resume")
@@ -226,17 +233,23 @@ def _in_words(error: Exception) -> Exception:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Measuring, and fetching
+# Evaluating checkpoints, and downloading
 
 
 def evaluate(
     config: Config, run_dir: Path, checkpoint: Path | None, results: Path, store: Callable[[dict[str, Any]], None]
 ) -> None:
-    """Measure a checkpoint in all processes together; the main process hands the result to `store`.
+    """Measure one checkpoint, or all checkpoints of a run. All processes call this function together.
 
     Args:
-        checkpoint: None for all of the run's that `results` does not have by the same protocol.
-        results: the file with the results of before.
+        config: the settings; the sections `metrics` and `data` say how to measure.
+        run_dir: the run directory.
+        checkpoint: the checkpoint to measure; None for all without a result of the same protocol in `results`.
+        results: the file with earlier results, one JSON object per line.
+        store: the main process calls it with each result.
+
+    Raises:
+        UserError: the data, the feature extractor or a checkpoint cannot be read.
     """
     check_names(config)
     dist = Distributed("fp32", cpu=config.train.device == "cpu")
@@ -253,7 +266,7 @@ def evaluate(
                     store(result)
 
     def load(path: Path) -> tuple[nn.Module, float]:
-        # In the layout that the network has in training, so that the figures are the same to the last bit.
+        # The network gets the memory layout that it has in training, so that both give bit-identical results.
         G = adapt(generator_of(path).to(dist.device), config.train.precision)
         return G, read_facts(path)["nimg"] / 1000
 
@@ -269,10 +282,10 @@ def _make_evaluator(config: Config, dist: Distributed) -> Evaluator:
 
 
 def prefetch(config: Config) -> Iterator[str]:
-    """Bring everything that a run needs from elsewhere to where it looks for it; yields a line on each part.
+    """Download and check everything that a run needs. Yields a line of text about the data set and the extractor.
 
     Raises:
-        UserError: something can't be had, or is not what it should be.
+        UserError: a download failed, or a file is damaged.
     """
     check_names(config)
     dist, source, kind = Distributed("fp32", cpu=True), source_of(config.data), kind_of(config.data)
@@ -281,7 +294,7 @@ def prefetch(config: Config) -> Iterator[str]:
     dataset = load_dataset(source, info)
     good = len(dataset) if isinstance(dataset, ImageTensor) else count_readable(dataset)
     if good != info.num_images and config.data.name != "folder":
-        raise UserError(f"data.name={config.data.name}: {good} good images where {info.num_images} should be")
+        raise UserError(f"data.name={config.data.name}: only {good} of {info.num_images} images can be read")
     yield f"data     {config.data.name}: {kind.describe(config, info, good)}"
     if config.metrics.every_kimg and (extractor := kind.fetch_extractor(config, info, dataset, dist)):
         yield f"metrics  {extractor} in {cache_dir().resolve()}"

@@ -1,4 +1,4 @@
-"""Images from a trained generator."""
+"""Generate images with a trained generator."""
 
 from __future__ import annotations
 
@@ -20,7 +20,19 @@ BATCH_SIZE = 64
 
 @torch.no_grad()
 def generate(G: nn.Module, n: int, seed: int, classes: Sequence[int]) -> Iterator[Tensor]:
-    """Yield n images, uint8 (C, H, W). Image i has a latent of its own and class `classes[i mod len(classes)]`."""
+    """Generate images one by one.
+
+    Image i depends only on G, `seed`, i and its label, so more images do not change the first ones.
+
+    Args:
+        G: a generator as `gan_dist.load_generator` returns it.
+        n: number of images.
+        seed: seed of the latents z.
+        classes: image i gets the label `classes[i mod len(classes)]`; empty if G is unconditional.
+
+    Yields:
+        uint8 (C, H, W) on the CPU.
+    """
     device = next(G.parameters()).device
     z_dim: int = G.z_dim  # type: ignore[assignment]
     for first in range(0, n, BATCH_SIZE):
@@ -39,9 +51,16 @@ def generate(G: nn.Module, n: int, seed: int, classes: Sequence[int]) -> Iterato
 @torch.no_grad()
 @ieee_fp32()
 def sample_grid(G: nn.Module, seed: int, rows: int, dist: Distributed) -> np.ndarray:
-    """A picture of samples from latents that depend on the seed alone; with classes, one column a class.
+    """Generate a grid of samples. All processes call this function together, and each generates its share.
 
-    All processes call it together, and each generates its share.
+    Args:
+        G: the generator, in eval mode. If it is conditional, each column of the grid shows one class.
+        seed: the latents z depend on nothing else, so the grids of one run show how the same samples change.
+        rows: number of rows; an unconditional generator gets as many columns.
+        dist: the processes.
+
+    Returns:
+        The picture, uint8 (height, width, C).
     """
     num_classes: int = G.num_classes  # type: ignore[assignment]
     z_dim: int = G.z_dim  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""What the tests share: the real command line in a process of its own, and a cache that is theirs."""
+"""Helpers for all tests: they run the command line in its own process, with a cache directory for tests only."""
 
 from __future__ import annotations
 
@@ -113,14 +113,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_accelerate_state() -> None:
-    """Accelerate keeps one device and one precision for all of a process: each file of tests begins without."""
+    """Reset Accelerate's global state before each file of tests, because it keeps one device and one precision."""
     forget_state()
 
 
 def start_ranks(world_size: int, command: list[str], cwd: Path, **env: str) -> list[subprocess.Popen[str]]:
-    """Processes that find each other as under any launcher, but with none above them; a single one has no launcher.
+    """Start processes that find each other as with a launcher, but without a launcher process above them.
 
-    Accelerate wraps networks even for one process, where it computes on a CPU and a launcher's LOCAL_RANK is set.
+    A single process gets no launcher's variables: with LOCAL_RANK, Accelerate on a CPU would wrap its networks.
     """
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))

@@ -1,6 +1,6 @@
-"""What `test_distributed.py` runs in 1, 2 and 4 processes: `distributed_worker.py FOLDER`, with a launcher's variables.
+"""The script that `test_distributed.py` runs in 1, 2 and 4 processes: `distributed_worker.py FOLDER`.
 
-Rank 0 leaves `FOLDER/<job>.safetensors` and `FOLDER/results.json`.
+Rank 0 writes `FOLDER/<job>.safetensors` and `FOLDER/results.json`.
 """
 
 from __future__ import annotations

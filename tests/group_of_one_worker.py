@@ -1,7 +1,8 @@
 """What `test_group_of_one.py` starts with torchrun: `group_of_one_worker.py FOLDER`, with GAN_DIST_TEST_GROUP_OF_ONE=1.
 
-The same runs, first of a plain process and then of a group of one: `FOLDER/plain-<recipe>.safetensors`,
-`FOLDER/group-<recipe>.safetensors`, and in `FOLDER/results.json` which collectives each part of a run calls.
+It makes the same runs twice: in a plain process, which writes `FOLDER/plain-<recipe>.safetensors`, and in a process
+group of one process, which writes `FOLDER/group-<recipe>.safetensors`. `FOLDER/results.json` lists the collectives that
+each part of a run calls.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The rules of the house (docs/architecture.md): which way imports point, who knows what, and how large things are."""
+"""Tests of the rules in docs/architecture.md: directions of imports, owners of libraries, and sizes of files."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "gan_dist"
 FILES = sorted(PACKAGE.rglob("*.py"))
-# From the top to the ground. A folder or file may import what is further down; those in one row stand side by side, and
-# none of them imports another.
+# The layers of the package, from the top to the bottom. A folder or file may import only from lower rows, not from its
+# own row.
 ROWS = [
     ["__main__"],
     ["cli"],
@@ -42,7 +42,7 @@ MOST_LINES, MOST_PARAMETERS, MOST_FUNCTION, MOST_FIELDS = 300, 8, 60, 10
 
 
 def _folder(path: Path) -> str:
-    """The room that a file is in: a folder of the package, or the file itself."""
+    """The folder of the package that a file is in; for a file outside folders, its own name."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -84,7 +84,7 @@ def test_libraries_and_settings_have_owners(path: Path) -> None:
 
 @by_file
 def test_sizes(path: Path) -> None:
-    """A file fits in one sitting, a function on a screen, and a call's arguments in a head."""
+    """Files, functions and parameter lists are short enough to be read at once."""
     text = path.read_text()
     assert text.count("\n") <= MOST_LINES
     for function in _functions(ast.parse(text)):
@@ -149,6 +149,6 @@ def _exists(mention: str) -> bool:
     "path", [path for path in DOCUMENTS if path.is_file()], ids=lambda path: str(path.relative_to(ROOT))
 )
 def test_what_is_named_exists(path: Path) -> None:
-    """Paths and names of the package in documents, comments and scripts."""
+    """All paths and names of the package that documents, comments and scripts mention exist."""
     missing = {mention for mention in MENTION.findall(path.read_text()) if not _exists(mention)} - MADE_LATER
     assert missing == set()

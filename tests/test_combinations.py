@@ -1,4 +1,4 @@
-"""Any loss with any architecture and any regularizer: it trains, or it is refused at the start with the reason."""
+"""Tests of all combinations of loss, architecture and regularizer: each trains, or is refused with the reason."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ QUIET = [f"{section}.every_kimg=0" for section in ("log", "sample", "metrics", "
 
 
 def _refusal(architecture: str, loss: str, regularizer: str) -> str | None:
-    """What is said of a combination that makes no sense."""
+    """A part of the error message for a combination that is refused; None for one that trains."""
     settings = REGULARIZERS[regularizer]
     if architecture == "dcgan" and "gradient_penalty" in settings:
         return "batch normalization in D"

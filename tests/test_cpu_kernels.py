@@ -1,4 +1,4 @@
-"""Networks on a CPU by oneDNN: the same functions, names and gradients, laid out otherwise; and memory that is kept."""
+"""Tests of the CPU kernels: functions, names and gradients do not change, and freed memory is kept for reuse."""
 
 from __future__ import annotations
 

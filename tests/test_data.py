@@ -1,4 +1,4 @@
-"""Images of every kind come out right, broken ones are named, and the stream is a function of images seen."""
+"""Tests of the data: all image formats, broken files, and the stream of batches as a function of images seen."""
 
 from __future__ import annotations
 

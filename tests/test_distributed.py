@@ -1,4 +1,4 @@
-"""One run, any number of processes: real ones, which find each other over gloo."""
+"""Tests that a run gives the same result for any number of processes. They use real processes with gloo."""
 
 from __future__ import annotations
 

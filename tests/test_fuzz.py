@@ -1,4 +1,4 @@
-"""Damaged and hostile files by the thousand: each gets one clear line, none is half believed."""
+"""Tests with thousands of damaged and hostile files: each is refused with one clear line, and none is used in part."""
 
 from __future__ import annotations
 

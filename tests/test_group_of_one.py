@@ -1,4 +1,4 @@
-"""One process that takes every path of several: NCCL's too, on a machine with one GPU."""
+"""Tests with a process group of one process, which runs the code of several processes, with NCCL too on one GPU."""
 
 from __future__ import annotations
 

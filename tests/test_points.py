@@ -1,4 +1,4 @@
-"""Toy data in the plane: what they are, how they are judged, and a run on them."""
+"""Tests of points in the plane: the data, their metrics, and a run on them."""
 
 from __future__ import annotations
 

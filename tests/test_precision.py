@@ -1,4 +1,4 @@
-"""Precisions are what they say: the types of all products, and the error of whole gradients beside fp64's."""
+"""Tests of the precisions: the dtypes of all products and convolutions, and the error of gradients against fp64."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ def test_peer_of_a_killed_process_ends_and_names_it(killed: int, tmp_path: Path)
 
 
 def test_process_that_is_killed_before_a_barrier_is_named(tmp_path: Path) -> None:
-    """Nothing is under way between the two that would break: the other one misses its signs of life."""
+    """No communication is pending that would fail, so the other process notices it by the missing heartbeats."""
     script = """if True:
         import os, signal
         from gan_dist.parallel import peers

@@ -1,4 +1,4 @@
-"""The main job at half its length: digits that a judge of its own recognises, and a fallen FID."""
+"""Test of the image quality: half of the default training makes digits that an independent classifier recognises."""
 
 from __future__ import annotations
 

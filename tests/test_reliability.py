@@ -1,4 +1,4 @@
-"""Faults of every kind: none costs more than the work since the last checkpoint, and each is told in one line."""
+"""Tests of faults: none loses more than the work since the last checkpoint, and each is reported in one line."""
 
 from __future__ import annotations
 

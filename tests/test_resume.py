@@ -1,4 +1,4 @@
-"""A run that was stopped and resumed ends with the bits of one that never was."""
+"""Tests that a run that was stopped and resumed ends bit-identical to a run without a stop."""
 
 from __future__ import annotations
 

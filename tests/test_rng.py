@@ -1,4 +1,4 @@
-"""Keyed randomness: slices agree, draws have their distribution, values never change."""
+"""Tests of `gan_dist.rng`: any slice gives the same numbers, the distributions are right, and values never change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two processes that share one GPU, over gloo, against one: all of a run on several GPUs but NCCL."""
+"""Tests of two processes that share one GPU with gloo against one process. Only NCCL is not tested so."""
 
 from __future__ import annotations
 

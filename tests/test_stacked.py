@@ -1,4 +1,4 @@
-"""Stacked images: what they are, how their modes are counted, and a run on them."""
+"""Tests of stacked images: the data, the counting of modes, and a run on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One iteration against a plain transcription of the algorithm, and what each half of it may touch."""
+"""Tests of one iteration: it equals a plain implementation of the algorithm, and each step changes only its network."""
 
 from __future__ import annotations
 

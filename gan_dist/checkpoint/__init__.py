@@ -1,1 +1,1 @@
-"""Checkpoints: the state that is saved, and writing, finding and restoring it."""
+"""Checkpoints: write the state of a run, find it again and restore it."""

@@ -1,8 +1,8 @@
-"""Finding the checkpoints of a run, and reading what they say of themselves.
+"""Find the checkpoints of a run, and read their `state.json`.
 
-A checkpoint is a directory `checkpoints/<images seen>/` in the run directory. It holds safetensors (`G`, `D`, `G_ema`,
-`opt_G`, `opt_D`), `state.json`, the run's `config.yaml`, and `manifest.json` with the size and SHA-256 of each of them.
-There is no pickle in it. Every file that is read is compared with the manifest first.
+A checkpoint is a directory `checkpoints/<images seen>/` in the run directory. It holds the safetensors files of `G`,
+`D`, `G_ema`, `opt_G` and `opt_D`, `state.json`, the run's `config.yaml`, and `manifest.json` with the size and SHA-256
+of each other file. It contains no pickle. Every file is compared with the manifest before its content is used.
 """
 
 from __future__ import annotations
@@ -24,17 +24,23 @@ FILES = (*(f"{name}.safetensors" for name in (*NETWORKS, *OPTIMIZERS)), "state.j
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first, broken ones too."""
+    """Return the directories of all checkpoints of a run, damaged ones too, sorted by images seen."""
     folder = run_dir / "checkpoints"
     found = folder.iterdir() if folder.is_dir() else []
     return sorted(path for path in found if re.fullmatch(r"\d{12}", path.name))
 
 
 def find_checkpoint(run_dir: Path, name: str = "latest") -> Path:
-    """The checkpoint of this name; `latest`: the newest that is whole; `best`: that with the best metric, likewise.
+    """Find a checkpoint of a run, and check that its files are not damaged.
+
+    Args:
+        run_dir: the run directory.
+        name: "latest" for the newest undamaged checkpoint, "best" for the one with the lowest FID, or the name or path
+            of a checkpoint.
 
     Raises:
-        UserError: there is none, with the names of those that are there.
+        UserError: there is no such run, no such checkpoint (the message lists those that exist), or the checkpoint of
+            that name is damaged.
     """
     if not run_dir.is_dir():
         raise UserError(f"{run_dir}: no such run directory")
@@ -57,7 +63,11 @@ def find_checkpoint(run_dir: Path, name: str = "latest") -> Path:
 
 
 def best_checkpoint(found: list[Path]) -> list[Path]:
-    """The checkpoint with the lowest FID, alone in a list; [] if none was measured when it was written."""
+    """Return a list with the checkpoint that has the lowest FID; [] if none was written when its FID was measured.
+
+    Args:
+        found: the checkpoints to choose from.
+    """
     values = {}
     for path in found:
         try:
@@ -70,15 +80,15 @@ def best_checkpoint(found: list[Path]) -> list[Path]:
 
 
 def fid_of(metrics: dict[str, float]) -> float:
-    """The FID among metrics, with whatever extractor; infinite if there is none."""
+    """Return the FID among metrics, whatever its feature extractor; infinity if there is none."""
     return next((value for name, value in metrics.items() if name.startswith("fid")), math.inf)
 
 
 def verify(checkpoint: Path) -> None:
-    """Compare every file with the manifest.
+    """Compare every file of a checkpoint with the manifest.
 
     Raises:
-        UserError: one is missing or not what was written.
+        UserError: a file is missing or damaged.
     """
     for name in FILES:
         manifest.check_file(checkpoint, name)
@@ -90,7 +100,15 @@ _FACTS: dict[str, type] = {"nimg": int, "metrics": dict, "metrics_nimg": int, "r
 
 
 def read_facts(checkpoint: Path) -> dict[str, Any]:
-    """The content of a checkpoint's `state.json`."""
+    """Read a checkpoint's `state.json`, and check the types of its values.
+
+    Returns:
+        `nimg`, `metrics`, `metrics_nimg` and `retries` as in `gan_dist.checkpoint.state.State`; `scalers`, the state of
+        each loss scale; and `image_shape`, `num_classes`, `num_images`, `data_key` and `environment` of the run.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
     facts = {"environment": {}, **manifest.read_json(checkpoint, "state.json")}
     wrong = [name for name, kind in _FACTS.items() if type(facts.get(name)) is not kind]
     shape = facts.get("image_shape")
@@ -101,11 +119,15 @@ def read_facts(checkpoint: Path) -> dict[str, Any]:
     if not wrong and not all(isinstance(value, str) and value.isprintable() for value in facts["environment"].values()):
         wrong = ["environment"]
     if wrong:
-        raise UserError(f"{checkpoint}: damaged: {wrong[0]} in state.json is not what a checkpoint has there")
+        raise UserError(f"{checkpoint}: damaged: {wrong[0]} in state.json is missing or not valid")
     return facts
 
 
 def config_path(checkpoint: Path) -> Path:
-    """The checkpoint's `config.yaml`, which is as it was written."""
+    """Return the path of the checkpoint's `config.yaml`, after a check that the file is undamaged.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
     manifest.read_file(checkpoint, "config.yaml")
     return checkpoint / "config.yaml"

@@ -1,4 +1,7 @@
-"""Reading a checkpoint's weights and moments. The files may be a stranger's: nothing in them is believed."""
+"""Read the weights and optimizer moments of a checkpoint.
+
+A checkpoint may come from a stranger, so the sizes, names and shapes in it are checked before they are used.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,21 @@ from gan_dist.checkpoint.moments import unflatten
 from gan_dist.checkpoint.state import State
 from gan_dist.errors import UserError
 
-MAX_HEADER = 2**24  # bytes of a safetensors file beside its numbers
-MOMENTS = 4  # tensors that an optimizer keeps of a parameter, at most
+MAX_HEADER = 2**24  # largest size in bytes of a safetensors file's header
+MOMENTS = 4  # an optimizer of torch keeps at most so many tensors for each parameter
 
 
 def load_network(checkpoint: Path, name: str, module: nn.Module) -> None:
-    """Read the weights of `G`, `D` or `G_ema` into a module; one on the meta device takes the file's memory."""
+    """Load the weights of a network from a checkpoint into a module.
+
+    Args:
+        checkpoint: the checkpoint's directory.
+        name: "G", "D" or "G_ema".
+        module: a network with the same architecture. If it is on the meta device, it gets new tensors on the CPU.
+
+    Raises:
+        UserError: the file is missing or damaged, or does not fit the module.
+    """
     tensors = _read_tensors(checkpoint, name, list(module.state_dict().values()))
     meta = any(p.is_meta for p in module.parameters())
     try:
@@ -32,7 +44,15 @@ def load_network(checkpoint: Path, name: str, module: nn.Module) -> None:
 
 
 def restore(checkpoint: Path, state: State) -> None:
-    """Put a run back to where it was: all that its next iteration depends on."""
+    """Set the state of a run to that of a checkpoint: everything that the next iteration depends on.
+
+    Args:
+        checkpoint: the checkpoint's directory.
+        state: the state to change. It must have the same networks and optimizers.
+
+    Raises:
+        UserError: a file is missing or damaged, or does not fit the networks.
+    """
     facts = read_facts(checkpoint)
     for name in NETWORKS:
         load_network(checkpoint, name, getattr(state, name))
@@ -51,7 +71,11 @@ def restore(checkpoint: Path, state: State) -> None:
 
 
 def _read_tensors(checkpoint: Path, name: str, like: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The tensors of a file, which is no larger than one of these would be in fp64."""
+    """Read the tensors of a safetensors file.
+
+    The file must not be larger than a file with the tensors of `like` in fp64. This limits the memory that a forged
+    file can use.
+    """
     most = MAX_HEADER + 8 * sum(tensor.numel() for tensor in like)
     try:
         return load(manifest.read_file(checkpoint, f"{name}.safetensors", most))

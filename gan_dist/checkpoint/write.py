@@ -1,4 +1,4 @@
-"""Writing checkpoints, each of which is complete or not there, and removing those that are no longer wanted."""
+"""Write checkpoints so that a crash leaves no incomplete one, and delete old ones."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run at one moment, on the host: nothing in it changes while training goes on.
+    """A copy of a run's state at one moment, in host memory. Training does not change it.
 
     Attributes:
-        tensors: by file, then by name.
+        tensors: the tensors of each safetensors file: name of the file without its ending -> name -> tensor.
         facts: the content of `state.json`.
-        arrived: waits until copies from the device have arrived.
+        arrived: a function that waits until the copies from the device are complete.
     """
 
     tensors: dict[str, dict[str, Tensor]]
@@ -39,10 +39,12 @@ class Snapshot:
 
 
 def take_snapshot(state: State, facts: dict[str, Any]) -> Snapshot:
-    """Copy a run off its device, on a GPU without waiting for it.
+    """Copy the state of a run to host memory. The host does not wait for a copy from a GPU; see `Snapshot.arrived`.
 
     Args:
-        facts: what is needed to build the networks without the data.
+        state: the state of the run.
+        facts: further content of `state.json`: `image_shape`, `num_classes`, `num_images`, `data_key` and
+            `environment`. With it the networks can be built without the data.
     """
     tensors = {name: _to_host(getattr(state, name).state_dict()) for name in NETWORKS}
     tensors |= {name: _to_host(flatten(getattr(state, name))) for name in OPTIMIZERS}
@@ -57,14 +59,21 @@ def take_snapshot(state: State, facts: dict[str, Any]) -> Snapshot:
 
 
 def write_checkpoint(run_dir: Path, snapshot: Snapshot, config: str) -> Path:
-    """Write under a temporary name, flush to disk, read back and compare, rename.
+    """Write a checkpoint, flush it to disk, read it back to compare, and only then give it its final name.
+
+    After an error no part of the checkpoint is left, and an older checkpoint of the same name is kept.
 
     Args:
-        config: the run's resolved config, YAML.
+        run_dir: the run directory.
+        snapshot: the state to write.
+        config: the run's resolved config as YAML.
+
+    Returns:
+        The checkpoint's directory.
 
     Raises:
-        OSError: it could not be written whole; nothing of it is left.
-        UserError: what was read back is not what was written; likewise.
+        OSError: the checkpoint could not be written.
+        UserError: the files that were read back differ from what was written.
     """
     snapshot.arrived()
     nimg = snapshot.facts["nimg"]
@@ -85,7 +94,7 @@ def write_checkpoint(run_dir: Path, snapshot: Snapshot, config: str) -> Path:
         _write(temporary / "manifest.json", (json.dumps(written, indent=1) + "\n").encode())
         _flush(temporary)
         verify(temporary)
-        if final.exists():  # from an earlier course of the run, which was resumed from before
+        if final.exists():  # the run was resumed from an earlier checkpoint and has now come to this one again
             shutil.rmtree(old, ignore_errors=True)
             final.rename(old)
         temporary.rename(final)
@@ -99,7 +108,7 @@ def write_checkpoint(run_dir: Path, snapshot: Snapshot, config: str) -> Path:
 
 
 def clean_up(run_dir: Path) -> None:
-    """Put right what a crash in the middle of writing has left."""
+    """Delete what a crash during writing has left, and put back a checkpoint that was about to be replaced."""
     folder = run_dir / "checkpoints"
     for old in folder.glob(".old-*"):
         _put_back(old, folder / old.name.removeprefix(".old-"))
@@ -108,26 +117,37 @@ def clean_up(run_dir: Path) -> None:
 
 
 def _put_back(old: Path, final: Path) -> None:
-    """A checkpoint that made room for one that did not come."""
+    """Give a checkpoint its name back if the one that should replace it was not written."""
     if old.exists() and not final.exists():
         old.rename(final)
 
 
 def set_aside(checkpoint: Path) -> None:
-    """Rename what is newer than the checkpoint that a run goes on from: damaged, or of a course that it has left.
+    """Rename the checkpoints that are newer than the one from which a run is resumed.
 
-    There, `prune` does not count it among the newest, and no later start goes on from it.
+    They are damaged, or the run has gone back to before them. Under their new names `prune` does not count them, and no
+    later start resumes from them.
+
+    Args:
+        checkpoint: the checkpoint from which the run is resumed.
     """
     for path in list_checkpoints(checkpoint.parent.parent):
         if path.name > checkpoint.name:
             aside = path.with_name(f"aside-{path.name}")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
-            log.warning("%s is newer than where the run goes on: now %s", path, aside.name)
+            log.warning("%s is newer than the checkpoint that the run goes on from; renamed it to %s", path, aside.name)
 
 
 def prune(run_dir: Path, keep: int, every_nimg: int, best: bool) -> None:
-    """Remove all but the newest `keep` (0: all stay), the best if asked for, and one of every `every_nimg` images."""
+    """Delete the checkpoints that are not to be kept.
+
+    Args:
+        run_dir: the run directory.
+        keep: number of newest checkpoints to keep; 0 to keep all.
+        every_nimg: also keep the first checkpoint of every so many images; 0 for none.
+        best: also keep the checkpoint with the lowest FID.
+    """
     found = list_checkpoints(run_dir)
     if not keep:
         return
@@ -150,7 +170,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _flush(folder: Path) -> None:
-    """Make sure that the names in a directory are on disk."""
+    """Flush a directory to disk, so that the names in it survive a crash of the machine."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -159,7 +179,7 @@ def _flush(folder: Path) -> None:
 
 
 def _to_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies in host memory; from a GPU they may still be under way."""
+    """Copy tensors to host memory. Copies from a GPU may still be incomplete when this function returns."""
     copies = {}
     for name, tensor in tensors.items():
         source = tensor.detach().contiguous()

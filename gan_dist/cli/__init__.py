@@ -1,4 +1,8 @@
-"""The command line: `gan-dist COMMAND …`. Parsing and printing only; heavy imports wait until they are needed."""
+"""The command line: `gan-dist COMMAND …`.
+
+The files of this folder parse arguments and print results, and call `gan_dist.run` and others for the work. They import
+torch only after the arguments are checked, because the import takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -13,25 +17,34 @@ from pathlib import Path
 from gan_dist.errors import UserError
 
 USAGE = """\
-gan-dist: train generative adversarial networks on one GPU, on many, and on SLURM clusters
+gan-dist: train generative adversarial networks on one GPU, on many GPUs, and on SLURM clusters
 
-  gan-dist train [CONFIG.yaml] [key.sub=value ...]     train; the same as python train.py ...
-  gan-dist sample RUN [--n 64] [--seed 0] ...          images from a trained run
-  gan-dist evaluate RUN [--n 50000] ...                FID, KID and Inception Score of a trained run
-  gan-dist recipes [DIR]                               list the configs of a directory (default: configs)
-  gan-dist prefetch [CONFIG.yaml] [key.sub=value ...]  fetch data and weights for a run on nodes without internet
-  gan-dist plan [CONFIG.yaml] --gpus 8,64 ...          time and memory that a run will take on so many GPUs
+  gan-dist train [CONFIG.yaml] [key.sub=value ...]     train a run; does the same as python train.py ...
+  gan-dist sample RUN [--n 64] [--seed 0] ...          generate images with a trained run
+  gan-dist evaluate RUN [--n 50000] ...                measure FID, KID and Inception Score of a trained run
+  gan-dist recipes [DIR]                               list the configs in a directory (default: configs)
+  gan-dist prefetch [CONFIG.yaml] [key.sub=value ...]  download data and weights, for nodes without internet
+  gan-dist plan [CONFIG.yaml] --gpus 8,64 ...          estimate time and memory of a run on 8 and on 64 GPUs
 
-`gan-dist COMMAND --help` has the details; `gan-dist train --help` lists every setting.
+`gan-dist COMMAND --help` explains a command; `gan-dist train --help` lists every setting.
 """
 
-COMMANDS = ("train", "sample", "evaluate", "recipes", "prefetch", "plan")  # a file and a function each
+COMMANDS = ("train", "sample", "evaluate", "recipes", "prefetch", "plan")  # names of files and of their functions
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; returns its exit status: 0 done, 1 failed, 2 bad settings, 75 stopped and resumable."""
+    """Run a command.
+
+    Args:
+        arguments: the command and its arguments; None for those in `sys.argv`.
+
+    Returns:
+        The exit status: 0 for success, 1 for a failure, 2 for wrong settings, 75 if a signal stopped the run, which can
+        then be resumed, and 130 after Ctrl-C.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost peer is one line of ours, not fifty of torch's
+    # If a process of the run is lost, this package prints one line; torch's own fifty lines of warnings are hidden.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     try:
         if command in ("-h", "--help"):
@@ -44,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except UserError as error:
         return _report(error)
-    except BrokenPipeError:  # `… --help | head`
+    except BrokenPipeError:  # the reader of the output has ended, as in `gan-dist --help | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
@@ -56,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _report(error: UserError) -> int:
-    """One line on the terminal; of an error that all processes have alike, the main process's alone."""
+    """Print an error in one line. If all processes have the same error, only the main process prints it."""
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if rank == 0 or not error.everywhere:
         who = f"rank {rank}: " if world_size > 1 else ""
@@ -65,10 +78,13 @@ def _report(error: UserError) -> int:
 
 
 def _leave(status: int) -> int:
-    """The exit status; one of several processes ends here and now, as nothing at exit may wait for the others."""
+    """Return the exit status. If the run has several processes, end this process at once instead.
+
+    A normal exit could wait for other processes that have already ended.
+    """
     _note(status)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        for worker in multiprocessing.active_children():  # they would keep sockets open
+        for worker in multiprocessing.active_children():  # DataLoader workers would keep this process's sockets open
             worker.kill()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -77,7 +93,10 @@ def _leave(status: int) -> int:
 
 
 def _note(status: int) -> int:
-    """Leave the main process's exit status where a job script asks for it: launchers make 1 of all but 0."""
+    """Write the main process's exit status to the file that $GAN_DIST_STATUS_FILE names, and return the status.
+
+    A job script reads it there, because a launcher replaces every exit status other than 0 by 1.
+    """
     path = os.environ.get("GAN_DIST_STATUS_FILE")
     if path and os.environ.get("RANK", "0") == "0":
         with suppress(OSError):

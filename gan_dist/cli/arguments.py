@@ -1,4 +1,4 @@
-"""What the commands' arguments have in common."""
+"""Arguments that several commands take: an optional config file, and settings as key.sub=value."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ from gan_dist.settings.schema import Config
 
 
 def read_config(arguments: list[str]) -> Config:
-    """The config file, if one is named, else that of the run to go on with, else the defaults; and the overrides."""
+    """Read the config that the arguments of a command ask for.
+
+    It starts from the config file if one is named, else from the config of the run that is to be resumed, else from the
+    defaults. The settings key.sub=value are applied last.
+
+    Args:
+        arguments: at most one path of a YAML file, and any number of key.sub=value.
+
+    Raises:
+        ConfigError: an argument, the file or a value is wrong.
+    """
     files = [argument for argument in arguments if "=" not in argument]
     overrides = [argument for argument in arguments if "=" in argument]
     if len(files) > 1:

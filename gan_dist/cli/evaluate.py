@@ -1,4 +1,4 @@
-"""`gan-dist evaluate RUN`: FID, KID and Inception Score of a trained run."""
+"""`gan-dist evaluate RUN`: measure FID, KID and Inception Score of a trained run."""
 
 from __future__ import annotations
 
@@ -13,19 +13,26 @@ FILE = "evaluations.jsonl"
 
 
 def evaluate(arguments: list[str]) -> int:
-    """Parse, measure on all processes, print and store."""
+    """Parse the arguments, measure in all processes together, then print the results and add them to a file."""
     parser = argparse.ArgumentParser(
         "gan-dist evaluate",
-        description=f"Measure a run's averaged generator; the result is added to RUN/{FILE} with its protocol. "
-        "On several processes: accelerate launch --multi_gpu -m gan_dist evaluate RUN",
+        description=f"Measure a run's averaged generator G_ema, and add the result and its protocol to RUN/{FILE}. "
+        "To use several GPUs, type: accelerate launch --multi_gpu -m gan_dist evaluate RUN",
     )
     parser.add_argument("run", type=Path, help="run directory")
-    parser.add_argument("settings", nargs="*", help="key.sub=value over the run's config: metrics.* and data.* matter")
     parser.add_argument(
-        "--checkpoint", default="latest", help=f"name below RUN/checkpoints, latest, best, or all that {FILE} lacks"
+        "settings", nargs="*", help="key.sub=value, which replaces a setting of the run; use metrics.* and data.*"
     )
     parser.add_argument(
-        "--n", type=int, help="images to generate (default 50000; where modes are counted, as many as the run)"
+        "--checkpoint",
+        default="latest",
+        help="latest, best, a name in RUN/checkpoints, or all for every checkpoint without a result of this protocol "
+        f"in {FILE} (default latest)",
+    )
+    parser.add_argument(
+        "--n",
+        type=int,
+        help="number of images to generate (default 50000; if the metrics count modes, metrics.num_images of the run)",
     )
     options = parser.parse_intermixed_args(arguments)
 

@@ -1,4 +1,4 @@
-"""`gan-dist plan CONFIG --gpus 8,64`."""
+"""`gan-dist plan [CONFIG.yaml] --gpus 8,64`: estimate the time and the memory of a run without training."""
 
 from __future__ import annotations
 
@@ -17,21 +17,23 @@ if TYPE_CHECKING:
 USAGE = """\
 usage: gan-dist plan [CONFIG.yaml] --gpus 8,64,512 [--gpu h100] [--bandwidth 50] [key.sub=value ...]
 
-What a run will cost, from counted operations and bytes over the rates of a GPU. Nothing is trained; no GPU is needed.
+Estimate the time and the memory of a run. The operations and bytes of one iteration are counted and divided by the
+rates of a GPU. Nothing is trained, and no GPU is needed.
 
-  --gpus N,N       numbers of GPUs (on CPUs of processes, each with the threads that OMP_NUM_THREADS gives it)
-  --gpu NAME       rates stated by its maker: h100, h200, a100 or v100; without it those of this machine are measured
-  --bandwidth G    gigabytes per second that a GPU sends to others over the slowest link
+  --gpus N,N       numbers of GPUs; without GPUs, numbers of processes, each with OMP_NUM_THREADS threads (default 1)
+  --gpu NAME       use the rates that the maker states for h100, h200, a100 or v100 (default: measure this machine)
+  --bandwidth G    gigabytes per second that a GPU can send to others over the slowest link
 """
 
 NOTE = """\
-waiting: share of the time in communication that is not hidden behind backward passes; efficiency: of one GPU's speed
-times their number. It is the time of a program at the machine's limit: real ones take longer.
+"waiting" is the share of the time for communication that does not overlap with a backward pass. "efficiency" is the
+speed divided by (number of GPUs x speed of one GPU). Real runs take longer, because the estimate assumes a program that
+reaches the full rates of the machine.
 """
 
 
 def plan(arguments: list[str]) -> int:
-    """Count an iteration, and print a row for each number of GPUs."""
+    """Parse the arguments, count an iteration, and print a row for each number of GPUs."""
     if any(argument in ("-h", "--help") for argument in arguments):
         print(USAGE, end="")
         return 0
@@ -74,7 +76,13 @@ def plan(arguments: list[str]) -> int:
 
 
 def _print_rates(rates: Rates, gpu: str, supposed: bool) -> None:
-    """Say what the plan is computed from; `supposed`: nobody has said how fast the link between processes is."""
+    """Print the rates that the estimate uses.
+
+    Args:
+        rates: the rates.
+        gpu: name of the GPU they belong to; "" for the rates measured on this machine.
+        supposed: the bandwidth between processes is an assumption, because the user did not state it.
+    """
     import torch
 
     threads = "" if torch.cuda.is_available() else f" with {torch.get_num_threads()} threads"
@@ -84,12 +92,12 @@ def _print_rates(rates: Rates, gpu: str, supposed: bool) -> None:
         f"{rates.matmul / 1e12:.4g} in products, {rates.tf32 / 1e12:.4g} in TF32, {rates.half / 1e12:.4g} in half "
         f"precision, memory "
         f"{rates.traffic / 1e9:.4g} GB/s, between processes {rates.bandwidth / 1e9:.4g} GB/s"
-        f"{' (supposed)' if supposed else ''}"
+        f"{' (assumed)' if supposed else ''}"
     )
 
 
 def _print_rows(config: Config, info: DataInfo, rates: Rates, numbers: list[int]) -> None:
-    """Print the table: a row for each number of GPUs."""
+    """Print the table, with a row for each number of GPUs, and say from which number on more GPUs do not pay."""
     from gan_dist.planning.plan import pays_up_to, plan
 
     images = config.train.batch_size * config.train.n_critic
@@ -99,12 +107,12 @@ def _print_rows(config: Config, info: DataInfo, rates: Rates, numbers: list[int]
     for number in numbers:
         row = plan(config, info, number, rates)
         seconds = row.seconds_per_kimg(images)
-        too_large = "  more than there is" if row.memory > rates.memory else ""
+        too_large = "  more than a GPU has" if row.memory > rates.memory else ""
         print(
             f"{number:>6} {row.share:>11} {seconds:>9.3g} {seconds * config.train.kimg / 3600:>8.3g} "
             f"{row.memory / 1e9:>9.3g} GB {row.wait / (row.compute + row.wait):>8.0%} "
             f"{alone / (number * seconds):>10.0%}{too_large}"
         )
     most = pays_up_to(config, info, rates)
-    print(f"More than {most} do not pay: twice as many save less than a fifth of the time, or cannot be.")
+    print(f"More than {most} do not pay: twice as many save less than a fifth of the time, or cannot share the batch.")
     print(NOTE, end="")

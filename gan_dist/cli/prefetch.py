@@ -1,4 +1,4 @@
-"""`gan-dist prefetch [CONFIG.yaml] [key.sub=value …]`: what a run needs from elsewhere, fetched before it."""
+"""`gan-dist prefetch [CONFIG.yaml] [key.sub=value …]`: download what a run needs before the run starts."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from gan_dist.cli.arguments import read_config
 USAGE = """\
 usage: gan-dist prefetch [CONFIG.yaml] [key.sub=value ...]
 
-Bring what `gan-dist train` with the same arguments needs to where it looks for it, so that the run needs no network:
-the data set to data.root, the networks for metrics to $GAN_DIST_CACHE. Everything is read and checked; what is there
-already is not fetched again. Run it once on a login node, with both on a file system that the other nodes share.
+Download what `gan-dist train` with the same arguments needs, so that the run itself needs no network. The data set goes
+to data.root, and the networks for metrics go to $GAN_DIST_CACHE. All files are read and checked; files that exist
+already are not downloaded again. Run this command once on a login node. Both directories must be on a file system that
+all nodes share.
 """
 
 
 def prefetch(arguments: list[str]) -> int:
-    """Parse, fetch, say what is there."""
+    """Parse the arguments, download, and print one line about each part."""
     if any(argument in ("-h", "--help") for argument in arguments):
         print(USAGE, end="")
         return 0

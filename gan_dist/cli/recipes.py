@@ -1,4 +1,4 @@
-"""`gan-dist recipes [DIR]`: the configs there are, each with a line on what it trains."""
+"""`gan-dist recipes [DIR]`: list the configs in a directory, each with a line that says what it trains."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from gan_dist.errors import ConfigError
 
 
 def recipes(arguments: list[str]) -> int:
-    """Print each config's path and its first comment."""
-    parser = argparse.ArgumentParser("gan-dist recipes", description="List configs, each with what it trains.")
+    """Print the path of each config, and its first line if that is a comment."""
+    parser = argparse.ArgumentParser("gan-dist recipes", description="List configs and what each of them trains.")
     parser.add_argument("dir", type=Path, nargs="?", default=Path("configs"), help="directory (default: configs)")
     folder: Path = parser.parse_args(arguments).dir
     paths = sorted(folder.glob("*.yaml"))
     if not paths:
-        raise ConfigError(f"{folder}: no *.yaml there; name the directory of your configs, or go to a clone's top")
+        raise ConfigError(
+            f"{folder}: no *.yaml there; name the directory of your configs, or start in a clone of gan_dist"
+        )
     width = max(len(str(path)) for path in paths)
     for path in paths:
         first, *_ = path.read_text(errors="replace").splitlines() or [""]

@@ -1,4 +1,4 @@
-"""`gan-dist sample RUN`: images from a trained run."""
+"""`gan-dist sample RUN`: generate images with a trained run."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from gan_dist.errors import ConfigError
 
 
 def sample(arguments: list[str]) -> int:
-    """Parse, generate, write PNGs."""
+    """Parse the arguments, generate images, and write them as PNG files."""
     parser = argparse.ArgumentParser(
-        "gan-dist sample", description="Write images of a run's averaged generator as PNG."
+        "gan-dist sample", description="Write images of a run's averaged generator G_ema as PNG files."
     )
     parser.add_argument("run", type=Path, help="run directory")
-    parser.add_argument("--n", type=int, default=64, help="how many images (default 64)")
-    parser.add_argument("--seed", type=int, default=0, help="image i depends on the seed and i alone (default 0)")
-    parser.add_argument("--classes", help="labels to cycle through, for example 3,7 (default: all)")
-    parser.add_argument("--checkpoint", default="latest", help="name below RUN/checkpoints (default: the newest)")
+    parser.add_argument("--n", type=int, default=64, help="number of images (default 64)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the latents (default 0)")
+    parser.add_argument("--classes", help="labels of the images, in turn, for example 3,7 (default: all)")
+    parser.add_argument("--checkpoint", default="latest", help="latest (default), best, or a name in RUN/checkpoints")
     parser.add_argument("--out", type=Path, help="directory to write to (default: RUN/generated)")
-    parser.add_argument("--grid", action="store_true", help="one picture of all images instead of one file each")
-    parser.add_argument("--device", default="cpu", help="for example cuda (default cpu)")
+    parser.add_argument("--grid", action="store_true", help="write one picture of all images, not one file per image")
+    parser.add_argument("--device", default="cpu", help="device that computes, for example cuda (default cpu)")
     options = parser.parse_args(arguments)
     if options.n < 1 or options.seed < 0:
         raise ConfigError(f"--n={options.n} must be at least 1 and --seed={options.seed} not negative")

@@ -1,4 +1,4 @@
-"""`gan-dist train [CONFIG.yaml] [key.sub=value …]`."""
+"""`gan-dist train [CONFIG.yaml] [key.sub=value …]`: train a run."""
 
 from __future__ import annotations
 
@@ -10,27 +10,30 @@ USAGE = """\
 usage: python train.py [CONFIG.yaml] [key.sub=value ...]
        gan-dist train [CONFIG.yaml] [key.sub=value ...]
 
-Without a CONFIG the defaults train a class-conditional GAN on handwritten digits; with run.dir and resume, the
-config of that run is taken. An override beats the file, the file beats the defaults.
+Without CONFIG.yaml the defaults train a class-conditional GAN on handwritten digits. If run.dir and resume name an
+existing run, its config is used instead of the defaults. A setting key.sub=value replaces the value in the file, and
+the file replaces the defaults.
 
   python train.py configs/dcgan_fashion_mnist.yaml train.kimg=500 data.root=/path
   python train.py run.dir=runs/mine resume=latest train.kimg=1000
 
-Exit status: 0 finished; 75 stopped by a signal, resumable; 2 bad settings; 1 failed.
+Exit status: 0 if training is finished, 75 if a signal stopped it (it can be resumed), 2 for wrong settings, 1 for any
+other failure.
 
 Settings and their defaults:
 """
 
-FINISHED, STOPPED = 0, 75  # 75: sysexits.h's EX_TEMPFAIL, try again
+FINISHED, STOPPED = 0, 75  # 75 is EX_TEMPFAIL in sysexits.h, which asks the caller to try again
 
 
 def train(arguments: list[str]) -> int:
-    """Parse and check the settings, and train."""
+    """Parse and check the settings, then train."""
     if any(argument in ("-h", "--help") for argument in arguments):
         print(USAGE + settings_help())
         return 0
     config = read_config(arguments)
     with StopSignals() as signals:
-        from gan_dist import run  # importing torch takes seconds: what can be refused without it is refused before
+        # This import takes seconds, because it imports torch. Wrong settings are refused before it.
+        from gan_dist import run
 
         return FINISHED if run.train(config, signals) else STOPPED

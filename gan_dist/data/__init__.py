@@ -1,6 +1,7 @@
-"""Data sets: what is asked for (`Source`), what it is like (`DataInfo`), reading it, and the stream of batches.
+"""Data sets: which one a run asks for (`Source`), its properties (`DataInfo`), loading it, and the stream of batches.
 
-Images are uint8 (N, C, H, W) and labels int64 (N,) until they are on the device.
+Images are stored as uint8 (N, C, H, W), points as floats (N, 2, 1, 1), and labels as int64 (N,). The training step
+converts images to floats.
 """
 
 from __future__ import annotations
@@ -11,17 +12,18 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Source:
-    """Which data set a run asks for, and how it wants its images.
+    """The data set that a run asks for, and how its images are to be converted.
 
     Attributes:
         name: a key of `gan_dist.data.datasets.DATASETS`.
-        root: where the files lie, or are downloaded to; for the set "folder", the directory of images.
-        image_size: (height, width) to crop and resize to; None: the set's own.
-        channels: 1, 3 or 4; 0: the set's own.
-        stacked: three grayscale images as the channels of one.
-        class_folders: for the set "folder", its subfolders are the classes.
-        skip_broken: leave out images that can't be read, instead of raising an error.
-        memory: bytes that the decoded images may take; larger sets are read file by file.
+        root: directory that holds the files, or to which they are downloaded; for "folder", the directory of images.
+        image_size: (height, width) to which images are cropped and resized; None for the data set's own size.
+        channels: 1 (grayscale), 3 (RGB) or 4 (RGBA); 0 for the data set's own number.
+        stacked: stack three grayscale images as the channels of one image.
+        class_folders: for "folder", each subfolder is a class.
+        skip_broken: skip images that cannot be read, with a warning, instead of raising an error.
+        memory: largest size in bytes of the decoded images to be kept in memory. The files of a larger data set are
+            decoded when they are needed.
     """
 
     name: str = "digits"
@@ -36,13 +38,13 @@ class Source:
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What a data set is like, known before an image is decoded.
+    """The properties of a data set, which are known before any image is decoded.
 
     Attributes:
-        image_shape: (C, H, W).
-        num_classes: number of labels; 0 if the data set has none.
-        num_images: images in the training split.
-        files: for the set "folder", the image files and their labels.
+        image_shape: (C, H, W) of the images after conversion.
+        num_classes: number of classes; labels are in 0 … num_classes - 1. 0 if the data set has no labels.
+        num_images: number of images in the training split.
+        files: for "folder", the path and the label of each image; empty for other data sets.
     """
 
     image_shape: tuple[int, int, int]

@@ -1,4 +1,7 @@
-"""The data sets there are: what each is like, and how it is read. A new one is a function and a row of `DATASETS`."""
+"""All data sets: the properties of each, and the function that loads it.
+
+To add a data set, write a function that loads it and add a row to `DATASETS`.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +30,8 @@ class DataSet:
     """One data set.
 
     Attributes:
-        info: what it is like; of the set "folder", which is listed first, only the size that is taken by default.
-        load: reads it.
+        info: its properties; for "folder" only the default image shape, because the rest depends on the directory.
+        load: the function that loads it.
     """
 
     info: DataInfo
@@ -36,11 +39,14 @@ class DataSet:
 
 
 def describe(source: Source) -> DataInfo:
-    """Image shape, classes and number of images of a data set; reads at most the listing of a directory.
+    """Return the properties of a data set, without loading it. For "folder" the directory is listed.
+
+    Args:
+        source: the data set and the conversion of its images; `source.name` must be a key of `DATASETS`.
 
     Raises:
-        ConfigError: there is something asked for that the data set can't have.
-        UserError: the folder is missing, or holds no images.
+        ConfigError: the data set does not allow `class_folders` or `stacked`.
+        UserError: for "folder", the directory does not exist or contains no images.
     """
     own = DATASETS[source.name].info
     if source.name == "folder":
@@ -61,10 +67,14 @@ def describe(source: Source) -> DataInfo:
 
 
 def load_dataset(source: Source, info: DataInfo) -> Images:
-    """Read a data set: into memory if its decoded images fit into `source.memory`, else file by file.
+    """Load a data set. It is decoded into memory if it takes at most `source.memory` bytes there.
+
+    Args:
+        source: the data set and the conversion of its images.
+        info: what `describe` returned for it.
 
     Raises:
-        UserError: files are missing and can't be downloaded, or an image is broken and broken ones are not skipped.
+        UserError: files are missing and cannot be downloaded, or an image is broken and `source.skip_broken` is False.
     """
     return DATASETS[source.name].load(source, info)
 
@@ -74,7 +84,10 @@ def _points(source: Source, _: DataInfo) -> ImageTensor:
 
 
 def _digits(source: Source, info: DataInfo) -> ImageTensor:
-    """Handwritten digits of 8x8 pixels (Alpaydin & Kaynak 1998), inside scikit-learn; gray levels 0 to 16."""
+    """Handwritten digits of 8x8 pixels (Alpaydin & Kaynak 1998), which scikit-learn includes.
+
+    Their 17 gray levels 0 … 16 are scaled to 0 … 255.
+    """
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -83,7 +96,7 @@ def _digits(source: Source, info: DataInfo) -> ImageTensor:
 
 
 def _idx(source: Source, info: DataInfo) -> ImageTensor:
-    """MNIST and the sets that have its format."""
+    """MNIST, and the data sets that have its format."""
     images, labels = read_idx_files(source) or read_torchvision(source)
     return _in_memory(images, labels, source, info)
 
@@ -107,7 +120,12 @@ def _files(files: Sequence[tuple[Path, int]], source: Source, info: DataInfo) ->
 
 
 def _in_memory(images: Tensor, labels: Any, source: Source, info: DataInfo) -> ImageTensor:
-    """Decoded images (N, C, H, W) of the set's own shape, stacked if that is asked for, and cropped and resized."""
+    """Make a data set in memory from decoded images: stack them if requested, then crop and resize them.
+
+    Args:
+        images: uint8 (N, C, H, W) in the data set's own shape.
+        labels: their labels (N,).
+    """
     labels = torch.as_tensor(labels, dtype=torch.int64)
     if source.stacked:
         images = _fit(images, (1, *info.image_shape[1:]))
@@ -116,7 +134,7 @@ def _in_memory(images: Tensor, labels: Any, source: Source, info: DataInfo) -> I
 
 
 def _fit(images: Tensor, image_shape: tuple[int, int, int]) -> Tensor:
-    """Crop and resize images (N, C, H, W) to the wanted shape, if they have another one."""
+    """Crop and resize images uint8 (N, C, H, W) to `image_shape`; return them unchanged if they have it already."""
     if tuple(images.shape[1:]) == image_shape:
         return images
     fitted = torch.empty(len(images), *image_shape, dtype=torch.uint8)
@@ -125,7 +143,7 @@ def _fit(images: Tensor, image_shape: tuple[int, int, int]) -> Tensor:
     return fitted
 
 
-# The training split of each; of STL10 its unlabelled part, as usual for GANs.
+# The valid values of `data.name`. All are training splits, except STL10: GANs usually train on its unlabelled split.
 DATASETS = {
     "digits": DataSet(DataInfo((1, 8, 8), 10, 1797), _digits),
     "folder": DataSet(DataInfo((3, 64, 64), 0, 0), _folder),

@@ -1,4 +1,4 @@
-"""Data sets whose images are decoded once and kept in memory, and decoding the files of one that is a folder."""
+"""Data sets whose images are decoded once and kept in memory, in host memory or on the GPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ log = logging.getLogger(__name__)
 
 
 class ImageTensor(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
-    """A decoded data set: images uint8 (N, C, H, W) and labels int64 (N,), in memory or on the GPU."""
+    """A decoded data set in memory: item i is (image, label).
+
+    Attributes:
+        images: uint8 (N, C, H, W), in host memory or on the GPU; points are floats (N, 2, 1, 1).
+        labels: int64 (N,), on the same device.
+    """
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images = images
@@ -33,12 +38,12 @@ class ImageTensor(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         return self.images[index], self.labels[index]
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """A whole batch at once, as DataLoader's fetcher asks for it."""
+        """Return a whole batch, as DataLoader requests it: images (N, C, H, W) and labels (N,)."""
         index = to_device(torch.tensor(indices), self.images.device)
         return self.images[index], self.labels[index]
 
     def on(self, device: torch.device) -> ImageTensor:
-        """The same on a GPU, if it fits there and leaves three quarters of the free memory to training."""
+        """Copy the data set to a GPU if it takes at most a quarter of the free GPU memory; else return it unchanged."""
         if device.type != "cuda" or self.images.nbytes > torch.cuda.mem_get_info(device)[0] // 4:
             return self
         return ImageTensor(self.images.to(device), self.labels.to(device))
@@ -48,17 +53,27 @@ Images = ImageTensor | ImageFiles
 
 
 def data_key(dataset: Images, num_classes: int) -> str:
-    """A short name for the content of a data set: a hash of its size and of 64 of its images, evenly spaced."""
+    """Return 16 hexadecimal digits that identify the content of a data set.
+
+    They are a hash of the number of images, the number of classes, and 64 evenly spaced images with their labels.
+    """
     digest = hashlib.sha256(f"{len(dataset)} {num_classes}".encode())
     images, labels = dataset.__getitems__([i * len(dataset) // 64 for i in range(64)])
-    if not images.is_floating_point():  # points are computed, and their last bit is the processor's
+    if not images.is_floating_point():  # points are left out: their last bits differ between processors
         digest.update(images.cpu().numpy().tobytes())
     digest.update(labels.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
 def decode_all(files: ImageFiles) -> ImageTensor:
-    """Decode every file once; unreadable ones are left out and counted, or an error, as `files.skip_broken` says."""
+    """Decode all files of a data set and keep the images in memory.
+
+    Args:
+        files: the data set. If `files.skip_broken` is True, files that cannot be read are left out, with a warning.
+
+    Raises:
+        UserError: a file cannot be read and `files.skip_broken` is False, or no file can be read.
+    """
     images = torch.empty(len(files.files), *files.image_shape, dtype=torch.uint8)
 
     def read(i: int) -> bool:
@@ -79,7 +94,11 @@ def decode_all(files: ImageFiles) -> ImageTensor:
 
 
 def count_readable(files: ImageFiles) -> int:
-    """Decode every file once and keep none; unreadable ones are logged, or an error, as `files.skip_broken` says."""
+    """Decode all files of a data set without keeping the images, and return how many can be read.
+
+    Raises:
+        UserError: a file cannot be read and `files.skip_broken` is False.
+    """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return sum(pool.map(lambda item: _read_file(files, item[0]) is not None, files.files))
 

@@ -1,4 +1,4 @@
-"""The endless stream of training images, a function of (seed, images seen)."""
+"""The endless stream of training images. It is a function of the seed and of the number of images seen so far."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ from gan_dist.rng import BLOCK, Purpose, permuted
 
 
 class GlobalBatches(Sampler[range]):
-    """The numbers of the images of each global batch, from image number `start` of the run on, without end.
+    """An endless sampler of global batches: it yields the range of image numbers of each batch.
 
-    A range costs nothing to cut: each process takes its slice, and only the blocks it lies in are looked up.
+    Each process takes a slice of the range, and only for this slice it looks up which images of the data set they are.
+
+    Args:
+        batch_size: global batch.
+        start: number of the first image in the run.
     """
 
-    drop_last = True  # asked for by Accelerate's sharding; every batch here is full
+    drop_last = True  # Accelerate reads this attribute; every batch here is full anyway
 
     def __init__(self, batch_size: int, start: int) -> None:
         self.batch_size = batch_size
@@ -36,20 +40,26 @@ class GlobalBatches(Sampler[range]):
 
 
 class KeyedStream(Dataset):
-    """A data set in the order of training: image number a of a run is in epoch a div n at place a mod n of its order.
+    """A data set in training order. With n images, image number a of a run is in epoch a div n, at place a mod n.
 
-    Every image is shown once an epoch, whatever the batch size; batches run across the ends of epochs.
+    Each epoch has its own random order. Each image occurs once per epoch. A batch may contain the end of an epoch and
+    the start of the next one.
+
+    Args:
+        dataset: the images.
+        seed: determines the order of every epoch.
     """
 
     def __init__(self, dataset: Images, seed: int) -> None:
         self.dataset = dataset
         self.seed = seed
-        self._block: tuple[int, int, np.ndarray] = (0, 0, np.empty(0, dtype=np.int64))  # epoch, first place, images
+        # The places that were looked up last: epoch, first place, images of the data set.
+        self._block: tuple[int, int, np.ndarray] = (0, 0, np.empty(0, dtype=np.int64))
 
     def indices(self, numbers: range) -> list[int]:
-        """Which images of the data set have these numbers in the run.
+        """Return the indices in the data set of the images with these numbers in the run.
 
-        The order is looked up a block at a time, which costs little more than a few places of it.
+        The order is looked up in blocks of BLOCK places, because a block takes little more time than a few places.
         """
         found, n, number = [], len(self.dataset), numbers.start
         while number < numbers.stop:
@@ -66,21 +76,34 @@ class KeyedStream(Dataset):
         return found
 
     def __getitems__(self, numbers: range) -> tuple[Tensor, Tensor]:
-        """A whole batch, as DataLoader's fetcher asks for it: uint8 (N, C, H, W), int64 (N,)."""
+        """Return a whole batch, as DataLoader requests it: images uint8 (N, C, H, W) and labels int64 (N,)."""
         return self.dataset.__getitems__(self.indices(numbers))
 
 
 def _as_fetched(batch: Any) -> Any:
-    return batch  # `__getitems__` returns whole batches already
+    return batch  # nothing is left to collate, because `__getitems__` returns whole batches
 
 
 def _quiet(_: int) -> None:
-    """In a worker: its errors are raised where its batches go; its helper threads would print those of a lost peer."""
+    """Let a DataLoader worker print no tracebacks.
+
+    Its errors are raised in the main process anyway. If that has ended, the worker's helper threads would print errors.
+    """
     sys.excepthook = lambda *_: None
 
 
 def make_loader(dataset: Images, batch_size: int, seed: int, start: int, workers: int) -> DataLoader:
-    """Global batches (uint8 (N, C, H, W), int64 (N,)); Accelerate gives each process its slice of them."""
+    """Make a DataLoader that yields global batches without end: images uint8 (N, C, H, W) and labels int64 (N,).
+
+    `gan_dist.parallel.distributed.Distributed.prepare_loader` then gives each process its slice of each batch.
+
+    Args:
+        dataset: the images.
+        batch_size: global batch.
+        seed: determines the order of the images.
+        start: number of the first image in the run.
+        workers: number of worker processes that decode files; none are used if the data set is in memory.
+    """
     in_memory = isinstance(dataset, ImageTensor)
     return DataLoader(
         KeyedStream(dataset, seed),
@@ -93,9 +116,13 @@ def make_loader(dataset: Images, batch_size: int, seed: int, start: int, workers
 
 
 def batches_of(loader: DataLoader) -> Generator[tuple[Tensor, Tensor]]:
-    """A loader's batches; the death of a worker is one RuntimeError, whatever it was doing."""
+    """Yield a DataLoader's batches. `.close()` stops its workers.
+
+    Raises:
+        RuntimeError: a worker has died.
+    """
     try:
         yield from loader
-    except (ConnectionError, EOFError) as error:  # it died while it handed over a batch
-        time.sleep(5)  # torch raises its error here, when the signal of the death arrives
+    except (ConnectionError, EOFError) as error:  # the worker died while it passed on a batch
+        time.sleep(5)  # torch's own RuntimeError is raised here, when the signal about the dead worker arrives
         raise RuntimeError("DataLoader worker lost") from error

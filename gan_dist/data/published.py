@@ -1,4 +1,4 @@
-"""Data sets that others have published: MNIST's format, and the ones that torchvision downloads."""
+"""Published data sets: read files in MNIST's IDX format, and the data sets that torchvision downloads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,16 @@ from gan_dist.errors import UserError
 
 
 def read_idx_files(source: Source) -> tuple[Tensor, Tensor] | None:
-    """MNIST and its likes from their IDX files, packed or not, in `data.root` or where torchvision puts them."""
+    """Read a data set in MNIST's format from IDX files, with or without gzip.
+
+    The files are looked for in `source.root` and in the folder below it where torchvision puts them.
+
+    Returns:
+        Images uint8 (N, 1, H, W) and labels uint8 (N,); None if the files are not there.
+
+    Raises:
+        UserError: a file is damaged, or images and labels do not belong together.
+    """
     for folder in (source.root, source.root / source.name / "raw"):
         found = [_find(folder, f"train-{part}-ubyte") for part in ("images-idx3", "labels-idx1")]
         if all(found):
@@ -32,7 +41,10 @@ def _find(folder: Path, name: str) -> Path | None:
 
 
 def _read_idx(path: Path) -> np.ndarray:
-    """The IDX format: two zero bytes, type 8 (uint8), number of dimensions, their sizes as big-endian int32, data."""
+    """Read an IDX file of bytes.
+
+    The format is: two zero bytes, the type 8 (uint8), the number of dimensions, the sizes (big-endian int32), the data.
+    """
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         zero, kind, ndim = struct.unpack_from(">HBB", content)
@@ -44,7 +56,7 @@ def _read_idx(path: Path) -> np.ndarray:
         raise UserError(f"{path}: damaged IDX file ({error}); fetch it again") from error
 
 
-# What torchvision looks for below data.root when nothing can be downloaded.
+# The files that the user can put into data.root if torchvision cannot download them.
 _FILES = {
     "MNIST": "MNIST/raw/train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz",
     "FashionMNIST": "FashionMNIST/raw/train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz",
@@ -62,7 +74,7 @@ def _open_torchvision(source: Source, **arguments: Any) -> Any:
 
     try:
         return getattr(torchvision.datasets, source.name)(source.root, download=True, **arguments)
-    except Exception as error:  # whatever the network, the archive or the disk did
+    except Exception as error:  # network, archive and disk can cause errors of many types
         raise UserError(
             f"data.name={source.name}: not below data.root={source.root}, and the download failed "
             f"({type(error).__name__}: {' '.join(str(error).split())[:120]}); "
@@ -71,7 +83,15 @@ def _open_torchvision(source: Source, **arguments: Any) -> Any:
 
 
 def read_torchvision(source: Source) -> tuple[Tensor, Any]:
-    """The training split of one of torchvision's data sets: images uint8 (N, C, H, W) and labels."""
+    """Read the training split of one of torchvision's data sets, and download it if necessary.
+
+    Returns:
+        Images uint8 (N, C, H, W), and the labels (N,) as a list, an array or a tensor; zeros for STL10's unlabelled
+        images.
+
+    Raises:
+        UserError: the files are not there and the download failed.
+    """
     arguments: dict[str, Any] = {"train": True}
     if source.name in ("SVHN", "STL10"):
         arguments = {"split": "unlabeled" if source.name == "STL10" else "train"}
@@ -86,5 +106,10 @@ def read_torchvision(source: Source) -> tuple[Tensor, Any]:
 
 
 def celeba_files(source: Source) -> list[tuple[Path, int]]:
+    """Return the path of each image in CelebA's training split, with the label 0; download the data set if necessary.
+
+    Raises:
+        UserError: the files are not there and the download failed.
+    """
     dataset = _open_torchvision(source, split="train")
     return [(source.root / "celeba" / "img_align_celeba" / name, 0) for name in dataset.filename]

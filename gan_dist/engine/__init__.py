@@ -1,1 +1,1 @@
-"""The training loop: the alternating step, the trainer, its schedules and its callbacks."""
+"""The training loop: the steps of D and G, the schedules, and the callbacks that log, evaluate and save."""

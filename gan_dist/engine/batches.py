@@ -1,4 +1,4 @@
-"""The stream of a run's batches, which goes on with other images where a stage of growth or a retry begins."""
+"""The batches of a run. The stream is opened again when a stage of progressive growing begins or the run goes back."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Stream = Generator[tuple[Tensor, Tensor]]
 
 
 class Batches(Iterator[tuple[Tensor, Tensor]]):
-    """This process's shares of the global batches, from image number `state.nimg` of the run on, without end.
+    """An endless iterator over this process's shares of the global batches. It starts at image `state.nimg` of the run.
 
     Args:
-        growth: says which stage the run is in.
-        open_stream: (stage, number of the first image, seed) -> batches of that stage's image size.
+        growth: the current stage of progressive growing, its batch size and its image size.
+        open_stream: called as `open_stream(stage, number of the first image, seed)`; returns the batches of that stage.
     """
 
     def __init__(self, growth: Growth, open_stream: Callable[[Stage, int, int], Stream]) -> None:
@@ -24,7 +24,10 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
         self._stream: Stream | None = None
 
     def __next__(self) -> tuple[Tensor, Tensor]:
-        """Images as they are stored (N, C, H, W) and labels int64 (N,), on the device."""
+        """Return a batch on the device: images as they are stored, usually uint8 (N, C, H, W), and labels int64 (N,).
+
+        With progressive growing this function also moves the run to its next stage when that is due.
+        """
         if self.growth.advance():
             self.close()
         if self._stream is None:
@@ -32,11 +35,11 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
         return next(self._stream)
 
     def rewind(self, nimg: int) -> None:
-        """The run went back: go on from where it is now."""
+        """The run has gone back to `nimg` images: open the stream again there, with the seed that now applies."""
         self.close()
 
     def close(self) -> None:
-        """Stop the processes that load images, if there are any."""
+        """Stop the DataLoader's workers, if there are any."""
         if self._stream is not None:
             self._stream.close()
             self._stream = None

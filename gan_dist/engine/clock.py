@@ -1,4 +1,4 @@
-"""The clock of training, by which its speed is told."""
+"""A clock that measures the time spent on training, from which the logged speed is computed."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from contextlib import contextmanager
 
 
 class Clock:
-    """Seconds of training since `start`, without those spent in `paused`."""
+    """Measures the time since `start`, without the time spent in `paused`."""
 
     def __init__(self) -> None:
         self.start()
 
     def start(self) -> None:
-        """Begin at 0."""
+        """Set the clock to 0."""
         self._zero = time.perf_counter()
 
     def seconds(self) -> float:
-        """Seconds so far."""
+        """Return the measured time in seconds."""
         return time.perf_counter() - self._zero
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """A context whose time does not count."""
+        """A context during which the clock stands still, for example while the metrics are computed."""
         before = time.perf_counter()
         try:
             yield

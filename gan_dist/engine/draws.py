@@ -1,4 +1,4 @@
-"""What an iteration draws: a function of the run's seed, the purpose of the draw and the number of the image."""
+"""Random draws of an iteration. Each is a function of the run's seed, its purpose and the number of the image."""
 
 from __future__ import annotations
 
@@ -17,19 +17,23 @@ ToFloat = Callable[[Tensor, torch.dtype], Tensor]
 
 
 class Draws:
-    """Latents and labels for G, and what D sees of images, which may be mirrored and augmented at random.
+    """Draws latents and labels for G, and prepares the images that D sees, with random mirroring and augmentation.
+
+    Image number n of a run is the n-th real image that D sees. Generated images have numbers too: in a D step those of
+    the real images in the batch, and in a G step those of the next batch.
 
     Args:
-        state: gives the size of the latents, their device and dtype, and how often the run has gone back.
+        state: the state of the run. It gives the size, device and dtype of the latents, and counts the rollbacks.
         seed: `train.seed`.
-        class_probs: probability of each label that G is asked for, (num_classes,); None if G takes no label.
+        class_probs: probability of each label for G, (num_classes,); None if G takes no label.
         to_float: turns images as they are stored into floats of the given dtype, for example
             `gan_dist.data.preprocess.images_to_float`.
         hflip: mirror each real image with probability 1/2.
-        augmentations: names of what is done to every image that D sees.
+        augmentations: names of the augmentations in `gan_dist.game.augment` that every image for D gets.
 
     Attributes:
-        alpha: how far the newest layers of a growing run are faded in; real images are blended in the same way.
+        alpha: how far the newest layers are faded in with progressive growing, in [0, 1]. Real images are blended in
+            the same way.
     """
 
     alpha = 1.0
@@ -51,26 +55,34 @@ class Draws:
 
     @property
     def seed(self) -> int:
-        """A run that went back to a checkpoint draws other numbers from there on, so that it does not fail again."""
+        """The seed of all draws. It changes when the run goes back, so that the same failure does not repeat."""
         return rng.retry_seed(self.run_seed, self.state.retries)
 
     def latents(self, purpose: Purpose, first: int, count: int) -> Tensor:
-        """Latents z from N(0, 1) for the images number first … first + count - 1 of the run: (count, z_dim)."""
+        """Draw latents z from N(0, 1) for the images first … first + count - 1 of the run: (count, z_dim)."""
         return self._latents(self.seed, purpose, first, count)
 
     def labels(self, purpose: Purpose, first: int, count: int) -> Tensor | None:
-        """Labels to ask G for, with the frequencies of `class_probs`: (count,) int64, or None if G takes no label."""
+        """Draw labels for G with the probabilities `class_probs`: (count,) int64; None if G takes no label."""
         if self.class_probs is None:
             return None
         drawn = rng.labels(self.seed, purpose, first, count, self.class_probs)
         return rng.to_device(drawn, self.like.device)
 
     def labels_of(self, labels: Tensor) -> Tensor | None:
-        """The labels of real images, or None if the networks take no label."""
+        """Return the labels of real images unchanged; None if the networks take no label."""
         return labels if self.class_probs is not None else None
 
     def real_images(self, images: Tensor, first: int) -> Tensor:
-        """What D sees of real images (N, C, H, W), as they are stored; they are number first … of the run."""
+        """Prepare real images for D: convert to float, mirror, blend for a growing network, and augment.
+
+        Args:
+            images: as they are stored, usually uint8 (N, C, H, W).
+            first: number of the first of them in the run.
+
+        Returns:
+            Floats of the same shape; images are in [-1, 1] before the augmentation.
+        """
         x = self.to_float(images, self.like.dtype)
         if self.hflip:
             mirrored = rng.coins(self.seed, Purpose.FLIP, first, len(x))
@@ -80,13 +92,19 @@ class Draws:
         return self.augmented(x, Purpose.AUGMENT_REAL, first)
 
     def augmented(self, x: Tensor, purpose: Purpose, first: int) -> Tensor:
-        """What D sees of images (N, C, H, W) in [-1, 1]."""
+        """Augment images for D, or return them unchanged if the run has no augmentation.
+
+        Args:
+            x: real or generated images (N, C, H, W) in [-1, 1].
+            purpose: which random numbers to use.
+            first: number of the first of the images in the run.
+        """
         if not self.augmentations:
             return x
         return augment(x, self.augmentations, self._uniform(purpose, first, x, NUMBERS))
 
     def between(self, first: int, x: Tensor) -> Tensor:
-        """A number in [0, 1) for each image of x: where to mix a real and a generated image, (N,)."""
+        """Draw a number u in [0, 1) for each image of x: (N,). The gradient penalty needs it to mix images."""
         return self._uniform(Purpose.INTERPOLATE, first, x, 1).squeeze(1)
 
     def _uniform(self, purpose: Purpose, first: int, x: Tensor, dim: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The exponential moving average of the generator's weights, with its half-life in images."""
+"""G_ema, the exponential moving average (EMA) of G's weights. Its half-life is measured in images seen."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 @dataclass(frozen=True)
 class Average:
-    """How fast the average of G's weights follows G.
+    """How fast G_ema follows G.
 
     Attributes:
-        half_life: images after which the weight of what the average was is halved.
-        rampup: early in training, the half-life is shortened to this share of the images seen so far; 0: it is not.
-            (Karras et al. 2020, "Training GANs with limited data": their code does so.)
-        growth: images over which the half-life grows from 0, along half a cosine; 0: it does not grow.
-            (Huang et al. 2024: their code does so.)
+        half_life: number of images after which the old average counts half as much.
+        rampup: early in training, the half-life is at most this share of the images seen so far; 0 for no ramp-up. It
+            is in the code of Karras et al. 2020, "Training generative adversarial networks with limited data".
+        growth: number of images over which the half-life grows from 0 to `half_life` along half a cosine; 0 if it does
+            not grow. It is in the code of Huang et al. 2024.
     """
 
     half_life: float
@@ -27,9 +27,13 @@ class Average:
     growth: float = 0.0
 
     def beta(self, batch: int, nimg: int) -> float:
-        """The weight of the old average, 0.5^(batch / half-life), after `nimg` images and a batch of `batch` images.
+        """Return the weight of the old average, 0.5^(batch / half-life), in [0, 1).
 
-        It is 0 at the start of training with a ramp: the average then starts from the weights themselves.
+        With `rampup` or `growth` it is 0 at the start of training, so the first average is a copy of G's weights.
+
+        Args:
+            batch: number of images in the iteration.
+            nimg: number of images seen before the iteration.
         """
         half_life = self.half_life
         if self.growth:
@@ -39,13 +43,28 @@ class Average:
         return 0.5 ** (batch / half_life) if half_life > 0 else 0.0
 
     def update(self, average: nn.Module, model: nn.Module, batch: int, nimg: int) -> None:
-        """Let `average` follow `model` after an iteration of `batch` images, before which `nimg` images were seen."""
+        """Update the weights of `average`, in place, after an iteration that has changed `model`.
+
+        Args:
+            average: G_ema.
+            model: G.
+            batch: number of images in the iteration.
+            nimg: number of images seen before the iteration.
+        """
         update_ema(average, model, self.beta(batch, nimg))
 
 
 @torch.no_grad()
 def update_ema(average: nn.Module, model: nn.Module, beta: float) -> None:
-    """average = beta * average + (1 - beta) * model, for parameters and buffers; integer buffers are copied."""
+    """Set average = beta * average + (1 - beta) * model, in place, for parameters and buffers.
+
+    Integer buffers, such as counters, are copied from `model`.
+
+    Args:
+        average: the network to change.
+        model: a network with the same parameters and buffers.
+        beta: in [0, 1].
+    """
     old = [*average.parameters(), *average.buffers()]
     new = [*model.parameters(), *model.buffers()]
     pairs = [(a, m) for a, m in zip(old, new) if a.is_floating_point()]

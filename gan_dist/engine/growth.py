@@ -1,4 +1,4 @@
-"""Progressive growing (Karras et al. 2018): which stage a run is in. Networks that do not grow have one stage."""
+"""Progressive growing (Karras et al. 2018): the image size grows in stages. Other runs have a single stage."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from gan_dist.parallel.wrapped import Wrapped
 
 @dataclass(frozen=True)
 class Stage:
-    """What is trained at one moment.
+    """The stage of progressive growing at one moment of a run.
 
     Attributes:
-        number: 0 for the smallest size; see `gan_dist.models.Growing`.
-        alpha: how far the newest layers are faded in, from 0 to 1.
-        batch_size: images in a global batch.
+        number: 0 for the smallest images; see `gan_dist.models.Growing`.
+        alpha: how far the newest layers are faded in, in [0, 1].
+        batch_size: number of images in a global batch.
     """
 
     number: int
@@ -27,9 +27,14 @@ class Stage:
 
 
 def grow(stable_nimg: float, fade_nimg: float, batch_sizes: list[int]) -> Callable[[int], Stage]:
-    """Images seen -> stage, with one global batch size for each stage, smallest image first.
+    """Return a function from nimg, the number of images seen, to the stage of a run that grows.
 
-    Each stage but the first begins with a fade (Karras et al. 2018, figure 2), and is then trained on as it is.
+    Each stage except the first begins with a fade-in (Karras et al. 2018, figure 2). The last stage has no end.
+
+    Args:
+        stable_nimg: number of images for which a stage is trained after its fade-in.
+        fade_nimg: number of images of a fade-in.
+        batch_sizes: global batch of each stage, smallest images first.
     """
     last = len(batch_sizes) - 1
 
@@ -43,23 +48,27 @@ def grow(stable_nimg: float, fade_nimg: float, batch_sizes: list[int]) -> Callab
 
 
 def stay(number: int, batch_size: int) -> Callable[[int], Stage]:
-    """Images seen -> always the same stage, faded in: for runs that do not grow."""
+    """Return a function from nimg to the stage of a run that does not grow: always the same stage, faded in."""
     return lambda _: Stage(number, 1.0, batch_size)
 
 
 class Growth:
-    """The one owner of the stage: all that depends on it is changed here.
+    """Keeps the current stage, and changes everything that depends on it.
 
-    That are the layers that run and are trained, how far the newest of them are faded in, how real images are faded,
-    and the global batch with the pieces that this process computes it in.
+    These are the layers that run and are trained, alpha of the networks and of the real images, the global batch and
+    the micro-batches.
 
     Args:
-        stage_at: images seen -> stage, made by `grow` or `stay`.
-        share: the length of a global batch -> the range of it that is this process's.
-        micro_batch_size: this process computes its share in pieces of at most this size; 0: in one piece.
+        state: the state of the run.
+        wrapped: both networks in DistributedDataParallel.
+        draws: blends the real images as the stage requires.
+        stage_at: a function from nimg to the stage, made by `grow` or `stay`.
+        share: a function from the size of a global batch to the range of images that this process computes.
+        micro_batch_size: largest number of images that this process computes at once; 0 for its whole per-process
+            batch.
 
     Attributes:
-        stage: the current one.
+        stage: the current stage.
     """
 
     def __init__(
@@ -79,11 +88,11 @@ class Growth:
 
     @property
     def batch_size(self) -> int:
-        """Images in the current global batch."""
+        """Number of images in the current global batch."""
         return self.stage.batch_size
 
     def advance(self) -> bool:
-        """Take up the stage that belongs to `state.nimg`; returns True if it is another one than before."""
+        """Move to the stage that belongs to `state.nimg`; returns True if its number differs from the one before."""
         before, self.stage = self.stage, self.stage_at(self.state.nimg)
         self._apply()
         if self.stage.number == before.number:
@@ -92,9 +101,10 @@ class Growth:
         return True
 
     def micro_batches(self, nimg: int) -> Iterator[tuple[int, slice]]:
-        """The pieces of this process's share of the batch that begins with image number `nimg` of the run.
+        """Yield the micro-batches of this process's share of the global batch that begins at image `nimg` of the run.
 
-        Yields (number of the piece's first image in the run, slice of the share).
+        Yields:
+            (number of the micro-batch's first image in the run, its slice of the per-process batch).
         """
         share = self.share(self.batch_size)
         size = self.micro_batch_size or len(share)
@@ -102,7 +112,7 @@ class Growth:
             yield nimg + share[start], slice(start, min(start + size, len(share)))
 
     def _apply(self) -> None:
-        """Tell the stage to all that depends on it."""
+        """Set alpha and the stage in `draws` and in the networks."""
         self.draws.alpha = self.stage.alpha
         for network in (self.state.G, self.state.D, self.state.G_ema):
             if isinstance(network, Growing):
@@ -110,7 +120,11 @@ class Growth:
                 network.alpha.fill_(self.stage.alpha)
 
     def _begin(self) -> None:
-        """Train the parameters of this stage alone, and wrap these alone, so that no other gradient is waited for."""
+        """Train only the parameters that the stage uses.
+
+        The networks are wrapped again, because DistributedDataParallel waits for the gradients of all parameters that
+        required one when it was made.
+        """
         for network in (self.state.G, self.state.D):
             if isinstance(network, Growing):
                 network.requires_grad_(True)

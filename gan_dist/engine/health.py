@@ -1,4 +1,4 @@
-"""Notices gradients that are not finite, without making the host wait for the device."""
+"""Detect gradients that are not finite, without making the host wait for the device."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from torch import Tensor
 
 from gan_dist.parallel.late_reads import read_later
 
-LAG = 4  # iterations between an event and its notice
-MEMORY = 8  # iterations whose norms are kept, to be told with the event
+LAG = 4  # the norms of an iteration are read so many iterations later
+MEMORY = 8  # number of earlier iterations whose norms are kept for the message
 
 
 class Health:
-    """Takes both networks' gradient norms in each iteration, the same in all processes; tells when they are sick.
+    """Takes the gradient norms of D and G after each iteration, and reports when they are not finite.
+
+    The norms are the same in all processes, so all processes report the same in the same iteration.
 
     Args:
-        patience: non-finite iterations in a row that are an event: more than one where single steps are skipped.
-        warn: called with what happened at the first of them already.
+        patience: report only after so many non-finite iterations in a row. It is larger than 1 if a run skips single
+            steps.
+        warn: called with a message at the first non-finite iteration in a row; None for no such call.
     """
 
     def __init__(self, patience: int, warn: Callable[[str], None] | None = None) -> None:
@@ -29,12 +32,20 @@ class Health:
         self._seen: deque[tuple[int, float, float]] = deque(maxlen=MEMORY + patience)
 
     def __call__(self, nimg: int, norm_D: Tensor, norm_G: Tensor) -> str | None:
-        """What happened, if it did, with the norms before it."""
+        """Take the norms of an iteration, and look at the norms of the iteration LAG iterations before it.
+
+        Args:
+            nimg: number of images seen after the iteration.
+            norm_D, norm_G: norms of the gradients, scalars on the device.
+
+        Returns:
+            A message that says where the gradients are not finite; None if there is nothing to report.
+        """
         self._under_way.append((nimg, read_later(torch.stack([norm_D, norm_G]).detach())))
         return self._look() if len(self._under_way) > LAG else None
 
     def remaining(self) -> str | None:
-        """Likewise for the last iterations, when no other follows."""
+        """Look at the norms of the last LAG iterations, when no further iteration follows; returns as `__call__`."""
         while self._under_way:
             if event := self._look():
                 return event
@@ -49,7 +60,7 @@ class Health:
         return self._event(self.patience) if len(sick) >= self.patience and all(sick[-self.patience :]) else None
 
     def _event(self, length: int) -> str:
-        """In words, that the last so many iterations are sick."""
+        """Return the message that the last `length` iterations have gradients that are not finite."""
         before = [f"{d:.3g}/{g:.3g}" for _, d, g in islice(self._seen, len(self._seen) - length)]
         first = self._seen[-length][0]
         return (
@@ -58,7 +69,7 @@ class Health:
         )
 
     def rewind(self, nimg: int) -> None:
-        """The run went back: forget what was seen."""
+        """The run has gone back to the checkpoint at `nimg` images: forget all norms."""
         self._under_way.clear()
         self._seen.clear()
 

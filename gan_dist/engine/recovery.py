@@ -1,4 +1,4 @@
-"""What a run does when its gradients are not finite."""
+"""Handle gradients that are not finite: go back to the last checkpoint, or end the run."""
 
 from __future__ import annotations
 
@@ -22,20 +22,23 @@ log = logging.getLogger(__name__)
 
 
 class Rewindable(Protocol):
-    """Something that has to know that the run went back."""
+    """Something that must be told when the run goes back to a checkpoint."""
 
     def rewind(self, nimg: int) -> None:
-        """The run is where it was after `nimg` images."""
+        """The run has gone back to the checkpoint at `nimg` images."""
 
 
 class Recovery:
-    """Goes back to the last checkpoint, to go on with other data, or ends the run.
+    """Goes back to the last checkpoint and goes on with other data, or ends the run, if gradients are not finite.
 
     Args:
-        health: notices gradients that are not finite.
+        state: the state of the run.
+        health: detects gradients that are not finite.
         save: writes the run's checkpoints.
-        rewindable: what is told that the run went back.
-        policy: `train.on_nonfinite`; "skip" goes on until there are too many steps to skip in a row.
+        rewindable: objects that are told when the run goes back.
+        dist: the processes.
+        policy: `train.on_nonfinite`. With "skip" single steps are skipped, and the run ends if `health` reports too
+            many of them in a row.
         max_rollbacks: how often the run may go back.
     """
 
@@ -53,15 +56,18 @@ class Recovery:
         self.dist, self.policy, self.max_rollbacks = dist, policy, max_rollbacks
 
     def after_iteration(self, norm_D: Tensor, norm_G: Tensor) -> bool:
-        """Look at the norms of both gradients; returns True if the run went back.
+        """Look at the gradient norms of D and G after an iteration; returns True if the run has gone back.
 
         Raises:
-            UserError: gradients are not finite, and the run must not go back.
+            UserError: the gradients are not finite, and `policy` or `max_rollbacks` does not allow to go back.
         """
         return self._go_back(self.health(self.state.nimg, norm_D, norm_G))
 
     def after_last(self) -> bool:
-        """The same for the iterations whose norms have not been looked at, when no other iteration follows."""
+        """Look at the norms of the last iterations, which `after_iteration` has not looked at yet.
+
+        Call this function when no further iteration follows. Returns and raises as `after_iteration`.
+        """
         return self._go_back(self.health.remaining())
 
     def _go_back(self, event: str | None) -> bool:
@@ -72,7 +78,7 @@ class Recovery:
         state, retries = self.state, self.state.retries + 1
         if self.policy != "rollback" or retries > self.max_rollbacks:
             raise self._failure(event)
-        self.save.rewind(state.nimg)  # waits until the newest checkpoint is on disk
+        self.save.rewind(state.nimg)  # this waits until the newest checkpoint is on disk
         restore(self.dist.from_main(self._newest), state)
         state.retries = retries
         for part in (*self.rewindable, self.health):

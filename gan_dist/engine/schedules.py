@@ -1,4 +1,4 @@
-"""Settings of an optimizer that change while a run goes on, as functions of images seen."""
+"""Schedules: the learning rate and betas of an optimizer as functions of nimg, the number of images seen so far."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Progress:
-    """Images seen -> how far a schedule has come, from 0 to 1.
+    """A function from nimg to the progress p of a schedule, which goes from 0 to 1.
 
     Attributes:
-        shape: "constant" (always 0), "linear", or "cosine" (half a cosine).
-        length: images after which it has come to its end.
+        shape: "constant" (p is always 0), "linear" (p = t), or "cosine" (p = (1 - cos(pi t)) / 2), where
+            t = min(nimg / length, 1).
+        length: length of the schedule in images.
     """
 
     shape: str
@@ -26,13 +27,15 @@ class Progress:
 
 @dataclass(frozen=True)
 class OptimizerSchedule:
-    """Images seen -> an optimizer's settings: `lr`, and `betas` if the second one changes.
+    """A function from nimg to the settings of an optimizer: `lr`, and `betas` if beta2 changes.
 
     Attributes:
-        lr, lr_final: learning rate at the start and at the end of `progress`.
-        warmup: images over which the learning rate is raised from 0 at the start; 0: none.
-        betas: at the start, for an optimizer that has them.
-        beta2_final: the second one at the end of `progress`; 0: it does not change.
+        progress: how far the schedule has come.
+        lr: learning rate at the start.
+        lr_final: learning rate at the end of the schedule.
+        warmup: number of images over which the learning rate is raised linearly from 0; 0 for no warm-up.
+        betas: (beta1, beta2) at the start, for an optimizer that has them.
+        beta2_final: beta2 at the end of the schedule; 0 if beta2 does not change.
     """
 
     progress: Progress

@@ -1,4 +1,4 @@
-"""Running means of the loop's figures, kept on the device until they are logged."""
+"""Running means of losses, logits and gradient norms. They stay on the device until they are logged."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from gan_dist.parallel.distributed import Distributed
 
 
 class RunningMeans:
-    """Sums and counts by name. `add` never waits for the device; `read` does, once for all names."""
+    """Collects values by name and returns their means.
+
+    `add` does not make the host wait for the device. `read` waits once for all names together.
+
+    Args:
+        dist: the processes, over which the means are taken.
+    """
 
     def __init__(self, dist: Distributed) -> None:
         self._dist = dist
@@ -17,13 +23,19 @@ class RunningMeans:
         self._counts: dict[str, int] = {}
 
     def add(self, name: str, value: Tensor) -> None:
-        """Add one value, the mean over this process's share of a batch; equal shares make the mean over all exact."""
+        """Add a scalar: the mean of a quantity over some of the images that this process computes.
+
+        Always pass means over equally many images: only then is the mean of these means the mean over all images.
+        """
         value = value.detach().float()
         self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._counts[name] = self._counts.get(name, 0) + 1
 
     def read(self) -> dict[str, float]:
-        """Means over the values since the last call and over all processes (all must call it), and start anew."""
+        """Return the mean of each name's values since the last call, over all processes, and forget the values.
+
+        All processes call this function together, because it makes an all-reduce.
+        """
         if not self._sums:
             return {}
         means = torch.stack([total / self._counts[name] for name, total in self._sums.items()])
@@ -32,5 +44,5 @@ class RunningMeans:
         return result
 
     def rewind(self, nimg: int) -> None:
-        """The run went back: forget what was added since the last line."""
+        """The run has gone back to the checkpoint at `nimg` images: forget the values since the last `read`."""
         self._sums, self._counts = {}, {}

@@ -1,4 +1,4 @@
-"""The alternating optimisation of a GAN (Goodfellow et al. 2014, Algorithm 1)."""
+"""One training iteration: the alternating optimisation of D and G (Goodfellow et al. 2014, Algorithm 1)."""
 
 from __future__ import annotations
 
@@ -24,21 +24,24 @@ from gan_dist.game.regularizers import (
 from gan_dist.parallel.wrapped import Wrapped
 from gan_dist.rng import Purpose
 
-Pair = tuple[Tensor, Tensor | None]  # images x and labels y, as D takes them
+Pair = tuple[Tensor, Tensor | None]  # images x and labels y for D; no labels if D is unconditional
 
 
 class Alternation:
-    """One iteration: `game.n_critic` steps of D, one of G, and the average of G.
+    """One iteration: `game.n_critic` steps of D, then one step of G, then the update of G_ema.
 
     Args:
-        state: the networks and optimizers themselves, and how many images D has seen.
-        wrapped: the same networks in the wrappers that average gradients over processes.
-        growth: the stage of growth, with its global batch.
-        game: loss and penalties.
-        draws: latents, labels, and what D sees of images.
-        updates: what changes "G" and "D" by their gradients.
-        average: of G's weights, in `state.G_ema`.
-        stats: takes losses, outputs and norms.
+        state: the networks without wrappers, and the number of images that D has seen.
+        wrapped: the same networks in DistributedDataParallel, which averages gradients over all processes.
+        growth: the current stage of progressive growing, which says the global batch and the micro-batches.
+        game: the loss and the penalties.
+        draws: draws latents and labels, and prepares images for D.
+        updates: the `Update` of "G" and of "D".
+        average: how fast G_ema follows G.
+        stats: gets losses, logits, penalties and gradient norms.
+
+    Attributes:
+        separable: D may see real and generated images in one pass, because it has no batch normalization.
     """
 
     def __init__(
@@ -55,11 +58,15 @@ class Alternation:
         self.state, self.wrapped, self.growth = state, wrapped, growth
         self.game, self.draws, self.average, self.stats = game, draws, average, stats
         self.update_G, self.update_D = updates["G"], updates["D"]
-        # Batch normalization in D would mix real and generated images if they went through it together.
+        # In one pass, batch normalization would compute its statistics over real and generated images together.
         self.separable = not any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in state.D.modules())
 
     def __call__(self, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Take one iteration; returns the norms of D's (the last) and of G's gradient."""
+        """Make one iteration; returns the gradient norms of the last D step and of the G step, scalars on the device.
+
+        Args:
+            batches: this process's shares of the global batches.
+        """
         before = self.state.nimg
         for _ in range(self.game.n_critic):
             images, labels = next(batches)
@@ -69,10 +76,11 @@ class Alternation:
         return norm_D, norm_G
 
     def d_step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Improve D on a batch of real images and as many generated ones; returns the norm of its gradient.
+        """Train D on real images and as many generated images; returns the norm of D's gradient.
 
         Args:
-            images, labels: this process's share of the global batch, uint8 (N, C, H, W) and int64 (N,).
+            images: this process's share of the global batch, as stored, usually uint8 (N, C, H, W).
+            labels: their labels, int64 (N,).
         """
         state, game, penalties, draws = self.state, self.game, self.game.penalties, self.draws
         state.D.requires_grad_(True)
@@ -91,7 +99,7 @@ class Alternation:
             x_fake.requires_grad_(r2)
             last = part is micro_batches[-1][1]
             with self.wrapped.D.micro_batch(last), self.wrapped.D.twice_differentiable(r1 or r2):
-                # With a penalty on one side alone, the other side would be differentiated twice for nothing.
+                # If only one of R1 and R2 is applied, a joint pass would compute second derivatives of both halves.
                 real, fake = self._logits((x_real, y_real), (x_fake, y), together=self.separable and r1 == r2)
                 loss = self._loss_D(real, fake)
                 if penalise:
@@ -105,10 +113,13 @@ class Alternation:
         return norm
 
     def g_step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Improve G against D; returns the norm of its gradient.
+        """Train G; returns the norm of G's gradient.
 
-        D is frozen, and called without its wrapper, so that no gradient of it is computed or sent. The arguments are
-        D's last batch: a paired loss compares generated images with it.
+        D's weights are frozen, and D is called without its wrapper, so its gradients are neither computed nor sent.
+
+        Args:
+            images, labels: the batch of the last D step. Only a paired loss uses the images: it compares each generated
+                image with a real one.
         """
         state, game, draws = self.state, self.game, self.draws
         state.D.requires_grad_(False)
@@ -130,7 +141,7 @@ class Alternation:
         return self.update_G.step()
 
     def _logits(self, real: Pair, fake: Pair, together: bool) -> Sequence[Tensor]:
-        """D's logits of real and of generated images, (N,) each, from one pass or from two."""
+        """Compute D's logits of real and of generated images, (N,) each, together in one pass or in two passes."""
         if not together:
             return self.wrapped.D(*real), self.wrapped.D(*fake)
         (x_real, y_real), (x_fake, y) = real, fake
@@ -138,7 +149,7 @@ class Alternation:
         return self.wrapped.D(torch.cat([x_real, x_fake]), labels).split(len(x_real))
 
     def _loss_D(self, real: Tensor, fake: Tensor) -> Tensor:
-        """D's loss from its logits, without penalties but for the drift term: (N,)."""
+        """Compute D's loss of each sample, (N,), from the logits, with the drift penalty but no gradient penalty."""
         game = self.game
         smoothing = (game.label_smoothing,) if game.loss.has_target else ()
         loss = game.loss.D(real, fake, *smoothing) * (0.5 if game.d_half else 1.0)
@@ -150,7 +161,14 @@ class Alternation:
         return loss + game.penalties.drift * real.square() if game.penalties.drift else loss
 
     def _penalty(self, first: int, real: Pair, x_fake: Tensor, logits: Tensor) -> Tensor:
-        """The sum of D's penalties for each pair of a real and a generated image: (N,); `logits` (2N,) are of both."""
+        """Compute the sum of the gradient penalties (R1, R2, WGAN-GP) for each pair of a real and a fake image: (N,).
+
+        Args:
+            first: number of the first image in the run.
+            real: real images and their labels.
+            x_fake: generated images (N, C, H, W).
+            logits: D's logits of the real and then of the generated images, (2N,).
+        """
         (x_real, y), penalties = real, self.game.penalties
         total = torch.zeros_like(logits[: len(x_real)], dtype=x_real.dtype)
         sides = {"r1": (penalties.r1_gamma, x_real), "r2": (penalties.r2_gamma, x_fake)}

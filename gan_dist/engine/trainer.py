@@ -1,4 +1,4 @@
-"""The training loop: iterations, and what is due after how many images."""
+"""The training loop: makes iterations, and calls the callbacks that are due after so many images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from gan_dist.errors import UserError
 
 
 class Callback(Protocol):
-    """Something that happens every `every_nimg` images (0: never), and at the run's start and end if it says so."""
+    """Something that is called regularly during training.
+
+    Attributes:
+        every_nimg: number of images between two calls; 0 for never.
+        at_start: call it also before the first iteration of a new run.
+        at_end: call it also when training is finished.
+    """
 
     every_nimg: int
     at_start: bool
@@ -25,15 +31,17 @@ class Callback(Protocol):
 
 
 class Trainer:
-    """Trains until `total_nimg` images are seen or a stop is asked for.
+    """Trains until D has seen `total_nimg` real images, or until a stop is requested.
 
     Args:
-        step: takes one iteration.
-        batches: what the iterations train on.
+        state: the state of the run.
+        step: makes one iteration.
+        batches: this process's shares of the global batches.
         callbacks: called in this order.
-        save: called when training ends, early or not.
-        recovery: looks at the gradients after each iteration.
-        clock: started with the loop; callbacks that take long pause it.
+        save: writes the last checkpoint when training is finished or stopped.
+        recovery: looks at the gradient norms after each iteration.
+        clock: is started with the loop. Callbacks that take long pause it.
+        total_nimg: length of the run in images.
     """
 
     def __init__(
@@ -52,10 +60,13 @@ class Trainer:
         self.clock, self.total_nimg = clock, total_nimg
 
     def run(self, stop: Callable[[], bool]) -> bool:
-        """Returns True if training is finished, False if `stop`, asked before each iteration, said so.
+        """Train; returns True if training is finished, False if it was stopped.
+
+        Args:
+            stop: called before each iteration; returns True to stop. All processes must get the same answer.
 
         Raises:
-            UserError: gradients are not finite, and the run must not go back; or the last checkpoint can't be written.
+            UserError: gradients are not finite, and the run must not go back; or the last checkpoint cannot be written.
         """
         state = self.state
         self.clock.start()

@@ -1,7 +1,8 @@
-"""Differentiable augmentation of what D sees, for small data sets.
+"""Differentiable augmentation of the images that D sees, for small data sets.
 
-Real and generated images are transformed alike, so that D cannot learn the data by heart and G does not learn the
-transformations (Zhao et al. 2020, "Differentiable augmentation for data-efficient GAN training", section 3).
+Real and generated images get the same kinds of random transformations. So D cannot memorise the data set, and G does
+not learn to generate transformed images (Zhao et al. 2020, "Differentiable augmentation for data-efficient GAN
+training", section 3).
 """
 
 from __future__ import annotations
@@ -14,7 +15,12 @@ from torch import Tensor
 
 
 def color(x: Tensor, u: Tensor) -> Tensor:
-    """Brightness, saturation and contrast of images (N, C, H, W), by u (N, 3) in [0, 1); 0.5 changes nothing."""
+    """Change brightness, saturation and contrast of images.
+
+    Args:
+        x: images (N, C, H, W).
+        u: one random number in [0, 1) for each of the three changes, (N, 3); 0.5 changes nothing.
+    """
     brightness, saturation, contrast = (column[:, None, None, None] for column in u.unbind(1))
     x = x + (brightness - 0.5)
     gray = x.mean(1, keepdim=True)
@@ -24,27 +30,32 @@ def color(x: Tensor, u: Tensor) -> Tensor:
 
 
 def translation(x: Tensor, u: Tensor) -> Tensor:
-    """Images (N, C, H, W) moved by up to an eighth of their size down and right, by u (N, 2) in [0, 1); 0 comes in."""
+    """Move images by up to an eighth of their size, up or down and left or right, and fill the rest with 0.
+
+    Args:
+        x: images (N, C, H, W).
+        u: random numbers in [0, 1) for the vertical and the horizontal move, (N, 2).
+    """
     return _Move.apply(x, *(_pixels(u[:, i], x.shape[2 + i]) for i in (0, 1)))
 
 
 def _pixels(u: Tensor, size: int) -> Tensor:
-    """By how many pixels to move (N,): a whole number from -size/8 to size/8."""
+    """Convert random numbers u (N,) in [0, 1) to moves: whole numbers of pixels from -size/8 to size/8, (N,)."""
     most = int(size / 8 + 0.5)
     return (u * (2 * most + 1)).floor().long() - most
 
 
 class _Move(torch.autograd.Function):
-    """x (N, C, H, W) moved by `down` and `right` (N,), whole numbers of pixels. Its gradient is moved back.
+    """Moves images x (N, C, H, W) by `down` and `right` pixels, int64 (N,). The backward pass moves the gradient back.
 
-    torch's own gradient of indexing adds up in any order on a GPU, which would change the last bits each time.
+    torch's own gradient of indexing is not deterministic on a GPU, because it adds numbers in a random order.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, down: Tensor, right: Tensor) -> Tensor:
         ctx.save_for_backward(down, right)
         n, c, height, width = (torch.arange(size, device=x.device) for size in x.shape)
-        rows, columns = height - down[:, None], width - right[:, None]  # where each pixel comes from: (N, H), (N, W)
+        rows, columns = height - down[:, None], width - right[:, None]  # place each pixel comes from: (N, H), (N, W)
         inside = [(place >= 0) & (place < size) for place, size in ((rows, x.shape[2]), (columns, x.shape[3]))]
         rows, columns = rows.clamp(0, x.shape[2] - 1), columns.clamp(0, x.shape[3] - 1)
         moved = x[n[:, None, None, None], c[:, None, None], rows[:, None, :, None], columns[:, None, None, :]]
@@ -57,20 +68,34 @@ class _Move(torch.autograd.Function):
 
 
 def cutout(x: Tensor, u: Tensor) -> Tensor:
-    """Images (N, C, H, W) with 0 in a rectangle of half their height and width, its centre by u (N, 2) in [0, 1)."""
+    """Set a rectangle of half the height and width of each image to 0.
+
+    Args:
+        x: images (N, C, H, W).
+        u: random numbers in [0, 1) that give the row and the column of the rectangle's centre, (N, 2).
+    """
     rows, columns = (_inside(u[:, i], x.shape[2 + i]) for i in (0, 1))
     return x * ~(rows[:, None, :, None] & columns[:, None, None, :])
 
 
 def _inside(u: Tensor, size: int) -> Tensor:
-    """Which places of a side (N, size) lie in the rectangle."""
+    """Tell which rows (or columns) of each image the rectangle covers.
+
+    Args:
+        u: random numbers (N,) in [0, 1) that give the centre.
+        size: number of rows (or columns).
+
+    Returns:
+        bool (N, size).
+    """
     width = int(size / 2 + 0.5)
     start = (u * (size + 1 - width % 2)).floor() - width // 2
     place = torch.arange(size, device=u.device)
     return (place >= start[:, None]) & (place < start[:, None] + width)
 
 
-# In the order in which they are applied, with how many numbers they take.
+# The valid values in `train.augment`: the function, and how many random numbers it takes per image. The augmentations
+# are applied in this order.
 AUGMENTATIONS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {
     "color": (color, 3),
     "translation": (translation, 2),
@@ -78,11 +103,18 @@ AUGMENTATIONS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {
 }
 
 
-NUMBERS = sum(count for _, count in AUGMENTATIONS.values())  # that all of them together take for an image
+NUMBERS = sum(count for _, count in AUGMENTATIONS.values())  # random numbers per image for all augmentations together
 
 
 def augment(x: Tensor, names: Sequence[str], u: Tensor) -> Tensor:
-    """Images (N, C, H, W) after the named augmentations, by u (N, NUMBERS) in [0, 1)."""
+    """Apply augmentations to images.
+
+    Args:
+        x: images (N, C, H, W).
+        names: keys of `AUGMENTATIONS`.
+        u: random numbers in [0, 1), (N, NUMBERS). Each augmentation has its own columns, so it gets the same numbers
+            whichever others are used.
+    """
     columns = u.split([count for _, count in AUGMENTATIONS.values()], dim=1)
     for (name, (apply, _)), numbers in zip(AUGMENTATIONS.items(), columns):
         if name in names:

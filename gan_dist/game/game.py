@@ -1,4 +1,4 @@
-"""The game that G and D play: which loss, which penalties, and how often D moves."""
+"""The game between G and D: the loss, the penalties, and the number of D steps per G step."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from gan_dist.game.losses import Loss
 
 @dataclass(frozen=True)
 class Penalties:
-    """What is added to D's loss; a weight of 0 leaves a penalty out.
+    """The penalties that are added to D's loss, and weight clipping. A value of 0 turns the penalty off.
 
     Attributes:
-        drift: weight of the squared logits of real images (Karras et al. 2018, appendix A.1).
-        r1_gamma, r2_gamma: weights of half the squared gradient norms at real and at generated images.
-        gamma_scale: images seen -> a factor of both gammas.
+        drift: weight of the penalty D(x)^2 on real images (Karras et al. 2018, appendix A.1).
+        r1_gamma: gamma of the R1 penalty, gamma/2 |grad D(x)|^2 on real images (Mescheder et al. 2018, equation 9).
+        r2_gamma: gamma of the R2 penalty, which is the same on generated images (equation 10).
+        gamma_scale: a function from nimg, the number of images seen, to a factor of both gammas.
         gradient_penalty: weight of WGAN-GP's penalty (Gulrajani et al. 2017, equation 3).
-        interval: all but drift are applied in every `interval`-th D step, that many times stronger: lazy
-            regularization (Karras et al. 2020, "Analyzing and improving the image quality of StyleGAN", section 3.1).
-        clip_weights: after its step, D's weights are clamped to this size.
+        interval: lazy regularization interval: R1, R2 and WGAN-GP's penalty are computed only in every `interval`-th D
+            step, and multiplied by `interval` there (Karras et al. 2020, "Analyzing and improving the image quality of
+            StyleGAN", section 3.1).
+        clip_weights: after each D step, D's weights are clamped to [-clip_weights, clip_weights].
     """
 
     drift: float
@@ -33,12 +35,14 @@ class Penalties:
 
 @dataclass(frozen=True)
 class Game:
-    """What both networks optimise.
+    """The losses of D and G.
 
     Attributes:
-        n_critic: D steps for each G step.
-        label_smoothing: D's target for real images is 1 minus this; only for a loss that has a target.
-        d_half: halve D's loss.
+        loss: the adversarial losses of D and G.
+        penalties: the penalties on D.
+        n_critic: number of D steps per G step.
+        label_smoothing: D's target for real images is 1 minus this, in [0, 1). Losses without a target ignore it.
+        d_half: multiply D's loss, without penalties, by 1/2.
     """
 
     loss: Loss
@@ -49,5 +53,5 @@ class Game:
 
     @property
     def same_labels(self) -> bool:
-        """Real and generated images of a pair have one label, as the loss compares them or a penalty mixes them."""
+        """Generated image i gets the label of real image i, because the loss compares or a penalty mixes the two."""
         return self.loss.paired or self.penalties.gradient_penalty > 0

@@ -1,6 +1,7 @@
-"""Judging a generator: feature extractors, reference features, and FID, KID and Inception Score on them.
+"""Evaluate a generator: feature extractors, and FID, KID, Inception Score, precision and recall.
 
-A metric's name says by what features it was measured: `fid_classifier` can't be mistaken for `fid_inception`.
+The name of a metric ends with the name of the feature extractor, for example `fid_classifier` or `fid_inception`,
+because values from different extractors cannot be compared.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from torch import nn
 
 
 class Evaluator(Protocol):
-    """What measures generators in eval mode with fp32 weights, in all processes together."""
+    """An object that measures generators. All processes call it together."""
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """What a figure must be quoted with."""
+        """The facts that the metrics depend on, such as the number of images. Compare only values of one protocol."""
 
     def __call__(self, G: nn.Module) -> dict[str, float]:
-        """The figures by their names."""
+        """Measure a generator in eval mode; returns the value of each metric by its name."""

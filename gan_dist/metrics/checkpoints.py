@@ -1,4 +1,4 @@
-"""Measuring the generators of checkpoints."""
+"""Measure the generators of checkpoints."""
 
 from __future__ import annotations
 
@@ -17,11 +17,17 @@ def evaluate_checkpoints(
     load: Callable[[Path], tuple[nn.Module, float]],
     known: Sequence[dict[str, Any]] = (),
 ) -> Iterator[dict[str, Any]]:
-    """Yield the figures of each checkpoint, with the protocol by which they were measured.
+    """Measure checkpoints, and yield a result for each. All processes call this function together.
 
     Args:
-        load: checkpoint -> its generator in eval mode, on the device, and the kimg that it has seen.
-        known: results of before; a checkpoint that was measured by the same protocol is left out.
+        checkpoints: directories of the checkpoints.
+        evaluator: measures a generator.
+        load: takes a checkpoint's directory; returns its generator, in eval mode and on the device, and the number of
+            kimg after which the checkpoint was written.
+        known: earlier results. A checkpoint with a result of the same protocol among them is skipped.
+
+    Yields:
+        A dict with `checkpoint` (name of the directory), `kimg`, the value of each metric, and `protocol`.
     """
     measured = [result.get("checkpoint") for result in known if result.get("protocol") == evaluator.protocol]
     for path in checkpoints:

@@ -1,7 +1,7 @@
-"""Feature extractors: uint8 images -> features and logits, in fp32.
+"""Feature extractors: networks that compute features and logits of images, for FID and the other metrics.
 
-Evaluators run them in IEEE fp32, never in TF32 or half precision, whatever the run's precision is, so that a later
-`gan-dist evaluate` gives the same figures.
+Evaluators run them in IEEE fp32, never in TF32 or half precision, whatever the run's precision is. So a later
+`gan-dist evaluate` gives the same values.
 """
 
 from __future__ import annotations
@@ -24,10 +24,14 @@ _INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9
 
 
 class Extractor(Protocol):
-    """images uint8 (N, C, H, W) -> features (N, num_features) and logits (N, num_logits), float32.
+    """A feature extractor, which maps images uint8 (N, C, H, W) to features and logits.
+
+    It returns features (N, num_features) and logits (N, num_logits), both float32.
 
     Attributes:
-        name: the last part of the metrics' names.
+        name: name of the extractor, which is added to the names of the metrics.
+        num_features: number of features per image.
+        num_logits: number of logits per image.
     """
 
     name: str
@@ -38,7 +42,7 @@ class Extractor(Protocol):
 
 
 class ClassifierExtractor:
-    """`gan_dist.metrics.classifier` on images as D sees them."""
+    """The classifier of `gan_dist.metrics.classifier`, which was trained on the data set's own labels."""
 
     name = "classifier"
     num_features = Classifier.num_features
@@ -52,9 +56,17 @@ class ClassifierExtractor:
 
 
 class InceptionExtractor:
-    """The Inception network of 2015 that FID, KID and Inception Score are defined by, through torch-fidelity.
+    """The Inception network of 2015 that published FID, KID and Inception Score use, from torch-fidelity.
 
-    It resizes to 299x299 as TensorFlow 1 did; gives pool features (N, 2048) and logits without bias (N, 1008).
+    It resizes images to 299x299 as TensorFlow 1 did. The features (N, 2048) are the output of the last pooling layer,
+    and the logits (N, 1008) are computed without bias. A grayscale image is used as all three channels.
+
+    Args:
+        weights: file of the weights.
+        device: where to put the network.
+
+    Raises:
+        UserError: the file cannot be used.
     """
 
     name = "inception"
@@ -65,7 +77,8 @@ class InceptionExtractor:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         try:
-            torch.load(weights, weights_only=True, map_location="cpu")  # torch-fidelity itself would load any pickle
+            # torch-fidelity would load any pickle, which can run code. This line fails if the file is not only weights.
+            torch.load(weights, weights_only=True, map_location="cpu")
             self.network = FeatureExtractorInceptionV3(
                 "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(weights)
             )
@@ -80,10 +93,14 @@ class InceptionExtractor:
 
 
 def inception_weights(weights: str, cache: Path) -> Path:
-    """The file of Inception's weights: the configured one, or the standard one, in the cache or downloaded to it.
+    """Return the path of Inception's weights, and download them if necessary.
+
+    Args:
+        weights: `metrics.inception_weights`, a file; "" for the standard weights of torch-fidelity.
+        cache: directory for the standard weights.
 
     Raises:
-        UserError: it is not there and can't be had, or is not what it should be.
+        UserError: the standard weights are not in the cache and cannot be downloaded, or they are damaged.
     """
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
@@ -96,8 +113,8 @@ def inception_weights(weights: str, cache: Path) -> Path:
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), _INCEPTION_SHA256, progress=False)
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != _INCEPTION_SHA256:
-                raise ValueError("damaged: its SHA-256 is another")
-    except Exception as error:  # whatever the network, the file or the disk did
+                raise ValueError("damaged: its SHA-256 is wrong")
+    except Exception as error:  # network, file and disk can cause errors of many types
         raise _no_weights(path, error) from error
     return path
 
@@ -113,20 +130,36 @@ def _no_weights(path: Path, error: Exception) -> UserError:
 def classifier_extractor(
     dataset: Images, num_classes: int, seed: int, cache: Path, dist: Distributed, weights: str
 ) -> Extractor:
-    """The classifier of this data set's own labels, from the cache or trained now. It has no use for `weights`."""
+    """Return a classifier of the data set's labels as feature extractor. It is read from the cache, or trained now.
+
+    All processes call this function together.
+
+    Args:
+        dataset: the data set.
+        num_classes: its number of classes.
+        seed: seed of the training.
+        cache: directory in which trained classifiers are kept.
+        dist: the processes.
+        weights: not used.
+    """
     return ClassifierExtractor(trained_classifier(dataset, num_classes, seed, cache, dist))
 
 
 def inception_extractor(
     dataset: Images, num_classes: int, seed: int, cache: Path, dist: Distributed, weights: str
 ) -> Extractor:
-    """The standard Inception network, with weights from this file, or if it is "" from the cache or a download.
+    """Return the standard Inception network as feature extractor. All processes call this function together.
+
+    Args:
+        dataset, num_classes, seed: not used.
+        cache, weights: see `inception_weights`.
+        dist: the processes.
 
     Raises:
-        UserError: the weights are absent and can't be had.
+        UserError: there are no usable weights.
     """
     return InceptionExtractor(dist.from_main(lambda: inception_weights(weights, cache)), dist.device)
 
 
-# By the value of `metrics.extractor`. All take (dataset, num_classes, seed, cache directory, dist, file of weights).
+# The valid values of `metrics.extractor`, each with the function that makes the extractor. All take the same arguments.
 EXTRACTORS = {"classifier": classifier_extractor, "inception": inception_extractor}

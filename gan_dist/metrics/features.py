@@ -1,4 +1,4 @@
-"""FID, KID, Inception Score, precision and recall of a generator against a data set, by well-kept libraries."""
+"""FID, KID, Inception Score, precision and recall of a generator, computed with torchmetrics and torch-fidelity."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from gan_dist.metrics.extractors import Extractor
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.rng import Purpose
 
-MAX_REAL = 50_000  # images of the data set that the reference is made of, evenly spaced
-MAX_NEIGHBOURS = 10_000  # real and generated images, each, between which precision and recall are measured
+MAX_REAL = 50_000  # the reference features come from at most so many images, evenly spaced in the data set
+MAX_NEIGHBOURS = 10_000  # precision and recall use at most so many real and so many generated images
 
 
 class _Identity(nn.Module):
-    """In place of the network that torchmetrics would run once per metric: features are extracted once for all."""
+    """Takes the place of the feature extractor in torchmetrics.
+
+    torchmetrics would run the feature extractor once for each metric. Here the features are extracted only once.
+    """
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -33,15 +36,23 @@ class _Identity(nn.Module):
 
 
 class FeatureEvaluator:
-    """Measures generators with one protocol, which is part of each result.
+    """Measures generators against a data set; see `scores`. It implements `gan_dist.metrics.Evaluator`.
 
-    All processes take part: each extracts the features of its share, then all have all of them, in one order, so that
-    neither their number nor the batch size changes a result.
+    Each process extracts the features of its share of the images. Then all processes get all features in the same
+    order, so the number of processes does not change the result.
 
     Args:
-        dataset: the reference; at most MAX_REAL of its images are used.
-        num_images: images to generate. FID is biased upwards for few of them: compare only at equal numbers.
-        class_probs: see `gan_dist.engine.draws.Draws`.
+        extractor: the feature extractor.
+        dataset: the real images. At most MAX_REAL of them are used.
+        dist: the processes.
+        class_probs: probability of each label for G, (num_classes,); None if G takes no label.
+        num_images: number of images to generate. FID is biased upwards if they are few, so compare only values for the
+            same number.
+        batch_size: images per forward pass of G and of the feature extractor.
+        seed: seed of the latents and labels, and of KID's random subsets.
+
+    Attributes:
+        real: features of the real images, float32 (N, num_features) on the CPU.
     """
 
     def __init__(
@@ -65,7 +76,7 @@ class FeatureEvaluator:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """What a figure must be quoted with."""
+        """The facts that the metrics depend on, which are stored with each result."""
         from importlib.metadata import version
 
         return {
@@ -78,7 +89,11 @@ class FeatureEvaluator:
 
     @ieee_fp32()
     def __call__(self, G: nn.Module) -> dict[str, float]:
-        """What `scores` gives, with the extractor's name, for a generator in eval mode with fp32 weights."""
+        """Measure a generator in eval mode.
+
+        Returns:
+            The results of `scores`, with the extractor's name added to each name: `fid_<extractor>`, ….
+        """
 
         def generate(first: int, count: int) -> Tensor:
             z_dim: int = G.z_dim  # type: ignore[assignment]
@@ -94,10 +109,19 @@ class FeatureEvaluator:
     @torch.no_grad()
     @ieee_fp32()
     def _extract(self, count: int, images: Callable[[int, int], Tensor]) -> tuple[Tensor, Tensor]:
-        """Features and logits of `count` images, on the CPU; `images(first, n)` gives them as uint8 (n, C, H, W)."""
+        """Extract the features and logits of images with all processes.
+
+        Args:
+            count: number of images.
+            images: called as `images(first, n)`; returns the images first … first + n - 1, uint8 (n, C, H, W).
+
+        Returns:
+            Features (count, num_features) and logits (count, num_logits), float32 on the CPU.
+        """
         batches = range(0, count, self.batch_size)
         parts = []
-        for i in self.dist.share(len(batches)):  # whole batches, so that each is the same on any number of processes
+        # Processes share whole batches, so that a batch holds the same images for any number of processes.
+        for i in self.dist.share(len(batches)):
             batch = images(batches[i], min(self.batch_size, count - batches[i]))
             parts.append(torch.cat([output.float().cpu() for output in self.extractor(batch)], dim=1))
         width = self.extractor.num_features + self.extractor.num_logits
@@ -106,22 +130,32 @@ class FeatureEvaluator:
 
 
 def scores(real: Tensor, fake: Tensor, logits: Tensor, seed: int) -> dict[str, float]:
-    """`fid`, `kid`, `is`, `precision`, `recall` from features (N, D), (M, D) of real and generated images.
+    """Compute FID, KID, Inception Score, precision and recall.
 
-    The logits (M, K) are of the generated ones.
+    - `fid`: Heusel et al. 2017, equation 6.
+    - `kid`: Bińkowski et al. 2018, with the cubic kernel; the mean over 100 subsets of 1,000 images, or of all images
+      if there are fewer.
+    - `is`: Inception Score (Salimans et al. 2016, section 4); the mean over 10 splits.
+    - `precision`, `recall`: Kynkäänniemi et al. 2019, equations 1 and 2, with 3 neighbours and equally many real and
+      generated images. Both are in [0, 1].
 
-    FID: Heusel et al. 2017, equation 6. KID: Bińkowski et al. 2018, cubic kernel, mean over 100 subsets of 1,000 (or
-    all if there are fewer). Inception Score: Salimans et al. 2016, section 4, mean over 10 splits. Precision and
-    recall: Kynkäänniemi et al. 2019, equations 1 and 2, with 3 neighbours and as many real as generated images.
+    Args:
+        real: features of real images (N, D).
+        fake: features of generated images (M, D).
+        logits: logits of the generated images (M, K).
+        seed: seed of KID's random subsets.
+
+    Returns:
+        The five values by these names.
     """
     from torch_fidelity.metric_prc import prc_features_to_metric
     from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.inception import InceptionScore
     from torchmetrics.image.kid import KernelInceptionDistance
 
-    alone: dict[str, Any] = {"sync_on_compute": False}  # every process has all features already
+    alone: dict[str, Any] = {"sync_on_compute": False}  # each process has all features, so none are sent
     with warnings.catch_warnings(), rng.torch_seed(seed, Purpose.METRIC_SUBSETS):
-        warnings.simplefilter("ignore")  # that these metrics keep all features, which is meant
+        warnings.simplefilter("ignore")  # torchmetrics warns that these metrics keep all features in memory
         fid = FrechetInceptionDistance(feature=_Identity(real.shape[1]), **alone)
         kid = KernelInceptionDistance(
             feature=_Identity(real.shape[1]), subset_size=min(1000, len(real), len(fake)), **alone

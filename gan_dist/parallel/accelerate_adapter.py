@@ -1,4 +1,4 @@
-"""All that this package knows of Accelerate beyond its public interface, in one place.
+"""The functions that use private parts of Accelerate. No other file of this package uses them.
 
 `tests/test_accelerate_versions.py` checks these functions with the lowest version that pyproject.toml allows and with
 the installed one.
@@ -18,10 +18,10 @@ from torch import nn
 
 
 def skip_lookups() -> None:
-    """Let an optimizer's step be quick.
+    """Make the steps of optimizers faster.
 
-    In each step of each optimizer, Accelerate asks whether the package lomo is installed, and looks for it in all
-    folders that Python imports from, which takes 0.3 ms. The answer is kept.
+    In each step of an optimizer Accelerate searches all import folders for the package lomo, which takes 0.3 ms. After
+    this call it searches only once.
     """
     lookup = accelerate.optimizer.is_lomo_available
     if not hasattr(lookup, "cache_info"):
@@ -29,33 +29,37 @@ def skip_lookups() -> None:
 
 
 def allow_shared_gpu() -> None:
-    """Let DistributedDataParallel of every process be on the process's own device, also where several share one GPU."""
+    """Let several processes use one GPU.
+
+    Without this setting Accelerate tells DistributedDataParallel to use the GPU whose number is the local rank, which
+    need not exist.
+    """
     os.environ["ACCELERATE_BYPASS_DEVICE_MAP"] = "true"
 
 
 def shares_gpu() -> bool:
-    """Whether `allow_shared_gpu`, or the user, has said so."""
+    """Tell if `allow_shared_gpu` was called, or if the user has set the environment variable that it sets."""
     return os.environ.get("ACCELERATE_BYPASS_DEVICE_MAP") == "true"
 
 
 def forget_model(accelerator: Accelerator, model: nn.Module) -> None:
-    """Undo `prepare_model`, so that the module inside the wrapper can be prepared again."""
+    """Undo `Accelerator.prepare_model`, so that the module inside the wrapper can be prepared again."""
     module = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     accelerator._models.remove(module)
-    # A module that is marked as prepared would not get autocast again: it would run in the precision of its weights.
+    # Accelerate would not put autocast around a module with this mark again, and it would run in fp32.
     vars(module).pop("_is_accelerate_prepared", None)
 
 
 def forget_loaders(accelerator: Accelerator) -> None:
-    """Let data loaders that have ended free their images, which Accelerate would keep."""
+    """Let Accelerate forget all DataLoaders, so that the images of loaders that have ended are freed."""
     accelerator._dataloaders.clear()
 
 
 def forward_without_autocast(module: nn.Module) -> Callable[..., Any]:
-    """The forward function that a module had before Accelerate put autocast around it."""
+    """Return the forward function that a module had before Accelerate put autocast around it."""
     return getattr(module, "_original_forward", module.forward)
 
 
 def forget_state() -> None:
-    """Let this process have another device or precision than the run before had."""
+    """Reset Accelerate's global state, so that the next run in this process can use another device or precision."""
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,4 +1,4 @@
-"""Processes and devices: the one file that knows Accelerate; others get a `Distributed`."""
+"""The processes of a run and their devices. Other files use the class `Distributed` and do not import Accelerate."""
 
 from __future__ import annotations
 
@@ -24,30 +24,33 @@ from gan_dist.parallel import accelerate_adapter, peers, sync_batch_norm, world
 
 T = TypeVar("T")
 
-TIMEOUT = timedelta(minutes=10)  # how long a collective waits for a process that is stopped but not dead
+TIMEOUT = timedelta(minutes=10)  # how long a collective waits for a process that still runs but does not answer
 _PRECISION = {"fp64": "no", "fp32": "no", "tf32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 class Distributed:
-    """This process's place among all, and what they do together.
-
-    Attributes:
-        device: where this process computes.
-        rank, world_size: this process's number, and how many there are.
-        several: this run does what several processes do together; always if there are several.
-        local_world_size, first_local_rank: how many there are on this node, and the number of the first of them.
-        is_main: True in the one process that writes files and talks to trackers; is_local_main: in one on each node.
-        precision: fp64, fp32, tf32, bf16 or fp16.
+    """This process, its rank and device, and the communication with the other processes of the run.
 
     Args:
-        precision: see there; a run's is chosen by `gan_dist.settings.precision.resolve`.
-        cpu: don't use a GPU.
+        precision: "fp64", "fp32", "tf32", "bf16" or "fp16"; see `gan_dist.settings.precision.resolve`.
+        cpu: compute on the CPU even if there is a GPU.
         compress: send gradients as bf16.
         compile: run prepared networks through torch.compile.
 
+    Attributes:
+        device: the device of this process.
+        rank: number of this process, 0 … world_size - 1.
+        world_size: number of processes.
+        several: the processes communicate. True if world_size is larger than 1, and in a test with a group of one.
+        local_world_size: number of processes on this node.
+        first_local_rank: the smallest rank on this node.
+        is_main: True in the process with rank 0, which writes files and uses trackers.
+        is_local_main: True in one process of each node.
+        precision: as in `Args`.
+
     Raises:
-        ConfigError: fp16 without a GPU, more processes on this node than GPUs, or fewer processes came together than
-            the launcher started.
+        ConfigError: fp16 was requested without a GPU, there are more processes than GPUs on this node, or the launcher
+            has started more processes than have found each other.
     """
 
     def __init__(
@@ -58,7 +61,7 @@ class Distributed:
         cpu = cpu or not torch.cuda.is_available()
         if precision == "fp16" and cpu:
             raise ConfigError("train.precision=fp16 needs a GPU; bf16 and fp32 run everywhere")
-        # Both are for tests only: docs/distributed.md says what they show.
+        # Only tests set these two environment variables; docs/distributed.md explains them.
         shared_gpu, group_of_one = (
             os.environ.get(f"GAN_DIST_TEST_{name}") == "1" for name in ("SHARED_GPU", "GROUP_OF_ONE")
         )
@@ -67,23 +70,26 @@ class Distributed:
         elif not cpu and not accelerate_adapter.shares_gpu():
             world.check_gpus(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count())
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
-        warnings.filterwarnings("ignore", message="Grad strides do not match")  # of 1x1 convolutions: costs nothing
+        # 1x1 convolutions cause this warning; for them, other strides cost no time.
+        warnings.filterwarnings("ignore", message="Grad strides do not match")
         hook = DDPCommunicationHookType.BF16 if compress else DDPCommunicationHookType.NO
-        # All processes start from the same weights and buffers and treat them alike: none need be sent.
+        # Buffers are not broadcast: they start equal and are updated equally in all processes, so they stay equal.
         self._ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True, comm_hook=hook)
-        # NCCL refuses two processes on one GPU. Without a launcher a backend would make Accelerate look for a group.
+        # NCCL does not let two processes use one GPU, so they use gloo. Without a launcher no backend is named, because
+        # Accelerate would then try to join a process group.
         backend = {"backend": "gloo"} if shared_gpu and "LOCAL_RANK" in os.environ else {}
         self._accelerator = Accelerator(
             cpu=cpu,
             mixed_precision=_PRECISION[precision],
-            # Global batches, cut into equal slices: process r of p gets the r-th.
+            # The DataLoader yields global batches. Accelerate cuts each into equal slices, and rank r gets slice r.
             dataloader_config=DataLoaderConfiguration(split_batches=True, even_batches=False, non_blocking=True),
-            rng_types=[],  # nothing draws from global generators
+            rng_types=[],  # Accelerate need not synchronise global random generators, because training uses none
             kwargs_handlers=[self._ddp, InitProcessGroupKwargs(timeout=TIMEOUT, **backend)],
         )
         self.precision = precision
         self._compile = compile
-        if compile:  # all networks, sizes and modes count as one function
+        if compile:
+            # torch limits the number of compiled versions, for all networks, image sizes and modes together.
             torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         self.device: torch.device = self._accelerator.device
         self.rank: int = self._accelerator.process_index
@@ -103,31 +109,40 @@ class Distributed:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights, and so of images and latents."""
+        """The dtype of weights, images and latents."""
         return torch.float64 if self.precision == "fp64" else torch.float32
 
     @property
     def backend(self) -> str:
+        """The backend of torch.distributed, "nccl" or "gloo"; "none" if the processes do not communicate."""
         return torch.distributed.get_backend() if self.several else "none"
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the last bits of a run depend on beside its config: versions, the processor and the precision."""
+        """The versions, the processor and the precision. Two runs can only be bit-identical if these are the same."""
         if self.device.type == "cuda":
             name, cudnn = torch.cuda.get_device_name(self.device), str(torch.backends.cudnn.version())
         else:
             name, cudnn = f"CPU, {torch.backends.cpu.get_cpu_capability()}", "none"
         return {"torch": torch.__version__, "cudnn": cudnn, "device": name, "precision": self.precision}
 
-    # --- what is trained ----------------------------------------------------------------------------------------------
+    # --- networks, optimizers and DataLoaders -------------------------------------------------------------------------
 
     def prepare_model(self, module: nn.Module) -> nn.Module:
-        """Run a module's forward, which is on the device, in the run's precision, and wrap it for several processes."""
+        """Prepare a network for training: its forward runs in the run's precision, and gradients are averaged.
+
+        Args:
+            module: the network, already on the device.
+
+        Returns:
+            The module, in DistributedDataParallel if there are several processes.
+        """
         if self._compile:
-            module.compile(dynamic=False)  # in place: neither the wrapper nor the names of weights change
+            module.compile(dynamic=False)  # this changes the module in place and keeps the names of its weights
         prepared = self._accelerator.prepare_model(module, device_placement=False)
         trained = any(parameter.requires_grad for parameter in module.parameters())
-        alone = self.several and self.world_size == 1  # for tests: Accelerate wraps nothing then on a GPU
+        # In a test with a group of one process on a GPU, Accelerate does not wrap the network, so it is done here.
+        alone = self.several and self.world_size == 1
         if alone and trained and not isinstance(prepared, DistributedDataParallel):
             ids = [self.device.index] if self.device.type == "cuda" else None
             prepared = DistributedDataParallel(prepared, device_ids=ids, **self._ddp.to_kwargs())
@@ -139,44 +154,47 @@ class Distributed:
         accelerate_adapter.forget_model(self._accelerator, model)
 
     def make_scaler(self) -> torch.amp.GradScaler | None:
-        """A loss scale, for fp16. Accelerate has one for all: an overflow in D's step would halve G's too."""
+        """Make the GradScaler of one optimizer, which keeps its loss scale, in fp16; None in other precisions.
+
+        Accelerate has only one for all optimizers, so an overflow in D would halve G's loss scale too.
+        """
         return torch.amp.GradScaler(self.device.type) if self.precision == "fp16" else None
 
     def prepare_optimizer(
         self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None
     ) -> AcceleratedOptimizer:
-        """An optimizer that steps in the run's precision, with its own loss scale if there is one."""
+        """Prepare an optimizer; with a scaler, its steps use the scaler's loss scale and are skipped at an overflow."""
         return AcceleratedOptimizer(optimizer, device_placement=False, scaler=scaler)
 
     def prepare_loader(self, loader: DataLoader) -> DataLoader:
-        """A loader of global batches to one of this process's slices, on the device."""
+        """Turn a DataLoader of global batches into one that yields this process's slice of each, on the device."""
         prepared = self._accelerator.prepare_data_loader(loader)
         accelerate_adapter.forget_loaders(self._accelerator)
         return prepared
 
     def sync_batch_norm(self, module: nn.Module) -> nn.Module:
-        """Let every batch normalization in a module see the batches of all processes; changes nothing for one."""
+        """Let every batch normalization in a module use the statistics of the global batch; returns the module."""
         return sync_batch_norm.convert(module, _all_sum, self.world_size) if self.several else module
 
     def micro_batch(self, model: nn.Module, last: bool) -> AbstractContextManager:
-        """Around forward and backward of one micro-batch: only the last one averages gradients over processes."""
+        """A context for forward and backward of one micro-batch. Only the last micro-batch makes the all-reduce."""
         return nullcontext() if last else getattr(model, "no_sync", nullcontext)()
 
     def backward(self, loss: Tensor, optimizer: AcceleratedOptimizer) -> None:
-        """Backward pass of a scalar loss, scaled as its optimizer needs it."""
+        """Compute the gradients of a scalar loss, which in fp16 is first multiplied by the optimizer's loss scale."""
         (optimizer.scaler.scale(loss) if optimizer.scaler else loss).backward()
 
     def unscale(self, optimizer: AcceleratedOptimizer) -> None:
-        """Take the loss scale out of the gradients, once, before they are looked at or stepped with."""
+        """Divide the gradients by the loss scale, in fp16. Call this once per step, before the gradients are used."""
         if optimizer.scaler:
             optimizer.scaler.unscale_(optimizer.optimizer)
 
     @contextmanager
     def twice_differentiable(self, model: nn.Module, needed: bool = True) -> Iterator[None]:
-        """A context in which a prepared model runs, if `needed`, so that its gradient can be differentiated again.
+        """A context in which a prepared network runs so that its gradient can be differentiated again, if `needed`.
 
-        Its convolutions are the ones whose second derivatives are fast. It is not compiled, as compiled code can be
-        differentiated once only. In fp16 it runs in fp32, as second derivatives leave the range of fp16.
+        Its convolutions are the ones with fast second derivatives. It is not compiled, because compiled code can be
+        differentiated only once. In fp16 it runs in fp32, because second derivatives leave the range of fp16.
         """
         if not needed:
             yield
@@ -196,14 +214,17 @@ class Distributed:
         finally:
             module.forward = prepared
 
-    # --- what processes do together -----------------------------------------------------------------------------------
+    # --- communication between processes ------------------------------------------------------------------------------
 
     def share(self, count: int) -> range:
-        """This process's slice of `count` things, as even as it goes."""
+        """Return the part of `count` items that this process handles. The parts differ in size by at most 1."""
         return range(count * self.rank // self.world_size, count * (self.rank + 1) // self.world_size)
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """Join tensors (N, …) of all processes, whose N may differ, in the order of the ranks."""
+        """Join the tensors (N, …) of all processes in the order of the ranks; returns the result in all of them.
+
+        N may differ between processes. The result has the device of `tensor`.
+        """
         if not self.several:
             return tensor
         lengths = self._accelerator.gather(torch.tensor([len(tensor)], device=self.device))
@@ -213,13 +234,17 @@ class Distributed:
         return torch.cat([part[:size] for part, size in zip(parts, sizes)])
 
     def mean(self, tensor: Tensor) -> Tensor:
-        """The mean of a tensor over all processes."""
+        """Return the mean of a tensor over all processes, by an all-reduce."""
         return self._accelerator.reduce(tensor, "mean") if self.several else tensor
 
     def from_main(self, make: Callable[[], T]) -> T:
-        """What `make` returns in the main process, in all of them; its UserError is raised in all of them too.
+        """Call `make` in the main process, and return its result in all processes. All call this function together.
 
-        The others wait as long as it takes, a download of hours too: no collective, and so no time-out, is pending.
+        The other processes wait as long as it takes, for example hours for a download. They do not wait in a
+        collective, so no time-out can end the wait.
+
+        Raises:
+            UserError: `make` has raised it; all processes raise the same error.
         """
         if not self.several:
             return make()
@@ -237,23 +262,26 @@ class Distributed:
         return box[0]
 
     def barrier(self) -> None:
-        """Wait for all processes, as long as it takes."""
+        """Wait until all processes have called this function, as long as it takes."""
         if self.several:
             self._peers.wait_for_all()
 
     def end(self) -> None:
-        """The last thing that is called, after a run that went well: all leave together.
+        """Wait for all processes at the end of a run without failure. Call this last.
 
-        A launcher that sees one process gone with a status other than 0 ends the others.
+        If a process ended early with an exit status other than 0, the launcher would end the others.
         """
         if self.several:
-            # Accelerate's own barrier takes the GPU with the process's number, even if there is none.
+            # This is a barrier. Accelerate's own uses the GPU with the process's number, which may not exist.
             _all_sum(torch.zeros(1, device=self.device)).item()
             self._peers.part()
         self._accelerator.end_training()
 
     def failure(self, error: Exception) -> Exception:
-        """What to raise for an exception: itself, or, where another process's end caused it, what happened there."""
+        """Return the error to raise in place of `error`.
+
+        This is `error` itself, or a UserError about another process whose failure has caused it.
+        """
         if not self.several or (isinstance(error, UserError) and error.everywhere):
             return error
         return self._peers.failure(error)

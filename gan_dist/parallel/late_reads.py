@@ -1,4 +1,4 @@
-"""Values of tensors that are read some iterations later, so that the host does not wait for the device."""
+"""Read the value of a tensor some iterations later, so that the host does not wait for the device."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ from torch import Tensor
 
 
 def read_later(tensor: Tensor, work: Any = None) -> Callable[[], Tensor]:
-    """What gives the tensor's present value, or that after some collective work, on the host when it is asked for.
+    """Start to copy a tensor to the host; neither the host nor the device waits for the copy.
 
-    Neither host nor device waits until then.
+    Args:
+        tensor: the tensor. On a CPU it must not be changed until its value is read.
+        work: an asynchronous collective that computes the tensor; None if the tensor is computed already.
+
+    Returns:
+        A function that waits for the value and returns it, on the CPU.
     """
     if tensor.device.type != "cuda":
 
@@ -23,7 +28,7 @@ def read_later(tensor: Tensor, work: Any = None) -> Callable[[], Tensor]:
 
         return from_host
     if work:
-        work.wait()  # orders the stream, not the host
+        work.wait()  # only the GPU's stream waits for the collective, the host does not
     copy = torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
     arrived = torch.cuda.Event()
     arrived.record()

@@ -1,4 +1,4 @@
-"""How all processes agree on the iteration in which they stop."""
+"""Agree in all processes on the iteration in which they stop."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from gan_dist.parallel.distributed import Distributed
 from gan_dist.parallel.late_reads import read_later
 from gan_dist.parallel.signals import StopSignals
 
-STOP_LAG = 4  # iterations between asking the others to stop and stopping, so that nobody waits for the answer
+STOP_LAG = 4  # the result of an all-reduce is read so many iterations later, when it has certainly arrived
 
 
 class StopAgreement:
-    """Asked once per iteration: stop now? All processes get the same answer in the same iteration.
+    """A function that tells whether to stop. All processes call it once per iteration and get the same answer.
 
-    Each asks the others by an all-reduce of its own flag and reads the answer STOP_LAG iterations later, when it has
-    long arrived: neither the host nor the device waits.
+    Each call starts an all-reduce of a flag that says whether this process has received a signal. The result is read
+    STOP_LAG iterations later, so that neither the host nor the device waits for it.
+
+    Args:
+        dist: the processes.
+        signals: the signals that this process receives.
     """
 
     def __init__(self, dist: Distributed, signals: StopSignals) -> None:

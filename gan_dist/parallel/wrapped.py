@@ -1,4 +1,4 @@
-"""Networks in the wrapper that averages their gradients over all processes, DistributedDataParallel."""
+"""Networks in DistributedDataParallel, the wrapper that averages gradients over all processes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ from gan_dist.parallel.distributed import Distributed
 
 
 class WrappedNetwork:
-    """One network with its wrapper. To call the network itself computes the same, but averages no gradients.
+    """A network together with its wrapper. A call runs the wrapper.
+
+    A call of the network itself computes the same, but its gradients are not averaged over the processes.
+
+    Args:
+        network: the network, on the device.
+        dist: the processes.
 
     Attributes:
-        network: without the wrapper. Checkpoints, averages and optimizers have to do with it alone.
-        wrapper: around the network, made by `renew`.
+        network: the network without the wrapper, for checkpoints, G_ema and optimizers.
+        wrapper: the wrapped network. `renew` makes it, so call `renew` before anything else.
     """
 
     wrapper: nn.Module
@@ -27,13 +33,13 @@ class WrappedNetwork:
         return self.wrapper(*arguments)
 
     def renew(self) -> None:
-        """Wrap the network, anew if other parameters of it are trained from now on."""
+        """Wrap the network. Call this again when other parameters of the network are to be trained."""
         if hasattr(self, "wrapper"):
             self._dist.release(self.wrapper)
         self.wrapper = self._dist.prepare_model(self.network)
 
     def micro_batch(self, last: bool) -> AbstractContextManager:
-        """Around forward and backward of one micro-batch: only the last one averages gradients over processes."""
+        """A context for forward and backward of one micro-batch. Only the last micro-batch makes the all-reduce."""
         return self._dist.micro_batch(self.wrapper, last)
 
     def twice_differentiable(self, needed: bool = True) -> AbstractContextManager:
@@ -42,7 +48,7 @@ class WrappedNetwork:
 
 
 class Wrapped(NamedTuple):
-    """Both networks."""
+    """G and D with their wrappers."""
 
     G: WrappedNetwork
     D: WrappedNetwork

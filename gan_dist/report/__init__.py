@@ -1,1 +1,1 @@
-"""What a run reports: figures to files and Weights & Biases, plots and pictures of arrays."""
+"""Report a run: log messages, metrics in files and Weights & Biases, plots and pictures."""

@@ -1,4 +1,4 @@
-"""Where messages go: the terminal, and a file in the run directory."""
+"""Send log messages to the terminal and to a file in the run directory."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ from tqdm import tqdm
 
 
 def log_to(path: Path | None) -> None:
-    """Send the package's messages to the terminal, and to a file with the time of each; None: warnings alone."""
+    """Set up the package's log.
+
+    Args:
+        path: the messages go to the terminal and to this file, where each has its time and level. None for no file, and
+            only warnings and errors on the terminal.
+    """
     log = logging.getLogger("gan_dist")
-    logging.raiseExceptions = False  # when the disk is full, a lost line of the log is not worth a traceback
+    logging.raiseExceptions = False  # print no traceback when a line cannot be logged, for example on a full disk
     log.handlers = [TerminalHandler()]
     log.setLevel(logging.INFO if path else logging.WARNING)
     if path:
@@ -22,7 +27,7 @@ def log_to(path: Path | None) -> None:
 
 
 class TerminalHandler(logging.Handler):
-    """Prints above the progress line, which tqdm keeps whole."""
+    """Prints messages on the terminal. `tqdm.write` puts them above the progress bar without damaging it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "

@@ -1,4 +1,4 @@
-"""Pictures of images that are given: grids, and files."""
+"""Write images as PNG files, and put many images into one picture, a grid."""
 
 from __future__ import annotations
 
@@ -12,13 +12,20 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-MAX_COLUMNS = 16
+MAX_COLUMNS = 16  # largest number of columns of a grid with one column per class
 
 
 def grid_picture(images: Tensor, columns: int) -> np.ndarray:
-    """Images uint8 (N, C, H, W), N a multiple of `columns`, as one picture (height, width, C) with black gaps.
+    """Put images into a grid with black gaps, row by row.
 
-    Images below 32 pixels are enlarged, each pixel to a square, so that a person can see them.
+    Images with less than 32 rows of pixels are enlarged, each pixel to a square, so that a person can see them.
+
+    Args:
+        images: uint8 (N, C, H, W); N must be a multiple of `columns`.
+        columns: number of columns.
+
+    Returns:
+        The picture, uint8 (height, width, C).
     """
     scale = max(1, 48 // images.shape[2]) if images.shape[2] < 32 else 1
     images = images.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
@@ -29,18 +36,28 @@ def grid_picture(images: Tensor, columns: int) -> np.ndarray:
 
 
 def columns_of(num_classes: int, rows: int) -> int:
-    """Columns of a grid: one for each class, up to 16; as many as rows without classes."""
+    """Return the number of columns of a grid: one per class, but at most 16; without classes as many as rows."""
     return min(num_classes, MAX_COLUMNS) or rows
 
 
 def write_images(images: Iterator[Tensor], folder: Path) -> None:
-    """Write images uint8 (C, H, W) as PNG files: 000000.png, 000001.png, …"""
+    """Write images uint8 (C, H, W) as PNG files 000000.png, 000001.png, … into `folder`, which exists."""
     for i, image in enumerate(images):
         Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy()).save(folder / f"{i:06d}.png")
 
 
 def write_grid(images: Iterator[Tensor], classes: Sequence[int], folder: Path) -> Path:
-    """Write one picture, grid.png, with a column for each class, or nearly square without classes; returns its path."""
+    """Write images as one picture, grid.png.
+
+    Args:
+        images: uint8 (C, H, W) each.
+        classes: labels of the images, in turn. Each gets a column, up to 16 columns. If empty, the grid is almost
+            square.
+        folder: where to write; the directory exists.
+
+    Returns:
+        The path of the picture.
+    """
     stack = torch.stack(list(images))
     columns = min(len(classes), MAX_COLUMNS) or math.isqrt(len(stack) - 1) + 1
     missing = -len(stack) % columns

@@ -1,1 +1,1 @@
-"""Every setting: its type, default and meaning; reading files and overrides; checking values."""
+"""Settings: their types, defaults and documentation; reading them from files and the command line; checking values."""

@@ -1,4 +1,4 @@
-"""Settings from files and the command line: how they are merged, and refused where no run can have them."""
+"""Read settings from a file and the command line, merge them with the defaults, and refuse impossible values."""
 
 from __future__ import annotations
 
@@ -21,10 +21,15 @@ from gan_dist.settings.schema import Config, Run, describe_type, show, walk_sett
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
-    """Merge defaults, the YAML file at `path` and `key.sub=value` overrides, in this order, and check every value.
+    """Read the settings of a run: the defaults, then the file, then the overrides. Every value is checked.
+
+    Args:
+        path: a YAML file; None for no file.
+        overrides: settings as `key.sub=value`.
 
     Raises:
-        ConfigError: one line that names the key, the value and the nearest valid one.
+        ConfigError: the file cannot be read, a setting does not exist, or a value is impossible. The message names the
+            setting, its value and the nearest valid one.
     """
     config = OmegaConf.structured(Config)
     for source, values in _sources(path, overrides):
@@ -40,17 +45,17 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
 
 
 def as_yaml(config: Config) -> str:
-    """The resolved config: `load_config` of a file with it gives it back."""
+    """Return all settings as YAML. `load_config` reads the same settings from a file with this text."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 def for_file(config: Config) -> Config:
-    """The config without what belongs to one start of the run."""
+    """Return the settings to save with a run: without `run.dir` and `resume`, which belong to one start of the run."""
     return replace(config, run=Run(name=config.run.name), resume="never")
 
 
 def as_dict(config: Config) -> dict[str, Any]:
-    """The config as plain nested mappings."""
+    """Return the settings as nested dicts."""
     values = OmegaConf.to_container(OmegaConf.structured(config))
     assert isinstance(values, dict)
     return values  # type: ignore[return-value]
@@ -70,17 +75,21 @@ def _sources(path: Path | None, overrides: Sequence[str]) -> Iterator[tuple[str,
             raise ConfigError(f"{override!r}: cannot read this value: {' '.join(str(error).split())}") from None
 
 
-MAX_FILE = 2**20  # bytes of a config file; ours have a few thousand
+MAX_FILE = 2**20  # largest size of a config file in bytes; the ones in configs/ have a few thousand
 
 
 def _read_file(path: Path) -> Any:
-    """A config file's content, which may be a stranger's: it can neither grow in memory nor say where to write."""
+    """Read a config file, which may come from a stranger.
+
+    YAML aliases are refused, because a short file with aliases can need any amount of memory. A `run.dir` outside the
+    current directory is refused, because the file must not choose where to write.
+    """
     try:
         if path.stat().st_size > MAX_FILE:
-            raise ConfigError(f"{path}: a config of more than {MAX_FILE} bytes is none")
+            raise ConfigError(f"{path}: a config file has at most {MAX_FILE} bytes")
         text = path.read_text()
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise ConfigError(f"{path}: aliases (*name) are not for configs: write the value out")
+            raise ConfigError(f"{path}: a config must not contain YAML aliases (*name); write the value instead")
         values = OmegaConf.load(io.StringIO(text))
     except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path}: cannot read this config: {' '.join(str(error).split())[:300]}") from None
@@ -90,12 +99,17 @@ def _read_file(path: Path) -> Any:
     run = content.get("run")
     run_dir = Path(str(run.get("dir", ""))) if isinstance(run, dict) else Path()
     if run_dir.is_absolute() or ".." in run_dir.parts or "$" in str(run_dir):
-        raise ConfigError(f"{path}: run.dir={run_dir} leads elsewhere: say so on the command line")
+        raise ConfigError(f"{path}: run.dir={run_dir} is not below this directory; set it on the command line instead")
     return values
 
 
 def _refuse_unknown_keys(source: str, values: Any) -> None:
-    """Every key must be a setting, or a section that holds a mapping."""
+    """Check that every key is a setting, or a section with a mapping as its value.
+
+    Args:
+        source: where the values come from, for messages.
+        values: the values, an OmegaConf mapping.
+    """
     settings = {name: default for name, default, _, _ in walk_settings()}
     sections = {name.rsplit(".", depth)[0] for name in settings for depth in range(1, name.count(".") + 1)}
 
@@ -119,7 +133,7 @@ def _members(section: str, settings: dict[str, Any]) -> str:
 
 
 def _nearest(name: str, settings: dict[str, Any]) -> str:
-    """The most similar setting, where a right last part counts more than a right section."""
+    """Return the setting with the most similar name. A similar last part counts more than a similar section."""
     last = name.rsplit(".", 1)[-1]
 
     def likeness(candidate: str) -> float:
@@ -130,6 +144,7 @@ def _nearest(name: str, settings: dict[str, Any]) -> str:
 
 
 def _explain(error: Exception, values: Any) -> str:
+    """Turn an error of OmegaConf into a message that names the setting, its value and its valid values."""
     key = getattr(error, "full_key", None) or ""
     name = key.partition("[")[0]
     given = OmegaConf.to_container(values, resolve=False)
@@ -146,14 +161,14 @@ def _explain(error: Exception, values: Any) -> str:
 
 
 def choose(given: Any, choices: Sequence[Any]) -> str:
-    """What to say of a value that is none of the choices."""
+    """Return the end of a message about a value that is not valid: the valid choices, and the nearest of them."""
     close = difflib.get_close_matches(str(given).lower(), [str(c).lower() for c in choices], n=1, cutoff=0.0)
     nearest = next(c for c in choices if str(c).lower() == close[0])
     return f"choose one of {', '.join(str(c) for c in choices)} (nearest: {nearest})"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Checks of values (those that need data or an architecture are in `gan_dist.wiring.checks`)
+# Checks of values. The checks that need the data set or the architecture are in `gan_dist.wiring.checks`.
 
 _POSITIVE = {
     "train.kimg",
@@ -172,7 +187,7 @@ _POSITIVE = {
     "optim.D.lr",
 }
 
-# What sizes something: a run with more would be a slip of the hand, or a stranger's.
+# Largest values of settings that determine sizes. Larger values are mistakes, or come from a stranger's file.
 _MOST = {
     "model.z_dim": 2**20,
     "model.g_widths": 2**20,
@@ -186,14 +201,15 @@ _MOST = {
     "train.seed": 2**63 - 1,
     "metrics.seed": 2**63 - 1,
 }
-_MOST_KIMG, _MOST_COUNTED, _LONGEST = 1e12, 2**40, 2**10  # of kimg, any whole number, and entries of a list
+# Largest values of settings in kimg, and of other whole numbers; largest number of entries in a list.
+_MOST_KIMG, _MOST_COUNTED, _LONGEST = 1e12, 2**40, 2**10
 
 
 def check(config: Config) -> None:
-    """Refuse values that no run can have.
+    """Check every value by itself, and the values that must fit together whatever the data set is.
 
     Raises:
-        ConfigError: one line that names the key and the value.
+        ConfigError: a value is impossible; the message names the setting and the value.
     """
     for name, _, kind, _ in walk_settings():
         value = attrgetter(name)(config)
@@ -201,7 +217,7 @@ def check(config: Config) -> None:
             raise ConfigError(f"{name} has {len(value)} entries; at most {_LONGEST}")
         numbers = value if kind in (list[int], list[float]) else [value] if kind in (int, float) else []
         for number in numbers:
-            if not isinstance(number, int | float):  # a list in a list, which OmegaConf lets pass
+            if not isinstance(number, int | float):  # a list inside a list, which OmegaConf does not refuse
                 raise ConfigError(f"{name}={value} must be {describe_type(kind)}")
             if not math.isfinite(number) or number < 0:
                 raise ConfigError(f"{name}={number} must not be negative, infinite or nan")
@@ -227,31 +243,35 @@ def check(config: Config) -> None:
             if getattr(settings, name) and settings.schedule == "constant":
                 raise ConfigError(f"optim.{side}.{name} needs optim.{side}.schedule=cosine or linear")
     if config.loss.gamma_decay != 1 and config.optim.D.schedule == "constant":
-        raise ConfigError("loss.gamma_decay goes along optim.D.schedule: set that to cosine or linear")
+        raise ConfigError("loss.gamma_decay follows optim.D.schedule: set optim.D.schedule to cosine or linear")
     if config.growth.fade_kimg and not config.growth.stable_kimg:
         raise ConfigError("growth.fade_kimg needs growth.stable_kimg, the time that each size is trained for")
     if config.tracking.artifact and not config.checkpoint.every_kimg:
         raise ConfigError("tracking.artifact=true uploads the last checkpoint, but checkpoint.every_kimg=0 writes none")
     if config.run.name != Path(config.run.name).name or config.run.name == "..":
-        raise ConfigError(f"run.name={config.run.name} is part of a directory's name: letters, digits, - and _")
+        raise ConfigError(f"run.name={config.run.name} must be part of a directory name: use letters, digits, - and _")
     if config.resume != "never" and not config.run.dir:
         raise ConfigError(f"resume={config.resume} needs run.dir=DIR, the run to go on with")
 
 
-# What a run can't change when it goes on: the networks, what they learn from, and in which order.
+# Settings that must not change when a run is resumed: they determine the networks, the data and the order of the data.
 _FIXED = ("model.", "growth.", "data.name", "data.image_size", "data.channels", "data.class_folders", "data.stacked",
           "train.seed", "train.batch_size", "optim.G.name", "optim.D.name")  # fmt: skip
 
 
 def changes_that_matter(saved: Config, now: Config) -> list[str]:
-    """`key: old -> new` of every setting that differs and must not when a run goes on."""
+    """Return `key: old -> new` for every setting that differs but must not change when a run is resumed."""
     names = [name for name, *_ in walk_settings() if name.startswith(_FIXED)]
     pairs = [(name, attrgetter(name)(saved), attrgetter(name)(now)) for name in names]
     return [f"{name}: {old} -> {new}" for name, old, new in pairs if old != new]
 
 
 def parse_image_size(text: str) -> tuple[int, int]:
-    """`"64"` -> (64, 64), `"64x96"` -> (64, 96): height and width in pixels."""
+    """Return (height, width) in pixels: (64, 64) for "64", and (64, 96) for "64x96".
+
+    Raises:
+        ConfigError: the text has another form.
+    """
     match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text)
     if not match or not int(match[1]) or (match[2] and not int(match[2])):
         raise ConfigError(f"data.image_size={text} must be H or HxW in pixels, for example 64 or 64x96")

@@ -1,4 +1,4 @@
-"""Which precision a run has: what its config says, or on a GPU what the recipe is meant for."""
+"""Choose the precision of a run from `train.precision`, `train.gpu_precision` and the device."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ from gan_dist.settings.schema import Precision, Train
 
 
 def resolve(train: Train, on_gpu: bool) -> Precision:
-    """fp64, fp32, tf32, bf16 or fp16: `train.precision`, where "auto" is `train.gpu_precision` on a GPU, else fp32.
+    """Return the precision of a run: "fp64", "fp32", "tf32", "bf16" or "fp16".
 
-    Accelerate's launcher always hands down a precision, and "no" where nobody chose one. That is no choice.
+    It is `train.precision`. If that is "auto", it is `train.gpu_precision` on a GPU and fp32 on a CPU.
+
+    Args:
+        train: the settings.
+        on_gpu: the run computes on a GPU.
 
     Raises:
-        ConfigError: the launcher was told another precision than the run has.
+        ConfigError: `accelerate launch` was started with another precision than the run has. Its default
+            `mixed_precision=no` agrees with every precision.
     """
     automatic = train.gpu_precision if on_gpu else "fp32"
     chosen = automatic if train.precision == "auto" else train.precision

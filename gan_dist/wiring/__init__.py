@@ -1,1 +1,1 @@
-"""From a config to parts: the only place that knows all of them."""
+"""Build the parts of a run from its config. Only this folder knows all parts."""

@@ -1,4 +1,4 @@
-"""The composition root: from a config to a run that is ready to start. It is the one place that knows all the parts."""
+"""Build a run from its config: load the data, make the networks, the training loop and the callbacks."""
 
 from __future__ import annotations
 
@@ -47,10 +47,16 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class WiredRun:
-    """A run that is ready to start, and what has to be closed after it.
+    """A run that is ready to start.
 
     Attributes:
-        summary: the run in three lines, for its log.
+        trainer: the training loop.
+        state: the state of the run.
+        tracker: records metrics and pictures; the caller must call its `finish`.
+        bar: the progress bar; the caller must close it.
+        save: writes the checkpoints.
+        dist: the processes.
+        summary: three lines for the log about processes, batches and networks.
     """
 
     trainer: Trainer
@@ -62,15 +68,22 @@ class WiredRun:
     summary: list[str]
 
     def train(self, signals: StopSignals) -> bool:
-        """Returns True if training is finished, False if a signal to any of the processes stopped all of them."""
+        """Train; returns True if training is finished, False if a signal to one of the processes stopped it."""
         return self.trainer.run(StopAgreement(self.dist, signals))
 
 
 def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None, dist: Distributed) -> WiredRun:
-    """Read the data, make networks, loop and callbacks, and put the run where the checkpoint says, if there is one.
+    """Build a run. All processes call this function together.
+
+    Args:
+        config: the settings, which `gan_dist.wiring.checks` has checked.
+        info: the data set; see `gan_dist.data.datasets.describe`.
+        run_dir: the run directory, which exists.
+        checkpoint: the checkpoint to resume from; None for a new run.
+        dist: the processes.
 
     Raises:
-        UserError: data or checkpoint can't be read, or don't belong together.
+        UserError: the data or the checkpoint cannot be read, or the checkpoint belongs to other data.
     """
     dataset, key = load_shared(source_of(config.data), info, dist, stage_dir())
     if isinstance(dataset, ImageTensor):
@@ -110,7 +123,7 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
 
 
 def _batches(config: Config, info: DataInfo, dataset: Images, step: Alternation, dist: Distributed) -> Batches:
-    """The stream of training images; each stage of growth has smaller copies of them."""
+    """Make the stream of training batches. The early stages of progressive growing get smaller images."""
     source, last = source_of(config.data), last_stage(step.state)
 
     def open_stream(stage: Stage, nimg: int, seed: int) -> Stream:
@@ -122,7 +135,10 @@ def _batches(config: Config, info: DataInfo, dataset: Images, step: Alternation,
 
 
 def _facts(config: Config, info: DataInfo, data_key: str, dist: Distributed) -> dict[str, Any]:
-    """What is written into each checkpoint, so that its networks can be made without the data."""
+    """Return what each checkpoint records about the data and the machine, in addition to the state of the run.
+
+    With it the networks can be built without the data, and a resumed run can check that data and machine are the same.
+    """
     return {
         "image_shape": list(info.image_shape),
         "num_classes": info.num_classes if config.model.conditional else 0,
@@ -141,7 +157,10 @@ def _save(config: Config, facts: dict[str, Any], run_dir: Path, dist: Distribute
 def _recovery(
     config: Config, state: State, save: SaveCheckpoint, rewindable: Sequence[Any], dist: Distributed
 ) -> Recovery:
-    """Where single steps are skipped, as in fp16, only 20 of them in a row are a reason to go back or to stop."""
+    """Make the handler of non-finite gradients.
+
+    If a run skips single steps, as every run in fp16 does, it goes back or ends only after 20 skipped steps in a row.
+    """
     policy = config.train.on_nonfinite
     skip = policy == "skip"
     health = Health(
@@ -158,7 +177,14 @@ def _trackers(config: Config, run_dir: Path, nimg: int) -> Trackers:
 
 
 def _summary(config: Config, state: State, batch: int, dist: Distributed) -> list[str]:
-    """The run in three lines; of a growing one, the stage that it starts from."""
+    """Return three lines about processes, batches and networks; with progressive growing, of the current stage.
+
+    Args:
+        config: the settings.
+        state: the networks.
+        batch: global batch.
+        dist: the processes.
+    """
     parameters = {name: list(getattr(state, name).parameters()) for name in ("G", "D")}
     sizes = {name: sum(p.numel() for p in found) for name, found in parameters.items()}
     trained = {name: sum(p.numel() for p in found if p.requires_grad) for name, found in parameters.items()}

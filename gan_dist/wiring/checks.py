@@ -1,4 +1,7 @@
-"""What a run is refused for before data are read or networks built, each in a line that says what to do instead."""
+"""Refuse settings that do not fit together. Most checks run before data are loaded or networks are built.
+
+Each error is one line that says what to do instead.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +29,10 @@ from gan_dist.wiring.networks import check_args, make_discriminator, make_genera
 
 
 def check_names(config: Config) -> None:
-    """Refuse names of parts that do not exist.
+    """Check that the named data set, architecture, loss, feature extractor and augmentations exist.
 
     Raises:
-        ConfigError: one line that names the key, the value and the nearest valid one.
+        ConfigError: one of them does not exist; the message names the setting, its value and the nearest valid value.
     """
     named: list[tuple[str, str, Sequence[str]]] = [
         ("data.name", config.data.name, list(DATASETS)),
@@ -44,10 +47,17 @@ def check_names(config: Config) -> None:
 
 
 def check_parts(config: Config, info: DataInfo, dist: Distributed) -> None:
-    """Refuse what can't be combined, before data are read or networks built.
+    """Check that the settings fit together, and that they fit the data set and the number of processes.
+
+    Call this function before data are loaded or networks are built.
+
+    Args:
+        config: the settings, checked by `check_names`.
+        info: the data set; see `gan_dist.data.datasets.describe`.
+        dist: the processes.
 
     Raises:
-        ConfigError: one line that names the key, the value and the nearest valid one.
+        ConfigError: they do not fit; the message names the setting, its value and a valid value.
     """
     model, kind = config.model, kind_of(config.data)
     try:
@@ -74,17 +84,26 @@ def check_parts(config: Config, info: DataInfo, dist: Distributed) -> None:
         settings: Optimizer = getattr(config.optim, side)
         try:
             make_optimizer(settings, nn.Linear(1, 1))
-        except Exception as error:  # torch checks few of its arguments; wrong ones raise errors of many types
+        except Exception as error:  # torch raises errors of many types for wrong arguments
             raise ConfigError(f"optim.{side}.name={settings.name}: {_words(error)}") from error
 
 
 def _words(error: Exception) -> str:
-    """A message that is meant for the user as it is, others with what they are."""
-    return str(error) if isinstance(error, ValueError) else f"can't be made so ({type(error).__name__}: {error})"[:200]
+    """The message of a ValueError, which is written for the user; for other errors also their type."""
+    return str(error) if isinstance(error, ValueError) else f"cannot be made ({type(error).__name__}: {error})"[:200]
 
 
 def check_game(config: Config, info: DataInfo, world_size: int) -> None:
-    """Refuse a loss, regularizers, growth and batches that make no sense together, or with these networks."""
+    """Check that loss, regularizers, progressive growing, batches and networks fit together.
+
+    Args:
+        config: the settings.
+        info: the data set; see `gan_dist.data.datasets.describe`.
+        world_size: number of processes.
+
+    Raises:
+        ConfigError: they do not fit; the message names the setting and says what to set instead.
+    """
     loss, model, growth = config.loss, config.model, config.growth
     if loss.label_smoothing and not LOSSES[loss.name].has_target:
         raise ConfigError(f"loss.label_smoothing: loss.name={loss.name} has no target to smooth; set it to 0")
@@ -93,21 +112,22 @@ def check_game(config: Config, info: DataInfo, world_size: int) -> None:
         with torch.device("meta"):
             G = make_generator(model, info.image_shape, num_classes)
             D = make_discriminator(model, info.image_shape, num_classes)
-    except Exception as error:  # sizes that are each possible may not fit together
+    except Exception as error:  # each size may be valid, but not all of them together
         raise ConfigError(f"model.name={model.name} {_words(error)}") from error
     num_stages = G.last_stage + 1 if isinstance(G, models.Growing) else 0
     if growth.stable_kimg and not num_stages:
         raise ConfigError(f"growth.stable_kimg={growth.stable_kimg}: {model.name} does not grow; set it to 0")
     if growth.batch_sizes and not (growth.stable_kimg and len(growth.batch_sizes) == num_stages):
-        wanted = f"one for each of {num_stages} sizes" if growth.stable_kimg else "none without growth.stable_kimg"
+        wanted = f"one for each of {num_stages} sizes" if growth.stable_kimg else "empty without growth.stable_kimg"
         raise ConfigError(f"growth.batch_sizes={growth.batch_sizes} must be {wanted}")
     group_size = max((m.group_size for m in D.modules() if isinstance(m, MinibatchStd)), default=1)
     for key, batch_size in _batch_sizes(config):
         _check_split(key, batch_size, config.train.micro_batch_size, world_size, group_size)
     if loss.gradient_penalty and any(isinstance(module, nn.BatchNorm2d) for module in D.modules()):
         raise ConfigError(
-            f"loss.gradient_penalty={loss.gradient_penalty} is of each sample's own logit, but batch normalization in "
-            f"D of model.name={config.model.name} mixes samples: set model.d_args={{batch_norm: false}}"
+            f"loss.gradient_penalty={loss.gradient_penalty} needs logits that depend on one sample each, but "
+            f"batch normalization in D of model.name={config.model.name} mixes samples: set "
+            "model.d_args={batch_norm: false}"
         )
     normalised = any(isinstance(module, parametrize.ParametrizationList) for module in D.modules())
     bounds = (loss.clip_weights, loss.gradient_penalty, loss.r1_gamma, loss.r2_gamma, normalised)
@@ -119,13 +139,21 @@ def check_game(config: Config, info: DataInfo, world_size: int) -> None:
 
 
 def _batch_sizes(config: Config) -> list[tuple[str, int]]:
-    """Every global batch that a run has, and the setting that says so."""
+    """The sizes of all global batches of a run, each with the name of its setting."""
     sizes = config.growth.batch_sizes
     return [("train.batch_size", config.train.batch_size), *(("growth.batch_sizes", size) for size in sizes)]
 
 
 def _check_split(key: str, batch_size: int, micro: int, world_size: int, group_size: int) -> None:
-    """The global batch must fall into equal shares, a share into equal micro-batches, and these into whole groups."""
+    """Check that a global batch can be divided.
+
+    Args:
+        key: the setting of the global batch, for messages.
+        batch_size: the global batch, which must divide by the world size.
+        micro: `train.micro_batch_size`, which must divide the per-process batch; 0 for no micro-batches.
+        world_size: number of processes.
+        group_size: D compares so many images (see `MinibatchStd`), so it must divide the per-process batch and `micro`.
+    """
     if batch_size % world_size:
         raise ConfigError(
             f"{key}={batch_size} is the global batch and must divide by the {world_size} processes; "
@@ -145,27 +173,49 @@ def _check_split(key: str, batch_size: int, micro: int, world_size: int, group_s
 
 
 def check_resume(checkpoint: Path, config: Config, info: DataInfo) -> None:
-    """Refuse to go on with a run as another one, before data are read.
+    """Check that a run is resumed with the same networks and data, before the data are loaded.
+
+    Args:
+        checkpoint: the checkpoint to resume from.
+        config: the settings now.
+        info: the data set now.
 
     Raises:
-        ConfigError: what differs, old -> new.
+        ConfigError: they differ; the message lists each difference as `old -> new`.
     """
     changes = changes_that_matter(load_config(config_path(checkpoint)), config)
     num_images = read_facts(checkpoint)["num_images"]
     if num_images != info.num_images:
         changes.append(f"images in the data set: {num_images} -> {info.num_images}")
     if changes:
-        raise ConfigError(f"{checkpoint} is of another run: {'; '.join(changes)}; start a new one in another run.dir")
+        raise ConfigError(
+            f"{checkpoint} belongs to another run: {'; '.join(changes)}; start a new run in another run.dir"
+        )
 
 
 def changed_environment(checkpoint: Path, dist: Distributed) -> str:
-    """What a run's last bits depend on and is different now from when the checkpoint was written; "" if nothing is."""
+    """Compare the versions, the device and the precision with those that wrote the checkpoint.
+
+    Returns:
+        The differences in words; "" if there are none. With differences, a resumed run is not bit-identical to a run
+        without a stop.
+    """
     now = dist.environment
     before = {**now, **read_facts(checkpoint)["environment"]}
     return ", ".join(f"{key} was {before[key]} and is {now[key]}" for key in now if before[key] != now[key])
 
 
 def check_content(checkpoint: Path, key: str) -> None:
-    """Likewise once they are: with another content than that of this `gan_dist.data.in_memory.data_key`."""
+    """Check that a run is resumed with the same images, after the data are loaded.
+
+    Args:
+        checkpoint: the checkpoint to resume from.
+        key: the `gan_dist.data.in_memory.data_key` of the data set now.
+
+    Raises:
+        ConfigError: the images differ.
+    """
     if read_facts(checkpoint).get("data_key", key) != key:
-        raise ConfigError(f"{checkpoint} is of another run: the data set's content differs; start a new one elsewhere")
+        raise ConfigError(
+            f"{checkpoint} belongs to another run: the data set's content differs; start a new run in another run.dir"
+        )

@@ -1,4 +1,4 @@
-"""What a config says of its data, and where files are kept."""
+"""Read from the config and the environment which data set to use, and where files are kept."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gan_dist.settings.schema import Config, Data
 
 
 def source_of(data: Data) -> Source:
-    """The data set that is asked for."""
+    """Return the description of the data set that the settings ask for."""
     return Source(
         name=data.name,
         root=Path(data.root),
@@ -30,9 +30,14 @@ def source_of(data: Data) -> Source:
 
 
 def class_probabilities(dataset: Images, info: DataInfo, config: Config) -> Tensor | None:
-    """How often each class occurs in the data, (num_classes,): G is asked for labels as often.
+    """Return the share of each class in the data set: (num_classes,), or None if the networks take no label.
 
-    None for networks that take no label.
+    The labels for G are drawn with these probabilities.
+
+    Args:
+        dataset: the data set.
+        info: its number of classes.
+        config: the settings.
     """
     if not config.model.conditional:
         return None
@@ -41,10 +46,10 @@ def class_probabilities(dataset: Images, info: DataInfo, config: Config) -> Tens
 
 
 def cache_dir() -> Path:
-    """Where networks for metrics are kept between runs: $GAN_DIST_CACHE, or the user's cache directory."""
+    """Return the directory for feature extractors: $GAN_DIST_CACHE, or a folder in the user's cache directory."""
     return Path(os.environ.get("GAN_DIST_CACHE") or platformdirs.user_cache_dir("gan_dist"))
 
 
 def stage_dir() -> Path | None:
-    """A directory on each node's own disk for copies of image files, if $GAN_DIST_STAGE names one."""
+    """Return $GAN_DIST_STAGE, a directory on a local disk of each node for copies of image files; None if not set."""
     return Path(os.environ["GAN_DIST_STAGE"]) if os.environ.get("GAN_DIST_STAGE") else None

@@ -1,4 +1,4 @@
-"""The alternation of D and G as configured."""
+"""Build one training iteration from the config: loss, penalties, schedules, stages and optimizers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,15 @@ from gan_dist.wiring.kinds import kind_of
 def make_step(
     config: Config, state: State, dist: Distributed, stats: RunningMeans, class_probs: Tensor | None
 ) -> Alternation:
-    """One iteration of the run, ready to be called; `class_probs`: see `gan_dist.engine.draws.Draws`."""
+    """Build the iteration of a run.
+
+    Args:
+        config: the settings.
+        state: the state of the run, from `gan_dist.wiring.networks.make_state`.
+        dist: the processes.
+        stats: gets losses, logits, penalties and gradient norms.
+        class_probs: probability of each label for G, (num_classes,); None if G takes no label.
+    """
     train, ema = config.train, config.ema
     to_float = kind_of(config.data).to_float
     draws = Draws(state, train.seed, class_probs, to_float, config.data.hflip, train.augment)
@@ -40,17 +48,22 @@ def make_step(
 
 
 def total_nimg(config: Config) -> int:
-    """Length of the run in images."""
+    """Return the length of the run in images."""
     return round(config.train.kimg * 1000)
 
 
 def last_stage(state: State) -> int:
-    """The number of the stage in which a growing network is whole; 0 for one that does not grow."""
+    """Return the number of the last stage of progressive growing; 0 for networks that do not grow."""
     return state.G.last_stage if isinstance(state.G, Growing) else 0
 
 
 def stages(config: Config, last: int) -> Callable[[int], Stage]:
-    """Images seen -> stage of growth, from 0 to `last`."""
+    """Return a function from nimg, the number of images seen, to the stage of progressive growing.
+
+    Args:
+        config: the settings.
+        last: number of the last stage.
+    """
     growth, batch_size = config.growth, config.train.batch_size
     if not growth.stable_kimg:
         return stay(last, batch_size)
@@ -59,7 +72,7 @@ def stages(config: Config, last: int) -> Callable[[int], Stage]:
 
 
 def optimizer_schedule(settings: Optimizer, total: int) -> OptimizerSchedule:
-    """Settings of an optimizer over a run of `total` images."""
+    """Return the schedule of an optimizer's settings in a run of `total` images."""
     return OptimizerSchedule(
         progress(settings, total),
         settings.lr,
@@ -71,12 +84,12 @@ def optimizer_schedule(settings: Optimizer, total: int) -> OptimizerSchedule:
 
 
 def progress(settings: Optimizer, total: int) -> Progress:
-    """How far an optimizer's schedule has come, in a run of `total` images."""
+    """Return the function from nimg to the progress of an optimizer's schedule, in a run of `total` images."""
     return Progress(settings.schedule, settings.schedule_kimg * 1000 or total)
 
 
 def make_game(config: Config) -> Game:
-    """The loss with its penalties; their gammas go along D's schedule."""
+    """Build the loss with its penalties. The gammas of R1 and R2 decay along the schedule of D's optimizer."""
     loss, decay = config.loss, progress(config.optim.D, total_nimg(config))
     penalties = Penalties(
         drift=loss.drift,

@@ -1,4 +1,4 @@
-"""Networks and optimizers as configured."""
+"""Build networks and optimizers from the config, and load a generator from a checkpoint."""
 
 from __future__ import annotations
 
@@ -22,17 +22,25 @@ from gan_dist.rng import Purpose, torch_seed
 from gan_dist.settings.config import choose, load_config
 from gan_dist.settings.schema import Config, Model, Optimizer, describe_type
 
-MAX_ARG = 4096  # the largest number among an architecture's arguments: blocks, channels, …
+MAX_ARG = 4096  # largest number in `model.g_args` and `model.d_args`, for example of blocks or channels
 
 
 def optimizer_names() -> list[str]:
-    """The classes of torch.optim that step without a closure on dense gradients."""
+    """Return the valid values of `optim.G.name` and `optim.D.name`, sorted.
+
+    These are the classes in torch.optim, except those that need a closure, sparse gradients or matrices.
+    """
     names = [name for name, cls in vars(torch.optim).items() if inspect.isclass(cls)]
     return sorted(set(names) - {"Optimizer", "LBFGS", "SparseAdam", "Muon"})
 
 
 def make_optimizer(config: Optimizer, module: nn.Module) -> torch.optim.Optimizer:
-    """The configured optimizer over a module's parameters."""
+    """Make the configured optimizer for the parameters of a module.
+
+    Raises:
+        ValueError: there is no such optimizer; the message names the valid ones.
+        Exception: torch's optimizer may raise other errors if `config.args` are wrong.
+    """
     if config.name not in optimizer_names():
         raise ValueError(choose(config.name, optimizer_names()))
     cls = getattr(torch.optim, config.name)
@@ -40,23 +48,37 @@ def make_optimizer(config: Optimizer, module: nn.Module) -> torch.optim.Optimize
     if "betas" in inspect.signature(cls).parameters:
         arguments.setdefault("betas", tuple(config.betas))
     if config.name in ("Adam", "AdamW", "SGD") and not arguments.keys() & {"foreach", "differentiable"}:
-        arguments.setdefault("fused", True)  # one pass over the weights
+        arguments.setdefault("fused", True)  # a fused kernel reads and writes the weights only once
     return cls(module.parameters(), **arguments)
 
 
 def make_generator(model: Model, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """G as configured; `num_classes` is 0 for an unconditional one."""
+    """Make the configured generator.
+
+    Args:
+        model: the settings.
+        image_shape: (C, H, W) of its images.
+        num_classes: number of labels; 0 for an unconditional G.
+    """
     G = models.architecture(model.name).Generator
     return G(image_shape, num_classes, model.z_dim, model.g_widths, **model.g_args)
 
 
 def make_discriminator(model: Model, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """D as configured, likewise."""
+    """Make the configured discriminator; the arguments are those of `make_generator`."""
     return models.architecture(model.name).Discriminator(image_shape, num_classes, model.d_widths, **model.d_args)
 
 
 def make_state(config: Config, info: DataInfo, dist: Distributed) -> State:
-    """Networks initialised from the seed, on the CPU whatever the device, and their optimizers."""
+    """Make the networks and their optimizers, for a new run.
+
+    The weights are initialised on the CPU from `train.seed`, so they are the same on every device and in every process.
+
+    Args:
+        config: the settings.
+        info: the data set; see `gan_dist.data.datasets.describe`.
+        dist: the processes.
+    """
     model, seed = config.model, config.train.seed
     num_classes = info.num_classes if model.conditional else 0
     with torch_seed(seed, Purpose.INIT_G):
@@ -72,15 +94,18 @@ def make_state(config: Config, info: DataInfo, dist: Distributed) -> State:
 
 
 def load_generator(run_dir: Path, checkpoint: str, device: str) -> nn.Module:
-    """See `gan_dist.load_generator`."""
+    """Load G_ema of a run; see `gan_dist.load_generator`."""
     return generator_of(find_checkpoint(run_dir, checkpoint)).to(device)
 
 
 def generator_of(checkpoint: Path) -> nn.Module:
-    """A checkpoint's G_ema in eval mode, in fp32, on the CPU.
+    """Load G_ema from a checkpoint, in eval mode, on the CPU, with weights as saved: fp32, or fp64 for a run in fp64.
+
+    Args:
+        checkpoint: the checkpoint's directory.
 
     Raises:
-        UserError: its files are damaged or do not fit together.
+        UserError: its files are damaged or do not belong together.
     """
     facts = read_facts(checkpoint)
     config = load_config(config_path(checkpoint))
@@ -88,22 +113,30 @@ def generator_of(checkpoint: Path) -> nn.Module:
         raise ConfigError(f"{checkpoint}: model.name={config.model.name}: {choose(config.model.name, models.names())}")
     check_args(config.model)
     try:
-        with torch.device("meta"):  # takes no memory until the file is seen to hold as much
+        # On the meta device the network takes no memory. `load_network` gives it the memory that the file needs.
+        with torch.device("meta"):
             G = make_generator(config.model, tuple(facts["image_shape"]), facts["num_classes"])
-    except Exception as error:  # a stranger's numbers may be such that no network can have them
+    except Exception as error:  # a checkpoint may come from a stranger, with sizes that no network can have
         raise ConfigError(f"{checkpoint}: {config.model.name}: {type(error).__name__}: {str(error)[:200]}") from error
     load_network(checkpoint, "G_ema", G)
     return G.eval().requires_grad_(False)
 
 
 def check_args(model: Model) -> None:
-    """Refuse what an architecture does not have in `model.g_args` and `model.d_args`."""
+    """Check `model.g_args` and `model.d_args` against the arguments of the architecture.
+
+    Raises:
+        ConfigError: the architecture has no such argument, or the value has the wrong type or is too large.
+    """
     _check_args("model.g_args", model.g_args, models.architecture(model.name).Generator)
     _check_args("model.d_args", model.d_args, models.architecture(model.name).Discriminator)
 
 
 def _check_args(key: str, given: dict[str, Any], network: type[nn.Module]) -> None:
-    """Arguments of an architecture must be some that it has, with values of their defaults' types and sane sizes."""
+    """Check that a network has these keyword-only arguments, and that each value has the type of its default.
+
+    Numbers must be in 0 … MAX_ARG.
+    """
     parameters = inspect.signature(network).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     for name, value in given.items():

@@ -1,1 +1,1 @@
-"""What happens when an event is due, one concern a file; each fits `gan_dist.engine.trainer.Callback`."""
+"""Callbacks of the training loop, one per file. They implement `gan_dist.engine.trainer.Callback`."""

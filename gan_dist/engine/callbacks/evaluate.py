@@ -1,4 +1,4 @@
-"""Metrics of G_ema during training."""
+"""Measure G_ema during training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,19 @@ log = logging.getLogger(__name__)
 
 
 class Evaluate:
-    """Every process takes part in measuring; the newest values are kept in the state, with the protocol on file."""
+    """Measures G_ema, for example its FID. All processes take part.
+
+    The values are stored in the state of the run. The main process logs them, and passes them to the trackers together
+    with the protocol by which they were measured.
+
+    Args:
+        every_nimg: number of images between two evaluations.
+        evaluator: computes the metrics.
+        tracker: records the metrics.
+        clock: is paused meanwhile.
+        dist: the processes.
+        then: called after each evaluation, except the one before the first iteration; None for no call.
+    """
 
     at_start = True
     at_end = True
@@ -29,7 +41,6 @@ class Evaluate:
         dist: Distributed,
         then: Callable[[State], None] | None,
     ) -> None:
-        """`then` is called after each evaluation but that at the very start."""
         self.every_nimg, self.evaluator = every_nimg, evaluator
         self.tracker, self.clock, self.dist = tracker, clock, dist
         self.then = then

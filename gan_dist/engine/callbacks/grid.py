@@ -1,4 +1,4 @@
-"""Pictures of samples during training."""
+"""Pictures of generated samples during training."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from gan_dist.report.tracking import Tracker
 
 
 class SampleGrid:
-    """A picture of what G_ema makes, for the trackers.
+    """Makes a picture of samples of G_ema and passes it to the trackers.
 
     Args:
-        draw: makes the picture, uint8 (H, W, C), of a generator; all processes call it together.
+        every_nimg: number of images between two pictures.
+        draw: makes the picture, uint8 (H, W, C), from G_ema. All processes call it together.
+        tracker: records the picture.
+        clock: is paused meanwhile.
     """
 
     at_start = True

@@ -1,4 +1,4 @@
-"""A torch profiler trace of some iterations."""
+"""Record a trace of a few iterations with torch's profiler."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from gan_dist.checkpoint.state import State
 
 log = logging.getLogger(__name__)
 
-SKIPPED, WARM, TRACED = 20, 3, 5  # iterations
+SKIPPED, WARM, TRACED = 20, 3, 5  # numbers of iterations: not profiled, profiled but discarded, and recorded
 
 
 class Profile:
-    """Traces a few iterations after the first ones into a file that Perfetto and chrome://tracing open."""
+    """Records a few iterations, after the first ones, in a file that Perfetto and chrome://tracing can open.
 
-    every_nimg = 1  # every iteration
+    Args:
+        path: the file to write.
+    """
+
+    every_nimg = 1  # called after every iteration
     at_start = False
     at_end = False
 
@@ -35,7 +39,7 @@ class Profile:
     def _write(self, traced: profile) -> None:
         try:
             traced.export_chrome_trace(str(self.path))
-        except (OSError, RuntimeError) as error:  # a full disk
+        except (OSError, RuntimeError) as error:  # for example a full disk
             log.warning("%s: cannot write the trace: %s", self.path, error)
         else:
             log.info("traced %d iterations into %s", TRACED, self.path)

@@ -1,4 +1,4 @@
-"""What a person sees: a live line on a terminal, plain lines elsewhere, and the same figures for the trackers."""
+"""Show the progress of training: a progress bar on a terminal, else log lines; and pass the values to the trackers."""
 
 from __future__ import annotations
 
@@ -15,13 +15,19 @@ from gan_dist.report.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
-_SHOWN = ("fid", "modes", "high_quality")  # metrics that are on the line
+_SHOWN = ("fid", "modes", "high_quality")  # metrics whose names begin so are shown
 
 
 class ProgressBar:
-    """kimg, speed and time left on a terminal; nothing where there is none."""
+    """A progress bar with kimg, losses, speed and remaining time. Without a terminal it shows nothing.
 
-    every_nimg = 1  # every iteration: tqdm itself sees to it that the terminal is not flooded
+    Args:
+        start_nimg: number of images seen when this start of the run begins.
+        total_nimg: length of the run in images.
+        dist: the processes; only the main process shows the bar.
+    """
+
+    every_nimg = 1  # called after every iteration; tqdm draws the bar at most four times per second
     at_start = True
     at_end = False
 
@@ -40,11 +46,25 @@ class ProgressBar:
         self.bar.update(min(state.nimg / 1000, self.total) - self.bar.n)
 
     def close(self) -> None:
+        """End the progress bar, so that the terminal can be used again."""
         self.bar.close()
 
 
 class LogProgress:
-    """Means of losses, outputs and norms since the last line, images/s, and on plain output the time left."""
+    """Reports the means of losses, logits and gradient norms since the last report, and the speed in images/s.
+
+    The values go to the trackers and to the progress bar. Without a terminal they are logged with the remaining time.
+
+    Args:
+        every_nimg: number of images between two reports.
+        start_nimg: number of images seen when this start of the run begins.
+        total_nimg: length of the run in images.
+        stats: the running means to report.
+        tracker: records the values.
+        bar: the progress bar.
+        clock: the time spent on training, for the speed.
+        dist: the processes; all take part in the means, and the main process reports them.
+    """
 
     at_start = False
     at_end = True
@@ -68,7 +88,7 @@ class LogProgress:
         values = self.stats.read()
         if not values or not self.dist.is_main:
             return
-        if state.nimg < self._last[1]:  # the run went back
+        if state.nimg < self._last[1]:  # the run has gone back to a checkpoint
             self._last = (self.clock.seconds(), state.nimg)
             return
         (then, nimg), now = self._last, self.clock.seconds()

@@ -1,4 +1,4 @@
-"""Checkpoints during training."""
+"""Write checkpoints during training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Retention:
-    """Which checkpoints stay: see `gan_dist.settings.schema.Checkpoint`."""
+    """Which checkpoints are kept; see `gan_dist.settings.schema.Checkpoint`.
+
+    Attributes:
+        keep: number of newest checkpoints to keep; 0 for all.
+        every_nimg: also keep one checkpoint of every so many images; 0 for none.
+        best: also keep the checkpoint with the lowest FID.
+    """
 
     keep: int
     every_nimg: int
@@ -29,15 +35,22 @@ class Retention:
 
 
 class SaveCheckpoint:
-    """Copies the run off the device when one is due; a thread writes it. One that fails is reported, no more.
+    """Writes checkpoints. Only the main process does anything.
+
+    A call copies the state of the run from the device, and a thread writes the copy to disk while training goes on. If
+    writing fails, the error is logged and training goes on.
 
     Args:
+        every_nimg: number of images between two checkpoints; 0 for none.
+        run_dir: the run directory.
         facts: see `gan_dist.checkpoint.write.take_snapshot`.
-        config: the run's resolved config, YAML.
+        config: the run's resolved config as YAML.
+        retention: which checkpoints are kept.
+        dist: the processes.
     """
 
     at_start = False
-    at_end = False  # `now` writes the last one
+    at_end = False  # the trainer calls `now` at the end
 
     def __init__(
         self,
@@ -52,29 +65,32 @@ class SaveCheckpoint:
         self.retention, self.dist = retention, dist
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[bool] | None = None
-        self._newest = -1
-        self._lowest = math.inf  # FID of the checkpoints that this program has written
+        self._newest = -1  # `nimg` of the newest checkpoint; -1 if there is none, or if it must be written again
+        self._lowest = math.inf  # lowest FID of the checkpoints that this object has written
 
     def __call__(self, state: State) -> None:
         if not self.dist.is_main or state.nimg == self._newest:
             return
         if self._pending and not self._pending.done():
-            log.warning("%.1f kimg: the checkpoint before is still being written; none now", state.nimg / 1000)
+            log.warning("%.1f kimg: skipped a checkpoint; the previous one is still being written", state.nimg / 1000)
             return
         self._newest = state.nimg
         self._pending = self._writer.submit(self._write, take_snapshot(state, self.facts))
 
     def if_best(self, state: State) -> None:
-        """Save a run whose FID, just measured, is lower than that of any checkpoint, after the one being written."""
+        """Save a checkpoint if the FID that was just measured is lower than that of all checkpoints so far.
+
+        Waits first until the checkpoint that is being written is on disk.
+        """
         if not self.dist.is_main:
             return
         self.wait()
         if fid_of(state.metrics) < self._lowest:
-            self._newest = -1  # what was written of this moment before it was measured does not have the result
+            self._newest = -1  # a checkpoint of the same `nimg` may exist already, but it does not have the new FID
             self(state)
 
     def rewind(self, nimg: int) -> None:
-        """The run goes back, and will come to the same numbers of images again, with other weights.
+        """The run is going back: checkpoints with the same `nimg` as before must be written again, with other weights.
 
         Waits until the checkpoint that is being written is on disk.
         """
@@ -82,7 +98,7 @@ class SaveCheckpoint:
         self._newest, self._lowest = -1, math.inf
 
     def now(self, state: State) -> bool:
-        """Have this moment on disk before returning; False if that failed."""
+        """Save a checkpoint and wait until it is on disk; returns False if this failed."""
         if not self.dist.is_main or (self.wait() and state.nimg == self._newest):
             return True
         self._newest = -1
@@ -90,22 +106,26 @@ class SaveCheckpoint:
         return self.wait()
 
     def wait(self) -> bool:
-        """Wait for the writer; False if its last checkpoint failed."""
+        """Wait until the thread has no checkpoint left to write.
+
+        Returns:
+            True if the last checkpoint was written, False if that failed or if there was none.
+        """
         return self._pending is not None and self._pending.result()
 
     def _write(self, snapshot: Snapshot) -> bool:
         kimg = snapshot.facts["nimg"] / 1000
         try:
             snapshot.arrived()
-            # By numpy: torch would start threads of this thread's own, and with more of them than cores OpenMP lets
-            # those of training sleep between any two operations. A third of the speed was lost after one checkpoint.
+            # This check uses numpy. torch would start new OpenMP threads for this thread. With more threads than cores,
+            # OpenMP lets the threads of training sleep between operations, which made training a third slower.
             if not all(np.isfinite(t.numpy()).all() for name in NETWORKS for t in snapshot.tensors[name].values()):
                 raise ValueError("weights are not finite")
             write_checkpoint(self.run_dir, snapshot, self.config)
             if snapshot.facts["metrics_nimg"] == snapshot.facts["nimg"]:
                 self._lowest = min(self._lowest, fid_of(snapshot.facts["metrics"]))
             prune(self.run_dir, self.retention.keep, self.retention.every_nimg, self.retention.best)
-        except Exception as error:  # whatever the disk did: training goes on
+        except Exception as error:  # an error while writing must not end the training
             log.error("no checkpoint at %.1f kimg: %s", kimg, error)
             self._newest = -1
             return False

@@ -1,6 +1,6 @@
-"""Kinds of data: images, points of the plane, stacked images. Each has one file, which knows all that is its own.
+"""Kinds of data: images, stacked images, and points in the plane. Each kind has one file.
 
-A new kind is a file here and a line in `kind_of`.
+To add a kind, add a file here and a line in `kind_of`.
 """
 
 from __future__ import annotations
@@ -19,49 +19,70 @@ from gan_dist.metrics import Evaluator
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.settings.schema import Config, Data
 
-Picture = Callable[[nn.Module], np.ndarray]  # a generator in eval mode -> a picture uint8 (H, W, C) of its samples
+# A function from a generator in eval mode to a picture of its samples, uint8 (H, W, C).
+Picture = Callable[[nn.Module], np.ndarray]
 
 
 class Kind(Protocol):
-    """What a run does in another way for this kind of data.
+    """The parts of a run that depend on the kind of its data.
 
     Attributes:
-        num_images: how many images `gan-dist evaluate` generates if it is not told; None: as many as the run itself.
+        num_images: number of images that `gan-dist evaluate` generates by default; None for `metrics.num_images`.
     """
 
     num_images: int | None
 
     @property
     def to_float(self) -> ToFloat:
-        """The function that turns items as they are stored (N, C, H, W) into what D takes."""
+        """The function that converts items as they are stored (N, C, H, W) to floats for D."""
 
     def check(self, config: Config) -> None:
-        """Raises ConfigError for settings that this kind can't have."""
+        """Raise ConfigError if the settings do not fit this kind."""
 
     def check_metrics(self, config: Config, info: DataInfo) -> None:
-        """Raises ConfigError for metrics that this kind can't have."""
+        """Raise ConfigError if the section `metrics` does not fit this kind."""
 
     def make_evaluator(
         self, config: Config, info: DataInfo, dataset: Images, class_probs: Tensor | None, dist: Distributed
     ) -> Evaluator:
-        """What measures a generator of this kind."""
+        """Make the evaluator that measures a generator of this kind.
+
+        All processes call this function together.
+
+        Args:
+            config: the settings.
+            info: what `gan_dist.data.datasets.describe` returned.
+            dataset: the data set.
+            class_probs: probability of each label for G, (num_classes,); None if G takes no label.
+            dist: the processes.
+        """
 
     def make_picture(self, config: Config, class_probs: Tensor | None, dist: Distributed) -> Picture:
-        """What draws a generator's samples; all processes call it together."""
+        """Make the function that draws samples of a generator. All processes call that function together."""
 
     def real_picture(self, config: Config, info: DataInfo, dataset: Images) -> np.ndarray:
-        """A picture of the data, uint8 (H, W, C)."""
+        """Make a picture of the real data, uint8 (H, W, C)."""
 
     def describe(self, config: Config, info: DataInfo, num_readable: int) -> str:
-        """What was found, in words."""
+        """Describe the data set in words, for `gan-dist prefetch`.
+
+        Args:
+            config: the settings.
+            info: what `gan_dist.data.datasets.describe` returned.
+            num_readable: number of images that can be read.
+        """
 
     def fetch_extractor(self, config: Config, info: DataInfo, dataset: Images, dist: Distributed) -> str:
-        """Have the feature extractor in the cache; returns its name, or "" if this kind is measured without one."""
+        """Download or train the feature extractor, unless it is in the cache.
+
+        Returns:
+            Its name, or "" if this kind of data needs no feature extractor that is in the cache.
+        """
 
 
 def kind_of(data: Data) -> Kind:
-    """The kind of a data set."""
-    from gan_dist.wiring.kinds import images, points, stacked  # they import this file
+    """Return the kind of data set that the settings ask for."""
+    from gan_dist.wiring.kinds import images, points, stacked  # not at the top, because these files import this one
 
     if data.name in POINTS:
         return points.PointsKind()

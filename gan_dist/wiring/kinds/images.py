@@ -1,4 +1,4 @@
-"""Images: pictures are grids, and FID and its like are measured on features of an extractor."""
+"""The kind of data "images": pictures are grids, and FID and the other metrics use a feature extractor."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gan_dist.wiring.kinds import Picture
 
 
 class ImagesKind:
-    """See `gan_dist.wiring.kinds.Kind`."""
+    """Data sets of images. The methods are described in `gan_dist.wiring.kinds.Kind`."""
 
     to_float = staticmethod(images_to_float)
     num_images: int | None = 50_000
@@ -74,7 +74,16 @@ class ImagesKind:
 
 
 def real_grid(dataset: Images, num_classes: int, rows: int) -> np.ndarray:
-    """A picture of the first real images, with classes one column a class; white where there are too few."""
+    """Make a grid of the first real images.
+
+    Args:
+        dataset: the data set.
+        num_classes: number of classes; each column shows one class. 0 if there are no classes.
+        rows: number of rows. Places for which there are too few images stay white.
+
+    Returns:
+        The picture, uint8 (height, width, C).
+    """
     columns = columns_of(num_classes, rows)
     if num_classes:
         of_class = [(dataset.labels == label).nonzero().flatten().tolist() for label in range(columns)]

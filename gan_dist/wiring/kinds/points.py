@@ -1,4 +1,4 @@
-"""Points of the plane: pictures are scatter plots, and the modes that a generator has found are counted."""
+"""The kind of data "points in the plane": pictures are scatter plots, and the evaluator counts the recovered modes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from gan_dist.report.scatter import scatter_picture
 from gan_dist.settings.schema import Config
 from gan_dist.wiring.kinds import Picture
 
-SHOWN = 2500  # points in a picture
+SHOWN = 2500  # number of points in a picture
 
 
 class PointsKind:
-    """See `gan_dist.wiring.kinds.Kind`."""
+    """Data sets of points. The methods are described in `gan_dist.wiring.kinds.Kind`."""
 
     to_float = staticmethod(points_to_float)
     num_images: int | None = None
@@ -29,7 +29,7 @@ class PointsKind:
     def check(self, config: Config) -> None:
         name, model = config.data.name, config.model
         if config.data.image_size or config.data.channels:
-            raise ConfigError(f"data.name={name} are points: data.image_size and data.channels are not for them")
+            raise ConfigError(f"data.name={name} are points: leave data.image_size and data.channels at their defaults")
         if model.name != "mlp" or model.g_args.get("tanh", True):
             raise ConfigError(
                 f"data.name={name} are points, which lie outside [-1, 1]: set model.name=mlp and "
@@ -56,7 +56,7 @@ class PointsKind:
         return scatter_picture(points.flatten(1).cpu(), modes(config.data.name))
 
     def describe(self, config: Config, info: DataInfo, num_readable: int) -> str:
-        return f"{info.num_images} points, made by the program"
+        return f"{info.num_images} points, which the program computes"
 
     def fetch_extractor(self, config: Config, info: DataInfo, dataset: Images, dist: Distributed) -> str:
         return ""

@@ -1,4 +1,4 @@
-"""Stacked images: like images, but their modes are counted."""
+"""The kind of data "stacked images": as for images, but the evaluator counts the modes that G generates."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from gan_dist.wiring.kinds.images import ImagesKind
 
 
 class StackedKind(ImagesKind):
-    """See `gan_dist.wiring.kinds.Kind`."""
+    """Data sets of stacked images. The methods are described in `gan_dist.wiring.kinds.Kind`."""
 
     num_images = None
 
     def check(self, config: Config) -> None:
         if config.model.conditional:
-            raise ConfigError("data.stacked=true counts modes that G was not told of; set model.conditional=false")
+            raise ConfigError(
+                "data.stacked=true counts modes, which G must find without labels; set model.conditional=false"
+            )
 
     def check_metrics(self, config: Config, info: DataInfo) -> None:
         pass
