@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from gan_dist.advice import advise
 from gan_dist.checkpoint.find import find_checkpoint, list_checkpoints, read_facts
 from gan_dist.checkpoint.lock import lock_run
 from gan_dist.checkpoint.write import clean_up, set_aside
@@ -210,26 +211,8 @@ def _together(dist: Distributed, work: Callable[[], T]) -> T:
         result = work()
         dist.end()
     except Exception as error:
-        raise dist.failure(_in_words(error)) from error
+        raise dist.failure(advise(error)) from error
     return result
-
-
-def _in_words(error: Exception) -> Exception:
-    """Turn well-known errors of libraries into a UserError that says what to do; return other errors unchanged."""
-    line = " ".join(str(error).split())[:150]
-    if isinstance(error, torch.OutOfMemoryError):
-        return UserError(f"the GPU's memory is full ({line}); set train.micro_batch_size or metrics.batch_size")
-    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-        return UserError(
-            f"train.compile=true: torch.compile failed ({line}); it needs a C++ compiler, else set it to false"
-        )
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
-        return UserError(f"the memory is full ({line}); make the networks, batches or data.memory_gib smaller")
-    if isinstance(error, OSError) and error.filename:  # a network error is an OSError too, but has no file name
-        return UserError(f"{error.filename}: {error.strerror}")
-    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
-        return UserError(f"a data worker was killed ({line}); if memory was short, lower data.workers; then resume")
-    return error
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -296,5 +279,5 @@ def prefetch(config: Config) -> Iterator[str]:
     if good != info.num_images and config.data.name != "folder":
         raise UserError(f"data.name={config.data.name}: only {good} of {info.num_images} images can be read")
     yield f"data     {config.data.name}: {kind.describe(config, info, good)}"
-    if config.metrics.every_kimg and (extractor := kind.fetch_extractor(config, info, dataset, dist)):
+    if config.metrics.every_kimg and (extractor := kind.prepare_extractor(config, info, dataset, dist)):
         yield f"metrics  {extractor} in {cache_dir().resolve()}"

@@ -113,8 +113,8 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
     if config.metrics.every_kimg:
         evaluator = kind.make_evaluator(config, info, dataset, class_probs, dist)
         keep_best = config.checkpoint.keep_best and config.checkpoint.every_kimg
-        then = save.if_best if keep_best else None
-        callbacks.append(Evaluate(_nimg(config.metrics.every_kimg), evaluator, tracker, clock, dist, then))
+        after = save.if_best if keep_best else None
+        callbacks.append(Evaluate(_nimg(config.metrics.every_kimg), evaluator, tracker, clock, dist, after))
     if config.train.profile and dist.is_main:
         callbacks.append(Profile(run_dir / "trace.json"))
     recovery = _recovery(config, state, save, [tracker, stats, batches], dist)

@@ -123,7 +123,7 @@ def check_game(config: Config, info: DataInfo, world_size: int) -> None:
     group_size = max((m.group_size for m in D.modules() if isinstance(m, MinibatchStd)), default=1)
     for key, batch_size in _batch_sizes(config):
         _check_split(key, batch_size, config.train.micro_batch_size, world_size, group_size)
-    if loss.gradient_penalty and any(isinstance(module, nn.BatchNorm2d) for module in D.modules()):
+    if loss.gradient_penalty and any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in D.modules()):
         raise ConfigError(
             f"loss.gradient_penalty={loss.gradient_penalty} needs logits that depend on one sample each, but "
             f"batch normalization in D of model.name={config.model.name} mixes samples: set "

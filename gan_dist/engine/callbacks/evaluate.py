@@ -26,7 +26,7 @@ class Evaluate:
         tracker: records the metrics.
         clock: is paused meanwhile.
         dist: the processes.
-        then: called after each evaluation, except the one before the first iteration; None for no call.
+        after: called after each evaluation, except the one before the first iteration; None for no call.
     """
 
     at_start = True
@@ -39,17 +39,17 @@ class Evaluate:
         tracker: Tracker,
         clock: Clock,
         dist: Distributed,
-        then: Callable[[State], None] | None,
+        after: Callable[[State], None] | None,
     ) -> None:
         self.every_nimg, self.evaluator = every_nimg, evaluator
         self.tracker, self.clock, self.dist = tracker, clock, dist
-        self.then = then
+        self.after = after
 
     def __call__(self, state: State) -> None:
         with self.clock.paused():
             state.metrics, state.metrics_nimg = self.evaluator(state.G_ema), state.nimg
-        if self.then and state.nimg:
-            self.then(state)
+        if self.after and state.nimg:
+            self.after(state)
         if self.dist.is_main:
             self.tracker.scalars(state.nimg, {**state.metrics, "protocol": self.evaluator.protocol})
             values = "  ".join(f"{name} {value:.4g}" for name, value in state.metrics.items())

@@ -20,11 +20,11 @@ from gan_dist.report.pictures import columns_of, grid_picture
 from gan_dist.sampling import sample_grid
 from gan_dist.settings.schema import Config
 from gan_dist.wiring.data import cache_dir
-from gan_dist.wiring.kinds import Picture
+from gan_dist.wiring.kinds.kind import Picture
 
 
 class ImagesKind:
-    """Data sets of images. The methods are described in `gan_dist.wiring.kinds.Kind`."""
+    """Data sets of images. The methods are described in `gan_dist.wiring.kinds.kind.Kind`."""
 
     to_float = staticmethod(images_to_float)
     num_images: int | None = 50_000
@@ -64,7 +64,7 @@ class ImagesKind:
         where = "inside scikit-learn" if config.data.name == "digits" else f"in {Path(config.data.root).resolve()}"
         return f"{num_readable} of {info.num_images} images can be read, {shape}, {where}"
 
-    def fetch_extractor(self, config: Config, info: DataInfo, dataset: Images, dist: Distributed) -> str:
+    def prepare_extractor(self, config: Config, info: DataInfo, dataset: Images, dist: Distributed) -> str:
         return self._extractor(config, info, dataset, dist).name
 
     def _extractor(self, config: Config, info: DataInfo, dataset: Images, dist: Distributed) -> Extractor:

@@ -15,13 +15,13 @@ from gan_dist.metrics.points import PointsEvaluator, sample_points
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.report.scatter import scatter_picture
 from gan_dist.settings.schema import Config
-from gan_dist.wiring.kinds import Picture
+from gan_dist.wiring.kinds.kind import Picture
 
 SHOWN = 2500  # number of points in a picture
 
 
 class PointsKind:
-    """Data sets of points. The methods are described in `gan_dist.wiring.kinds.Kind`."""
+    """Data sets of points. The methods are described in `gan_dist.wiring.kinds.kind.Kind`."""
 
     to_float = staticmethod(points_to_float)
     num_images: int | None = None
@@ -58,5 +58,5 @@ class PointsKind:
     def describe(self, config: Config, info: DataInfo, num_readable: int) -> str:
         return f"{info.num_images} points, which the program computes"
 
-    def fetch_extractor(self, config: Config, info: DataInfo, dataset: Images, dist: Distributed) -> str:
+    def prepare_extractor(self, config: Config, info: DataInfo, dataset: Images, dist: Distributed) -> str:
         return ""

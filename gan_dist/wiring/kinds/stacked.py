@@ -18,7 +18,7 @@ from gan_dist.wiring.kinds.images import ImagesKind
 
 
 class StackedKind(ImagesKind):
-    """Data sets of stacked images. The methods are described in `gan_dist.wiring.kinds.Kind`."""
+    """Data sets of stacked images. The methods are described in `gan_dist.wiring.kinds.kind.Kind`."""
 
     num_images = None
 
@@ -46,5 +46,5 @@ class StackedKind(ImagesKind):
             seed=metrics.seed,
         )
 
-    def fetch_extractor(self, config: Config, info: DataInfo, dataset: Images, dist: Distributed) -> str:
+    def prepare_extractor(self, config: Config, info: DataInfo, dataset: Images, dist: Distributed) -> str:
         return ""
