@@ -1,20 +1,29 @@
-"""What the tests share: the real command line in a process of its own, and a cache that is theirs."""
+"""What the tests share: the command line, here or in a process of its own, a cache that is theirs, quick and slow."""
 
 from __future__ import annotations
 
 import functools
+import io
+import logging
+import multiprocessing.process
 import os
 import socket
 import subprocess
 import sys
+import time
+import traceback
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import Tensor, nn
 
+from gan_dist.cli import main
 from gan_dist.data import POINTS, describe
 from gan_dist.models._layers import MinibatchStd
 from gan_dist.settings.config import load_config
@@ -87,12 +96,84 @@ RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
 OF_EACH_ARCHITECTURE = {recipe_file(name).model.name: name for name in reversed(RECIPES)}
 
 
+# --- quick and slow ---------------------------------------------------------------------------------------------------
+
+# Files whose tests take minutes come first, the longest of all at the very start, so that no worker of pytest-xdist is
+# left alone with one at the end.
+ORDER = ["test_slurm", "test_slurm_limits", "test_resume_ranks", "test_resume", "test_distributed", "test_reliability"]
+ORDER += ["test_processes", "test_quality", "test_benchmarks", "test_tracking", "test_group_of_one"]
+LIMIT = 2.0  # seconds of this process's CPU time that a quick test may take
+
+# `pytest --hypothesis-profile=full` tries all examples that a test names, and by default a fifth of them.
+hypothesis.settings.register_profile("full", deadline=None)
+hypothesis.settings.register_profile("quick", deadline=None)
+hypothesis.settings.load_profile("quick")
+
+
+def examples(number: int) -> int:
+    """How many hypothesis tries: of the profile "full" all, else a fifth. To be called when a module is imported."""
+    return number if hypothesis.settings.get_current_profile_name() == "full" else number // 5
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files whose few tests take minutes come first, so that no worker is left alone with one at the end."""
-    slow = ["test_shared_gpu", "test_resume", "test_slurm", "test_reliability", "test_processes", "test_distributed"]
-    slow += ["test_group_of_one", "test_quality"]
-    order = {name: i for i, name in enumerate(slow)}
+    """What is not marked slow is quick; slow files are first."""
+    order = {name: i for i, name in enumerate(ORDER)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+    for item in items:
+        if not item.get_closest_marker("slow"):
+            item.add_marker("quick")
+
+
+class _Watch:
+    """What starts a process while a test and its fixtures run: the places in the code, one a process."""
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+        sys.addaudithook(self._hear)
+        start = multiprocessing.process.BaseProcess.start
+
+        @functools.wraps(start)
+        def noted(process: multiprocessing.process.BaseProcess) -> None:
+            self._note("multiprocessing")  # its spawn makes no audit event
+            start(process)
+
+        multiprocessing.process.BaseProcess.start = noted  # type: ignore[method-assign]
+
+    def _hear(self, event: str, _: tuple[object, ...]) -> None:
+        if event in ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"):
+            self._note(event)
+
+    def _note(self, what: str) -> None:
+        frames = [frame for frame in traceback.extract_stack() if "/tests/" in frame.filename]
+        last = frames[-3] if len(frames) > 2 else None  # above this class's own
+        where = f" from {Path(last.filename).name}:{last.lineno}" if last else ""
+        self.started.append(what + where)
+
+
+_watch = _Watch()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Iterator[None]:
+    _watch.started.clear()
+    yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """A quick test that has passed fails if it was slow after all."""
+    begun = time.process_time()
+    yield
+    taken = time.process_time() - begun
+    if item.get_closest_marker("slow"):
+        return
+    if _watch.started:
+        pytest.fail(f"it starts a process ({_watch.started[0]}): mark it slow, or do without", pytrace=False)
+    if taken > LIMIT:
+        pytest.fail(f"it took {taken:.1f} s of CPU time, over {LIMIT:.0f} s: mark it slow", pytrace=False)
+
+
+# --- a state that is theirs -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -153,23 +234,92 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor], smallest: float = 1e-7)
     return max(((a[k].double() - b[k].double()).abs().max() / b[k].abs().max().clamp(min=smallest)).item() for k in a)
 
 
-Train = Callable[..., "subprocess.CompletedProcess[str]"]
+# --- the command line -------------------------------------------------------------------------------------------------
+
+Result = subprocess.CompletedProcess[str]
+Train = Callable[..., Result]
+
+
+@contextmanager
+def _as_it_was() -> Iterator[None]:
+    """What a run changes in its process, fresh inside and put back after: directory, environment, log, Accelerate."""
+    shared = [state._shared_state for state in (AcceleratorState, PartialState, GradientState)]
+    before = [dict(state) for state in shared]
+    log = logging.getLogger("gan_dist")
+    log_before = log.handlers, log.level, logging.raiseExceptions
+    directory, environment = Path.cwd(), dict(os.environ)
+    for state in shared:
+        state.clear()
+    try:
+        yield
+    finally:
+        for state, content in zip(shared, before):
+            state.clear()
+            state.update(content)
+        for handler in set(log.handlers) - set(log_before[0]):
+            handler.close()
+        log.handlers, level, logging.raiseExceptions = log_before
+        log.setLevel(level)
+        os.chdir(directory)
+        os.environ.clear()
+        os.environ.update(environment)
+
+
+def run_here(cwd: Path, *arguments: str, env: dict[str, str] | None = None) -> Result:
+    """`gan-dist ARGUMENTS` in this process: importing torch in another one takes seconds.
+
+    Warnings go to stderr, as they do outside of pytest.
+    """
+    out, err = io.StringIO(), io.StringIO()
+
+    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
+        err.write(warnings.formatwarning(message, category, filename, lineno))
+
+    with _as_it_was(), redirect_stdout(out), redirect_stderr(err), warnings.catch_warnings():
+        warnings.showwarning = show  # type: ignore[assignment]
+        os.chdir(cwd)
+        os.environ.update(env or {})
+        try:
+            status = main(list(arguments))
+        except SystemExit as end:  # argparse's
+            status = end.code if isinstance(end.code, int) else 1
+    return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
+
+
+def run_there(cwd: Path, *arguments: str, env: dict[str, str] | None = None) -> Result:
+    """`python ARGUMENTS` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def _in_order(arguments: tuple[str, ...], tiny: bool) -> list[str]:
+    """Tiny settings come after a config file and before the given ones."""
+    configs = [argument for argument in arguments if "=" not in argument]
+    overrides = [argument for argument in arguments if "=" in argument]
+    return [*configs, *(TINY if tiny else []), *overrides]
 
 
 @pytest.fixture
 def train(tmp_path: Path) -> Train:
-    """Run `python train.py …` in an empty directory; the tiny settings come before the given ones."""
+    """Run `gan-dist train …` in an empty directory, in this process; the tiny settings come before the given ones."""
 
-    def run(*arguments: str, tiny: bool = True, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        configs = [argument for argument in arguments if "=" not in argument]
-        overrides = [argument for argument in arguments if "=" in argument]
-        return subprocess.run(
-            [sys.executable, str(ROOT / "train.py"), *configs, *(TINY if tiny else []), *overrides],
-            cwd=tmp_path,
-            env={**os.environ, **(env or {})},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+    def run(*arguments: str, tiny: bool = True, env: dict[str, str] | None = None) -> Result:
+        return run_here(tmp_path, "train", *_in_order(arguments, tiny), env=env)
+
+    return run
+
+
+@pytest.fixture
+def train_process(tmp_path: Path) -> Train:
+    """The same as `python train.py …` in a process of its own."""
+
+    def run(*arguments: str, tiny: bool = True, env: dict[str, str] | None = None) -> Result:
+        return run_there(tmp_path, str(ROOT / "train.py"), *_in_order(arguments, tiny), env=env)
 
     return run
