@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import io
 import logging
@@ -18,15 +19,18 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import hypothesis
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from omegaconf import OmegaConf
+from PIL import Image
 from torch import Tensor, nn
 
 from gan_dist.cli import main
 from gan_dist.data import POINTS, describe
 from gan_dist.models._layers import MinibatchStd
-from gan_dist.settings.config import load_config
+from gan_dist.settings.config import check, load_config
 from gan_dist.settings.schema import Config, Growth
 from gan_dist.wiring.parts import make_discriminator, make_generator
 
@@ -68,7 +72,6 @@ def recipe_file(name: str) -> Config:
 
 def load_recipe(name: str, *overrides: str) -> Config:
     """A file of `configs/` with a small network, on 16x16 handwritten digits whatever its own images are."""
-    path = ROOT / f"configs/{name}.yaml"
     recipe = recipe_file(name)
     data = (
         []
@@ -76,9 +79,26 @@ def load_recipe(name: str, *overrides: str) -> Config:
         else ["data.name=digits", "data.image_size=16", "data.root=data", "data.stacked=false"]
     )
     attention = [f"model.{side}_args={{attention: 8}}" for side in "gd" if "attention" in recipe.model.g_args]
-    config = load_config(path, [*data, *SMALL[recipe.model.name], *attention, "model.z_dim=8", *overrides])
+    config = _with(recipe, [*data, *SMALL[recipe.model.name], *attention, "model.z_dim=8", *overrides])
     if config.growth.stable_kimg:  # to go through all stages soon
         config.growth = Growth(0.03, 0.04, [config.train.batch_size * i for i in (1, 2, 1)])
+    return config
+
+
+def _with(config: Config, overrides: list[str]) -> Config:
+    """A copy with some settings changed, as `load_config` would; that takes 50 ms and more, and recipes are many."""
+    config = copy.deepcopy(config)
+    for override in overrides:
+        key = override.partition("=")[0]
+        *sections, name = key.split(".")
+        owner = functools.reduce(getattr, sections, config)
+        value, before = OmegaConf.to_container(OmegaConf.from_dotlist([override])), getattr(owner, name)
+        for part in key.split("."):
+            value = value[part]  # type: ignore[call-overload,index]
+        if isinstance(before, dict):
+            value = {**before, **value}
+        setattr(owner, name, type(before)(value) if isinstance(before, float | str) else value)
+    check(config)
     return config
 
 
@@ -87,9 +107,17 @@ def mixes_samples(name: str) -> bool:
     """D or G of a recipe has statistics of a batch, so that micro-batches change what it computes."""
     config = load_recipe(name)
     info = describe(config.data)
-    with torch.device("meta"):
-        networks = [make(config.model, info.image_shape, 0) for make in (make_generator, make_discriminator)]
+    networks = [make(config.model, info.image_shape, 0) for make in (make_generator, make_discriminator)]
     return any(isinstance(m, nn.BatchNorm2d | MinibatchStd) for network in networks for m in network.modules())
+
+
+def make_images(folder: Path) -> None:
+    """30 noisy ones in two classes: an epoch is not a whole number of batches."""
+    generator = np.random.default_rng(0)
+    for i in range(30):
+        path = folder / f"{i % 2}/{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
 
 
 RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
@@ -178,10 +206,12 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Classifiers for metrics are trained once per session and never read from the user's cache; a thread a process."""
+    """Classifiers for metrics are trained once for all workers, not read from the user's cache; a thread a process."""
     torch.set_num_threads(1)
     before = dict(os.environ)
-    os.environ["GAN_DIST_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    os.environ["GAN_DIST_CACHE"] = str(base / "cache")
     os.environ["OMP_NUM_THREADS"] = "1"
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         os.environ.pop(name, None)

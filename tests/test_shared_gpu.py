@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import resume_worker
 import torch
-from conftest import RECIPES, ROOT, distance, mixes_samples, start_ranks
+from conftest import RECIPES, ROOT, distance, make_images, mixes_samples, start_ranks
 from distributed_worker import CPU, Jobs
 from safetensors.torch import load_file
 from shared_gpu_worker import config_to_stop
@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     All three processes run at the same time, as most of what they take is the start of Python.
     """
     folder = tmp_path_factory.mktemp("shared")
-    resume_worker.make_images(folder / "images")
+    make_images(folder / "images")
     # This leaves the classifier for metrics in the cache: one that each world trained on a GPU would not be the same.
     Jobs(folder).metrics(Distributed("fp32", cpu=CPU))
     worlds = {}
