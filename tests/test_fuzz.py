@@ -1,4 +1,7 @@
-"""Damaged and hostile files by the thousand: each gets one clear line, none is half believed."""
+"""Damaged and hostile files by the thousand: each gets one clear line, none is half believed.
+
+A fifth of the thousands by default, and all with `pytest --hypothesis-profile=full`.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,6 @@ import os
 import pickle
 import shutil
 import struct
-import subprocess
-import sys
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import ROOT, TINY
+from conftest import TINY, examples, run_here
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -47,7 +48,7 @@ from gan_dist.settings.schema import Config, walk_settings
 from gan_dist.wiring.checks import check_parts
 from gan_dist.wiring.parts import make_state, optimizer_names
 
-many = settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+many = settings(max_examples=examples(2000), deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 ALL_FILES = (*FILES, "manifest.json")
 
 
@@ -55,7 +56,7 @@ ALL_FILES = (*FILES, "manifest.json")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fuzz")
     small = ["model.g_widths=[4]", "model.d_widths=[4]", "model.z_dim=3", "train.kimg=0.1", "run.dir=run"]
-    subprocess.run([sys.executable, str(ROOT / "train.py"), *TINY, *small], cwd=folder, check=True, capture_output=True)
+    assert run_here(folder, "train", *TINY, *small).returncode == 0
     return folder / "run"
 
 
@@ -178,7 +179,7 @@ hostile = st.one_of(
 )  # fmt: skip
 
 
-@settings(many, max_examples=1000)
+@settings(many, max_examples=examples(1000))
 @given(what=hostile)
 @example(what=("opt_D.safetensors", [(0.3828125, 32)]))  # a moment by another name
 @example(what=("config.yaml", {"model.g_args": {"foo": 1}}))
@@ -331,7 +332,7 @@ def test_these_configs_are_refused(document: str, tmp_path: Path) -> None:
 FORMATS = ("png", "jpeg", "gif", "bmp", "tiff", "webp")
 
 
-@settings(many, max_examples=600)
+@settings(many, max_examples=examples(600))
 @given(
     kind=st.sampled_from(FORMATS),
     changes=st.one_of(places, st.lists(st.tuples(places, st.integers(0, 255)), min_size=1, max_size=20)),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY, Train, start_ranks
+from conftest import ROOT, TINY, Train, run_here, run_there, start_ranks
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -22,12 +22,12 @@ from gan_dist.parallel.world import check_gpus
 
 LAUNCH = sorted((ROOT / "launch").glob("*.yaml"))
 TRAIN = [str(ROOT / "train.py"), *TINY]
+pytestmark = pytest.mark.slow
 GPU = torch.cuda.is_available()
 
 
 def _launch(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "accelerate.commands.launch", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    return run_there(cwd, "-m", "accelerate.commands.launch", *arguments)
 
 
 def _port() -> str:
@@ -47,8 +47,7 @@ def _assert_close(a: Path, b: Path) -> None:
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one process, without a launcher."""
     folder = tmp_path_factory.mktemp("plain")
-    command = [sys.executable, *TRAIN, "run.dir=run", "train.kimg=1"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=120)
+    assert run_here(folder, "train", *TINY, "run.dir=run", "train.kimg=1").returncode == 0
     return folder / "run"
 
 
@@ -277,7 +276,7 @@ def test_failure_of_one_process_ends_all_with_its_message(tmp_path: Path) -> Non
 def test_evaluation_on_any_number_of_processes(plain: Path) -> None:
     """The same figures, which are stored with their protocol."""
     command = ["gan_dist", "evaluate", str(plain), "--n", "1003", "metrics.batch_size=100"]
-    one = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, timeout=120)
+    one = run_here(plain, *command[1:])
     assert one.returncode == 0, one.stderr
     two = _launch(["--multi_gpu", "--num_processes", "2", "--main_process_port", "0", "-m", *command], plain)
     assert two.returncode == 0, two.stderr
@@ -301,8 +300,7 @@ def test_bad_evaluation_gets_one_line(plain: Path) -> None:
         ([str(plain), "--n", "0"], "metrics.num_images=0 must be greater than 0"),
         ([str(plain), "data.name=folder", "data.root=nowhere"], "nowhere"),
     ]:
-        command = [sys.executable, "-m", "gan_dist", "evaluate", *arguments]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        result = run_here(plain, "evaluate", *arguments)
         assert result.returncode in (1, 2)
         assert text in result.stderr
         assert result.stderr.count("\n") == 1
@@ -329,9 +327,7 @@ def test_stage_that_cannot_be_written_gets_one_line(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "images/0.png")
     settings = ["data.name=folder", "data.root=images", "data.image_size=8", "data.memory_gib=1e-9",
                 "model.conditional=false", "train.batch_size=1"]  # fmt: skip
-    env = {**os.environ, "GAN_DIST_STAGE": "/proc/nowhere"}
-    command = [sys.executable, *TRAIN, *settings]
-    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    result = run_here(tmp_path, "train", *TINY, *settings, env={"GAN_DIST_STAGE": "/proc/nowhere"})
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1
     assert "GAN_DIST_STAGE=/proc/nowhere: cannot copy images there" in result.stderr

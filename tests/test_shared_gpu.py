@@ -19,7 +19,10 @@ from torch import Tensor
 from gan_dist.checkpoint.files import FILES
 from gan_dist.parallel.distributed import Distributed
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU and a CUDA build of torch")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU and a CUDA build of torch"),
+]
 
 ROUNDING = {"smallest": 1e-6}  # a gradient that cancels out is the rounding of its summands, 1e-16
 SPLITTABLE = [recipe for recipe in RECIPES if not mixes_samples(recipe)]

@@ -19,7 +19,7 @@ from conftest import ROOT, TINY
 from safetensors.torch import load_file
 from slurm_cluster import cluster, missing, start_node, wait_until
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 
 CONFIG = str(ROOT / "configs/digits.yaml")
 LONG = ["train.kimg=60", "checkpoint.every_kimg=4", "checkpoint.keep=0"]  # some 15 seconds, time enough to interrupt
