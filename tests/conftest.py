@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from forks import Forked
 from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor, nn
@@ -237,19 +238,10 @@ def start_ranks(world_size: int, command: list[str], cwd: Path, **env: str) -> l
     n = str(world_size)
     world = {"WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return [
-        subprocess.Popen(
-            [sys.executable, "-u", *command],
-            cwd=cwd,
-            env={
-                **os.environ,
-                **world,
-                **({"RANK": str(rank), "LOCAL_RANK": str(rank)} if world_size > 1 else {}),
-                **env,
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
+        Forked(
+            command,
+            cwd,
+            {**os.environ, **world, **({"RANK": str(rank), "LOCAL_RANK": str(rank)} if world_size > 1 else {}), **env},
         )
         for rank in range(world_size)
     ]

@@ -306,6 +306,7 @@ def test_bf16_trains(train: Train, tmp_path: Path) -> None:
     assert all(line["loss_D"] is None or line["loss_D"] > 0 for line in _lines(tmp_path / "run") if "loss_D" in line)
 
 
+@pytest.mark.slow
 def test_any_optimizer_of_torch(train: Train) -> None:
     settings = ["optim.G.name=RMSprop", "optim.G.args={alpha: 0.9}", "optim.D.name=SGD", "optim.D.args={momentum: 0.9}"]
     assert train("run.dir=run", *settings).returncode == 0
