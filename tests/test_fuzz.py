@@ -134,6 +134,7 @@ def _damaged(content: dict[str, bytes], kind: str, name: str, how: Any) -> dict[
     return files
 
 
+@pytest.mark.slow
 @many
 @given(what=damage)
 def test_damaged_checkpoint_is_never_taken(what: Any, content: dict[str, bytes], tmp_path_factory: Any) -> None:
@@ -179,6 +180,7 @@ hostile = st.one_of(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(many, max_examples=examples(1000))
 @given(what=hostile)
 @example(what=("opt_D.safetensors", [(0.3828125, 32)]))  # a moment by another name
@@ -291,6 +293,7 @@ documents = st.one_of(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @many
 @given(document=documents)
 def test_hostile_config_gets_one_line(document: str | bytes, dist: Distributed, tmp_path_factory: Any) -> None:
@@ -320,7 +323,7 @@ def test_hostile_config_gets_one_line(document: str | bytes, dist: Distributed, 
         "run: {name: ../x}",
         "a: &a [x]\nb: *a",
         "train: !!python/name:os.system",
-        "x: " + "[" * 5000,
+        "x: " + "[" * 2000,
     ],
 )
 def test_these_configs_are_refused(document: str, tmp_path: Path) -> None:

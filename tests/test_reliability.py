@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY, Train
+from forks import Forked
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
@@ -61,6 +62,7 @@ def _build(folder: Path, dist: Distributed, *settings: str, checkpoint: Path | N
 # --- the soak test in small -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_run_ends_like_one_that_never_was(processes: int, tmp_path: Path) -> None:
     spec = importlib.util.spec_from_file_location("soak", ROOT / "benchmarks/soak.py")
@@ -69,7 +71,7 @@ def test_killed_run_ends_like_one_that_never_was(processes: int, tmp_path: Path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     settings = [*SMALL, "train.kimg=24", "checkpoint.every_kimg=0.25", "train.batch_size=32"]
-    result = module.soak(4, 1, processes, settings, tmp_path)
+    result = module.soak(2, 1, processes, settings, tmp_path)  # at a random moment, and while a checkpoint is written
     assert result["enough kills"]
     assert result["tensors that differ"] == []
     assert result["images"] == 24_000
@@ -239,6 +241,7 @@ def test_another_run_is_not_resumed_and_says_what_differs(train: Train) -> None:
     assert train("run.dir=run", "resume=auto", *allowed, tiny=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_full_disk_costs_a_checkpoint_and_no_more(tmp_path: Path, dist: Distributed) -> None:
     """A file system of 1 MB, which only root may mount: filled while training, then freed."""
     disk = tmp_path / "disk"
@@ -247,9 +250,9 @@ def test_full_disk_costs_a_checkpoint_and_no_more(tmp_path: Path, dist: Distribu
     if mounted.returncode:
         pytest.skip("mounting a small file system is not permitted")
     try:
-        script = [sys.executable, "-u", str(ROOT / "train.py"), *SMALL, "train.kimg=100000", "log.every_kimg=1",
+        script = [str(ROOT / "train.py"), *SMALL, "train.kimg=100000", "log.every_kimg=1",
                   "sample.every_kimg=1", "checkpoint.every_kimg=1", f"run.dir={disk}/run"]  # fmt: skip
-        with subprocess.Popen(script, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        with Forked(script, tmp_path, {**os.environ}) as process:
             assert process.stdout
             _until(process.stdout, "3.0/100000 kimg")
             (disk / "ballast").write_bytes(b"")
@@ -287,14 +290,13 @@ def _until(lines: Any, text: str) -> str:
 
 
 def _started(folder: Path, *settings: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-u", str(ROOT / "train.py"), *TINY, "train.kimg=100000", "run.dir=run", *settings]
-    process = subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    command = [str(ROOT / "train.py"), *TINY, "train.kimg=100000", "run.dir=run", *settings]
+    process = Forked(command, folder, {**os.environ})
     _until(process.stdout, "2.0/100000 kimg")
     return process
 
 
+@pytest.mark.slow
 def test_usr1_stops_and_a_second_run_on_the_directory_is_refused(train: Train, tmp_path: Path) -> None:
     process = _started(tmp_path)
     for resume in ("auto", "latest"):
@@ -308,6 +310,7 @@ def test_usr1_stops_and_a_second_run_on_the_directory_is_refused(train: Train, t
     assert "stopped at" in out
 
 
+@pytest.mark.slow
 def test_lock_of_a_killed_run_is_stale(train: Train, tmp_path: Path) -> None:
     process = _started(tmp_path)
     process.kill()
@@ -316,6 +319,7 @@ def test_lock_of_a_killed_run_is_stale(train: Train, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
 def test_signal_before_the_first_iteration_is_heard(tmp_path: Path) -> None:
     """It comes while torch is still being imported."""
     command = [sys.executable, "-u", "-c", "import os, signal, sys\nfrom gan_dist.cli import main, train\n"
@@ -333,6 +337,7 @@ def test_repeated_signal_is_the_same_one() -> None:
         assert signals.received == signal.SIGINT
 
 
+@pytest.mark.slow
 def test_second_interrupt_ends_at_once_inside_a_blocked_call() -> None:
     """The main thread is where no handler of Python's runs, as inside a collective: it locks a mutex twice."""
     script = """if True:
@@ -485,6 +490,7 @@ FOLDER = ["data.name=folder", "data.root=images", "data.image_size=8", "data.mem
           "model.conditional=false"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_file_that_vanishes_is_skipped_or_named(images: Path, tmp_path: Path) -> None:
     process = _started(tmp_path, *FOLDER, "data.workers=1")
     (images / "07.png").unlink()
@@ -495,12 +501,13 @@ def test_file_that_vanishes_is_skipped_or_named(images: Path, tmp_path: Path) ->
     assert process.returncode == 75
 
 
+@pytest.mark.slow
 def test_killed_data_worker_ends_the_run_with_one_line(images: Path, tmp_path: Path) -> None:
     process = _started(tmp_path, *FOLDER, "data.workers=2")
     while not list_checkpoints(tmp_path / "run"):
         _until(process.stdout, "kimg  D ")
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    workers = [pid for pid in children if "train.py" in Path(f"/proc/{pid}/cmdline").read_text()]
+    workers = [pid for pid in children if "resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_text()]
     os.kill(int(workers[0]), signal.SIGKILL)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -509,6 +516,7 @@ def test_killed_data_worker_ends_the_run_with_one_line(images: Path, tmp_path: P
     assert find_checkpoint(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_killed_wandb_service_costs_training_nothing(tmp_path: Path) -> None:
     process = _started(tmp_path, "tracking.wandb=offline")
     deadline = time.monotonic() + 60
