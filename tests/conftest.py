@@ -129,19 +129,19 @@ OF_EACH_ARCHITECTURE = {recipe_file(name).model.name: name for name in reversed(
 
 # Files whose tests take minutes come first, the longest of all at the very start, so that no worker of pytest-xdist is
 # left alone with one at the end.
-ORDER = ["test_slurm", "test_slurm_limits", "test_resume_ranks", "test_resume", "test_distributed", "test_reliability"]
-ORDER += ["test_processes", "test_quality", "test_benchmarks", "test_tracking", "test_group_of_one"]
+ORDER = ["test_slurm", "test_shared_gpu", "test_distributed", "test_resume", "test_processes", "test_reliability"]
+ORDER += ["test_benchmarks", "test_quality", "test_run", "test_fuzz", "test_tracking", "test_compile"]
 LIMIT = 2.0  # seconds of this process's CPU time that a quick test may take
 
-# `pytest --hypothesis-profile=full` tries all examples that a test names, and by default a fifth of them.
+# `pytest --hypothesis-profile=full` tries all examples that a test names, and by default a tenth of them.
 hypothesis.settings.register_profile("full", deadline=None)
 hypothesis.settings.register_profile("quick", deadline=None)
 hypothesis.settings.load_profile("quick")
 
 
 def examples(number: int) -> int:
-    """How many hypothesis tries: of the profile "full" all, else a fifth. To be called when a module is imported."""
-    return number if hypothesis.settings.get_current_profile_name() == "full" else number // 5
+    """How many hypothesis tries: of the profile "full" all, else a tenth. To be called when a module is imported."""
+    return number if hypothesis.settings.get_current_profile_name() == "full" else number // 10
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -22,10 +22,17 @@ PR_SET_CHILD_SUBREAPER = 36
 
 
 class Forked(subprocess.Popen[str]):
-    """As `subprocess.Popen([sys.executable, "-u", *command], stdout=PIPE, stderr=PIPE, text=True, …)`."""
+    """As `subprocess.Popen([sys.executable, "-u", *command], …, text=True, start_new_session=True)`."""
 
-    def __init__(self, command: list[str], cwd: os.PathLike[str] | str, env: dict[str, str]) -> None:
-        super().__init__(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    def __init__(
+        self,
+        command: list[str],
+        cwd: os.PathLike[str] | str,
+        env: dict[str, str],
+        stdout: Any = subprocess.PIPE,
+        stderr: Any = subprocess.PIPE,
+    ) -> None:
+        super().__init__(command, cwd=cwd, env=env, stdout=stdout, stderr=stderr, text=True)
 
     def _execute_child(self, args: list[str], *rest: Any) -> None:
         cwd, env, out, error = rest[4], rest[5], rest[12], rest[14]
@@ -34,8 +41,9 @@ class Forked(subprocess.Popen[str]):
             self.pid = _start(args, os.fspath(cwd), env, out, error)
             self._child_created = True
         finally:
-            os.close(out)
-            os.close(error)
+            for ours, its in ((rest[11], out), (rest[13], error)):
+                if ours != -1:  # a pipe, and not the caller's own file
+                    os.close(its)
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 """Damaged and hostile files by the thousand: each gets one clear line, none is half believed.
 
-A fifth of the thousands by default, and all with `pytest --hypothesis-profile=full`.
+A tenth of them by default, and all with `pytest --hypothesis-profile=full`.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -64,14 +65,21 @@ def _build(folder: Path, dist: Distributed, *settings: str, checkpoint: Path | N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_killed_run_ends_like_one_that_never_was(processes: int, tmp_path: Path) -> None:
+def test_killed_run_ends_like_one_that_never_was(
+    processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = importlib.util.spec_from_file_location("soak", ROOT / "benchmarks/soak.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+
+    def start(command: list[str], env: dict[str, str], stdout: Any, stderr: Any, start_new_session: bool) -> Forked:
+        return Forked(command[1:], tmp_path, env, stdout, stderr)
+
+    monkeypatch.setattr(module, "subprocess", SimpleNamespace(Popen=start))
     settings = [*SMALL, "train.kimg=24", "checkpoint.every_kimg=0.25", "train.batch_size=32"]
-    result = module.soak(2, 1, processes, settings, tmp_path)  # at a random moment, and while a checkpoint is written
+    result = module.soak(2, 32, processes, settings, tmp_path)  # after 0.6 s, and while a checkpoint is written
     assert result["enough kills"]
     assert result["tensors that differ"] == []
     assert result["images"] == 24_000
@@ -204,6 +212,7 @@ def test_failed_write_leaves_no_trace(tmp_path: Path, dist: Distributed, monkeyp
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_auto_skips_broken_checkpoints_with_a_line_each(train: Train, tmp_path: Path) -> None:
     assert train("run.dir=run", "train.kimg=8", "checkpoint.every_kimg=1", "checkpoint.keep=0").returncode == 0
     folder = tmp_path / "run/checkpoints"
@@ -230,6 +239,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 def test_another_run_is_not_resumed_and_says_what_differs(train: Train) -> None:
     assert train("run.dir=run", "train.kimg=0.1").returncode == 0
     result = train("run.dir=run", "resume=auto", *CHANGES, tiny=False)
@@ -378,6 +388,7 @@ def _train_with_nan(run: WiredRun, at: list[int]) -> bool:
     return run.trainer.run(StopSignals())
 
 
+@pytest.mark.slow
 def test_rollback_goes_on_with_other_data(tmp_path: Path, dist: Distributed, caplog: pytest.LogCaptureFixture) -> None:
     run = _build(tmp_path, dist, "checkpoint.every_kimg=0.5")
     assert _train_with_nan(run, [1600])
@@ -426,6 +437,7 @@ def test_last_iterations_are_looked_at_when_training_ends(policy: str, tmp_path:
     assert find_checkpoint(tmp_path).name == "000000004000"
 
 
+@pytest.mark.slow
 def test_rollback_to_a_smaller_stage_of_growth(tmp_path: Path, dist: Distributed) -> None:
     growing = ["model.name=pggan", "data.image_size=16", "model.g_widths=[8,8,4]", "model.d_widths=[4,8,8]"]
     growing += ["growth.stable_kimg=1", "growth.fade_kimg=1", "checkpoint.every_kimg=0.9", "loss.r1_gamma=0"]
@@ -456,6 +468,7 @@ def test_stop_keeps_the_last_good_checkpoint(
     assert int(find_checkpoint(tmp_path).name) in (512, 1024, 1504)
 
 
+@pytest.mark.slow
 def test_skip_goes_on_and_tells(tmp_path: Path, dist: Distributed, caplog: pytest.LogCaptureFixture) -> None:
     run = _build(tmp_path, dist, "train.on_nonfinite=skip")
     assert _train_with_nan(run, [1600, 1632, 2016])

@@ -25,6 +25,7 @@ def test_every_combination_resumes_exactly(world_size: int, tmp_path: Path) -> N
     assert {name: files for name, files in results.items() if files} == {}
 
 
+@pytest.mark.slow
 def test_plain_program_resumes_a_growing_network_in_mixed_precision(train: Train, tmp_path: Path) -> None:
     """Without a launcher nothing wraps the networks, which are prepared anew in each stage."""
     settings = [
@@ -41,6 +42,7 @@ def test_plain_program_resumes_a_growing_network_in_mixed_precision(train: Train
     assert [name for name in FILES if (whole / name).read_bytes() != (parts / name).read_bytes()] == []
 
 
+@pytest.mark.slow
 def test_layers_large_enough_for_faster_kernels_resume_exactly(train: Train, tmp_path: Path) -> None:
     """`gan_dist.kernels.cpu` takes linear layers from 2^16 weights on, which the small networks above do not have."""
     settings = ["model.g_widths=[256,256]", "model.d_widths=[256,256]", "sample.every_kimg=0"]

@@ -235,6 +235,7 @@ def test_folder_of_mixed_images_trains_without_preparation(train: Train, tmp_pat
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason="needs Fashion-MNIST: apt install dataset-fashion-mnist")
 @pytest.mark.parametrize("recipe", ["mlp", "cgan", "dcgan"])
 def test_recipe_trains_on_fashion_mnist(recipe: str, train: Train, tmp_path: Path) -> None:
@@ -342,6 +343,7 @@ def test_recipes_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str],
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_points_are_no_images(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     points = ["data.name=ring", "model.conditional=false", "model.g_args={tanh: false}"]
     assert train("run.dir=run", *points).returncode == 0
@@ -396,6 +398,7 @@ def test_prefetch_of_what_cannot_be_had_gets_one_line(tmp_path: Path) -> None:
         assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_profile_is_a_trace_of_some_iterations(train: Train, tmp_path: Path) -> None:
     result = train("run.dir=run", "train.kimg=1.2", "train.profile=true")
     assert result.returncode == 0, result.stderr
