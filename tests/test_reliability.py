@@ -78,11 +78,11 @@ def test_killed_run_ends_like_one_that_never_was(
         return Forked(command[1:], tmp_path, env, stdout, stderr)
 
     monkeypatch.setattr(module, "subprocess", SimpleNamespace(Popen=start))
-    settings = [*SMALL, "train.kimg=24", "checkpoint.every_kimg=0.25", "train.batch_size=32"]
+    settings = [*SMALL, "train.kimg=16", "checkpoint.every_kimg=0.25", "train.batch_size=32"]
     result = module.soak(2, 32, processes, settings, tmp_path)  # after 0.6 s, and while a checkpoint is written
     assert result["enough kills"]
     assert result["tensors that differ"] == []
-    assert result["images"] == 24_000
+    assert result["images"] == 16_000
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
