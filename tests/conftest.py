@@ -1,24 +1,39 @@
-"""Helpers for all tests: they run the command line in its own process, with a cache directory for tests only."""
+"""What the tests share: the command line, in this process or in one of its own; a cache; the marks quick and slow."""
 
 from __future__ import annotations
 
+import copy
 import functools
+import io
+import logging
+import multiprocessing.process
 import os
 import socket
 import subprocess
 import sys
+import time
+import traceback
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import hypothesis
+import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from forks import Forked
+from omegaconf import OmegaConf
+from PIL import Image
 from torch import Tensor, nn
 
+from gan_dist.cli import main
 from gan_dist.data.datasets import describe
 from gan_dist.data.points import POINTS
 from gan_dist.models._layers import MinibatchStd
 from gan_dist.parallel.accelerate_adapter import forget_state
-from gan_dist.settings.config import load_config
+from gan_dist.settings.config import check, load_config
 from gan_dist.settings.schema import Config, Growth
 from gan_dist.wiring.data import source_of
 from gan_dist.wiring.networks import make_discriminator, make_generator
@@ -61,7 +76,6 @@ def recipe_file(name: str) -> Config:
 
 def load_recipe(name: str, *overrides: str) -> Config:
     """A file of `configs/` with a small network, on 16x16 handwritten digits whatever its own images are."""
-    path = ROOT / f"configs/{name}.yaml"
     recipe = recipe_file(name)
     data = (
         []
@@ -69,9 +83,26 @@ def load_recipe(name: str, *overrides: str) -> Config:
         else ["data.name=digits", "data.image_size=16", "data.root=data", "data.stacked=false"]
     )
     attention = [f"model.{side}_args={{attention: 8}}" for side in "gd" if "attention" in recipe.model.g_args]
-    config = load_config(path, [*data, *SMALL[recipe.model.name], *attention, "model.z_dim=8", *overrides])
+    config = _with(recipe, [*data, *SMALL[recipe.model.name], *attention, "model.z_dim=8", *overrides])
     if config.growth.stable_kimg:  # to go through all stages soon
         config.growth = Growth(0.03, 0.04, [config.train.batch_size * i for i in (1, 2, 1)])
+    return config
+
+
+def _with(config: Config, overrides: list[str]) -> Config:
+    """A copy with some settings changed, as `load_config` would; that takes 50 ms and more, and recipes are many."""
+    config = copy.deepcopy(config)
+    for override in overrides:
+        key = override.partition("=")[0]
+        *sections, name = key.split(".")
+        owner = functools.reduce(getattr, sections, config)
+        value, before = OmegaConf.to_container(OmegaConf.from_dotlist([override])), getattr(owner, name)
+        for part in key.split("."):
+            value = value[part]  # type: ignore[call-overload,index]
+        if isinstance(before, dict):
+            value = {**before, **value}
+        setattr(owner, name, type(before)(value) if isinstance(before, float | str) else value)
+    check(config)
     return config
 
 
@@ -80,29 +111,111 @@ def mixes_samples(name: str) -> bool:
     """D or G of a recipe has statistics of a batch, so that micro-batches change what it computes."""
     config = load_recipe(name)
     info = describe(source_of(config.data))
-    with torch.device("meta"):
-        networks = [make(config.model, info.image_shape, 0) for make in (make_generator, make_discriminator)]
+    networks = [make(config.model, info.image_shape, 0) for make in (make_generator, make_discriminator)]
     return any(isinstance(m, nn.BatchNorm2d | MinibatchStd) for network in networks for m in network.modules())
+
+
+def make_images(folder: Path) -> None:
+    """30 noisy ones in two classes: an epoch is not a whole number of batches."""
+    generator = np.random.default_rng(0)
+    for i in range(30):
+        path = folder / f"{i % 2}/{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
 
 
 RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
 OF_EACH_ARCHITECTURE = {recipe_file(name).model.name: name for name in reversed(RECIPES)}
 
 
+# --- quick and slow ---------------------------------------------------------------------------------------------------
+
+# Files whose tests take minutes come first, the longest of all at the very start, so that no worker of pytest-xdist is
+# left alone with one at the end.
+ORDER = ["test_slurm", "test_shared_gpu", "test_distributed", "test_resume", "test_processes", "test_reliability"]
+ORDER += ["test_benchmarks", "test_quality", "test_run", "test_fuzz", "test_tracking", "test_compile"]
+LIMIT = 2.0  # seconds of this process's CPU time that a quick test may take
+
+# `pytest --hypothesis-profile=full` tries all examples that a test names, and by default a tenth of them.
+hypothesis.settings.register_profile("full", deadline=None)
+hypothesis.settings.register_profile("quick", deadline=None)
+hypothesis.settings.load_profile("quick")
+
+
+def examples(number: int) -> int:
+    """How many hypothesis tries: of the profile "full" all, else a tenth. To be called when a module is imported."""
+    return number if hypothesis.settings.get_current_profile_name() == "full" else number // 10
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files whose few tests take minutes come first, so that no worker is left alone with one at the end."""
-    slow = ["test_shared_gpu", "test_resume", "test_slurm", "test_reliability", "test_processes", "test_distributed"]
-    slow += ["test_group_of_one", "test_quality"]
-    order = {name: i for i, name in enumerate(slow)}
+    """What is not marked slow is quick; slow files are first."""
+    order = {name: i for i, name in enumerate(ORDER)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+    for item in items:
+        if not item.get_closest_marker("slow"):
+            item.add_marker("quick")
+
+
+class _Watch:
+    """What starts a process while a test and its fixtures run: the places in the code, one a process."""
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+        sys.addaudithook(self._hear)
+        start = multiprocessing.process.BaseProcess.start
+
+        @functools.wraps(start)
+        def noted(process: multiprocessing.process.BaseProcess) -> None:
+            self._note("multiprocessing")  # its spawn makes no audit event
+            start(process)
+
+        multiprocessing.process.BaseProcess.start = noted  # type: ignore[method-assign]
+
+    def _hear(self, event: str, _: tuple[object, ...]) -> None:
+        if event in ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"):
+            self._note(event)
+
+    def _note(self, what: str) -> None:
+        frames = [frame for frame in traceback.extract_stack() if "/tests/" in frame.filename]
+        last = frames[-3] if len(frames) > 2 else None  # above this class's own
+        where = f" from {Path(last.filename).name}:{last.lineno}" if last else ""
+        self.started.append(what + where)
+
+
+_watch = _Watch()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Iterator[None]:
+    _watch.started.clear()
+    yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """A quick test that has passed fails if it was slow after all."""
+    begun = time.process_time()
+    yield
+    taken = time.process_time() - begun
+    if item.get_closest_marker("slow"):
+        return
+    if _watch.started:
+        pytest.fail(f"it starts a process ({_watch.started[0]}): mark it slow, or do without", pytrace=False)
+    if taken > LIMIT:
+        pytest.fail(f"it took {taken:.1f} s of CPU time, over {LIMIT:.0f} s: mark it slow", pytrace=False)
+
+
+# --- a state that is theirs -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Classifiers for metrics are trained once per session and never read from the user's cache; a thread a process."""
+    """Classifiers for metrics are trained once for all workers, not read from the user's cache; a thread a process."""
     torch.set_num_threads(1)
     before = dict(os.environ)
-    os.environ["GAN_DIST_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    os.environ["GAN_DIST_CACHE"] = str(base / "cache")
     os.environ["OMP_NUM_THREADS"] = "1"
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         os.environ.pop(name, None)
@@ -117,33 +230,29 @@ def _no_accelerate_state() -> None:
     forget_state()
 
 
-def start_ranks(world_size: int, command: list[str], cwd: Path, **env: str) -> list[subprocess.Popen[str]]:
+def start_ranks(
+    world_size: int, command: list[str], cwd: Path, fresh: bool = False, **env: str
+) -> list[subprocess.Popen[str]]:
     """Start processes that find each other as with a launcher, but without a launcher process above them.
 
-    A single process gets no launcher's variables: with LOCAL_RANK, Accelerate on a CPU would wrap its networks.
+    A single process gets no launcher's variables: with LOCAL_RANK, Accelerate on a CPU would wrap its networks. Fresh
+    processes import everything themselves; the others are forks of a process that has done so, which is quicker.
     """
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]
     n = str(world_size)
     world = {"WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-u", *command],
-            cwd=cwd,
-            env={
-                **os.environ,
-                **world,
-                **({"RANK": str(rank), "LOCAL_RANK": str(rank)} if world_size > 1 else {}),
-                **env,
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        for rank in range(world_size)
-    ]
+    processes: list[subprocess.Popen[str]] = []
+    for rank in range(world_size):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if world_size > 1 else {}
+        environment = {**os.environ, **world, **place, **env}
+        if fresh:
+            whole, pipe = [sys.executable, "-u", *command], subprocess.PIPE
+            processes.append(subprocess.Popen(whole, cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True))
+        else:
+            processes.append(Forked(command, cwd, environment))
+    return processes
 
 
 def distance(a: dict[str, Tensor], b: dict[str, Tensor], smallest: float = 1e-7) -> float:
@@ -155,23 +264,92 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor], smallest: float = 1e-7)
     return max(((a[k].double() - b[k].double()).abs().max() / b[k].abs().max().clamp(min=smallest)).item() for k in a)
 
 
-Train = Callable[..., "subprocess.CompletedProcess[str]"]
+# --- the command line -------------------------------------------------------------------------------------------------
+
+Result = subprocess.CompletedProcess[str]
+Train = Callable[..., Result]
+
+
+@contextmanager
+def _as_it_was() -> Iterator[None]:
+    """What a run changes in its process, fresh inside and put back after: directory, environment, log, Accelerate."""
+    shared = [state._shared_state for state in (AcceleratorState, PartialState, GradientState)]
+    before = [dict(state) for state in shared]
+    log = logging.getLogger("gan_dist")
+    log_before = log.handlers, log.level, logging.raiseExceptions
+    directory, environment = Path.cwd(), dict(os.environ)
+    for state in shared:
+        state.clear()
+    try:
+        yield
+    finally:
+        for state, content in zip(shared, before):
+            state.clear()
+            state.update(content)
+        for handler in set(log.handlers) - set(log_before[0]):
+            handler.close()
+        log.handlers, level, logging.raiseExceptions = log_before
+        log.setLevel(level)
+        os.chdir(directory)
+        os.environ.clear()
+        os.environ.update(environment)
+
+
+def run_here(cwd: Path, *arguments: str, env: dict[str, str] | None = None) -> Result:
+    """`gan-dist ARGUMENTS` in this process: importing torch in another one takes seconds.
+
+    Warnings go to stderr, as they do outside of pytest.
+    """
+    out, err = io.StringIO(), io.StringIO()
+
+    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
+        err.write(warnings.formatwarning(message, category, filename, lineno))
+
+    with _as_it_was(), redirect_stdout(out), redirect_stderr(err), warnings.catch_warnings():
+        warnings.showwarning = show  # type: ignore[assignment]
+        os.chdir(cwd)
+        os.environ.update(env or {})
+        try:
+            status = main(list(arguments))
+        except SystemExit as end:  # argparse's
+            status = end.code if isinstance(end.code, int) else 1
+    return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
+
+
+def run_there(cwd: Path, *arguments: str, env: dict[str, str] | None = None) -> Result:
+    """`python ARGUMENTS` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def _in_order(arguments: tuple[str, ...], tiny: bool) -> list[str]:
+    """Tiny settings come after a config file and before the given ones."""
+    configs = [argument for argument in arguments if "=" not in argument]
+    overrides = [argument for argument in arguments if "=" in argument]
+    return [*configs, *(TINY if tiny else []), *overrides]
 
 
 @pytest.fixture
 def train(tmp_path: Path) -> Train:
-    """Run `python train.py …` in an empty directory; the tiny settings come before the given ones."""
+    """Run `gan-dist train …` in an empty directory, in this process; the tiny settings come before the given ones."""
 
-    def run(*arguments: str, tiny: bool = True, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        configs = [argument for argument in arguments if "=" not in argument]
-        overrides = [argument for argument in arguments if "=" in argument]
-        return subprocess.run(
-            [sys.executable, str(ROOT / "train.py"), *configs, *(TINY if tiny else []), *overrides],
-            cwd=tmp_path,
-            env={**os.environ, **(env or {})},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+    def run(*arguments: str, tiny: bool = True, env: dict[str, str] | None = None) -> Result:
+        return run_here(tmp_path, "train", *_in_order(arguments, tiny), env=env)
+
+    return run
+
+
+@pytest.fixture
+def train_process(tmp_path: Path) -> Train:
+    """The same as `python train.py …` in a process of its own."""
+
+    def run(*arguments: str, tiny: bool = True, env: dict[str, str] | None = None) -> Result:
+        return run_there(tmp_path, str(ROOT / "train.py"), *_in_order(arguments, tiny), env=env)
 
     return run

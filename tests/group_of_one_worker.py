@@ -27,7 +27,6 @@ from gan_dist.parallel.stop import STOP_LAG, StopAgreement
 
 LAUNCHED = ("LOCAL_RANK", "GAN_DIST_TEST_GROUP_OF_ONE")
 RECIPES = [*OF_EACH_ARCHITECTURE.values(), "wgan_gp_fashion_mnist"]
-ITERATIONS = 6
 
 
 def collectives(act: Callable[[], Any]) -> dict[str, int]:
@@ -67,7 +66,7 @@ def _norms(jobs: Jobs, dist: Distributed) -> Any:
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    jobs = Jobs(folder, ITERATIONS)
+    jobs = Jobs(folder)
     launched = {name: os.environ.pop(name) for name in LAUNCHED}
     for name, environment in (("plain", {}), ("group", launched)):
         os.environ.update(environment)

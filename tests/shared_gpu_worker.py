@@ -22,7 +22,6 @@ from gan_dist.parallel.accelerate_adapter import forget_state
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.settings.schema import Config
 
-ITERATIONS = 6  # three D steps with a penalty, and all stages of a growing network
 STOPPED = "dcgan_fashion_mnist"
 
 
@@ -53,7 +52,7 @@ def train_all(jobs: Jobs) -> Distributed:
 
 def main() -> int:
     folder, images = Path(sys.argv[1]), Path(sys.argv[2])
-    jobs = Jobs(folder, ITERATIONS)
+    jobs = Jobs(folder)
     dist = train_all(jobs)
     jobs.metrics(dist)
     jobs.gradients(dist, "gradients", "digits")

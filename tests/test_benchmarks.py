@@ -17,6 +17,7 @@ from conftest import ROOT
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 SMALL = ["model.g_widths=[16]", "model.d_widths=[16]", "train.batch_size=32"]
+pytestmark = pytest.mark.slow
 
 
 def _run(*arguments: str, cwd: Path = ROOT) -> str:

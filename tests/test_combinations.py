@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import OF_EACH_ARCHITECTURE, load_recipe
+from conftest import OF_EACH_ARCHITECTURE, load_recipe, make_images
 
 from gan_dist.data.datasets import describe
 from gan_dist.errors import ConfigError
@@ -47,12 +47,22 @@ COMBINATIONS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Settings for a few noisy ones."""
+    folder = tmp_path_factory.mktemp("combinations") / "images"
+    make_images(folder)
+    return ["data.name=folder", f"data.root={folder}", "data.class_folders=true"]
+
+
 @pytest.mark.parametrize(("architecture", "loss", "regularizer"), COMBINATIONS)
-def test_combination_trains_or_is_refused(architecture: str, loss: str, regularizer: str, tmp_path: Path) -> None:
+def test_combination_trains_or_is_refused(
+    architecture: str, loss: str, regularizer: str, images: list[str], tmp_path: Path
+) -> None:
     settings = [f"loss.{key}={value}" for key, value in {**NONE, **REGULARIZERS[regularizer]}.items()]
     arguments = ["model.d_args={batch_norm: true}"] if architecture == "dcgan" else []
     config = load_recipe(
-        OF_EACH_ARCHITECTURE[architecture], *settings, *arguments, *QUIET,
+        OF_EACH_ARCHITECTURE[architecture], *images, *settings, *arguments, *QUIET,
         f"loss.name={loss}", "train.batch_size=8", "train.n_critic=1", "tracking.wandb=disabled",
     )  # fmt: skip
     config.growth.batch_sizes = []

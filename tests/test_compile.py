@@ -17,10 +17,13 @@ from gan_dist.settings.config import as_yaml
 from gan_dist.wiring.build import WiredRun, build
 from gan_dist.wiring.data import source_of
 
-pytestmark = pytest.mark.skipif(
-    not (torch.cuda.is_available() or shutil.which("g++") or shutil.which("clang++")),
-    reason="needs a C++ compiler: g++",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (torch.cuda.is_available() or shutil.which("g++") or shutil.which("clang++")),
+        reason="needs a C++ compiler: g++",
+    ),
+]
 QUIET = [f"{section}.every_kimg=0" for section in ("log", "sample", "metrics", "checkpoint")]
 # Every other D step has a penalty, and with it networks that are not compiled.
 SETTINGS = [*QUIET, "tracking.wandb=disabled", "train.batch_size=8", "loss.penalty_interval=2", "train.precision=fp64"]
@@ -56,9 +59,9 @@ def test_compiled_networks_train_as_others_do_and_resume_exactly(tmp_path: Path)
     assert all(torch.equal(resumed[name], tensor) for name, tensor in compiled.items())
 
 
-def test_without_a_compiler_there_is_one_line(train: Train, tmp_path: Path) -> None:
+def test_without_a_compiler_there_is_one_line(train_process: Train, tmp_path: Path) -> None:
     caches = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
-    result = train("train.compile=true", env={"PATH": "/nowhere", "CXX": "/nowhere/c++", **caches})
+    result = train_process("train.compile=true", env={"PATH": "/nowhere", "CXX": "/nowhere/c++", **caches})
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1, result.stderr
     assert "train.compile=true" in result.stderr

@@ -187,6 +187,7 @@ def test_folder_larger_than_memory_is_read_file_by_file(folder: Path) -> None:
         strict.__getitems__(list(range(10)))
 
 
+@pytest.mark.slow
 def test_loader_processes_give_the_same_batches_as_memory(folder: Path) -> None:
     config = Data(name="folder", root=str(folder), image_size="8", memory_gib=1e-9)
     files = load_dataset(source_of(config), describe(source_of(config)))
@@ -286,6 +287,7 @@ def test_stream_starts_anywhere() -> None:
         assert list(islice(_batches(start), 5)) == whole[start // 4 : start // 4 + 5]
 
 
+@pytest.mark.slow
 def test_shards_of_4096_processes_are_disjoint_and_complete() -> None:
     """As Accelerate cuts the global batches; each of two epochs, the second of which begins within a batch."""
     n, batch_size, processes = 12_288, 8192, 4096

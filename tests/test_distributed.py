@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 import torch
 from conftest import OF_EACH_ARCHITECTURE, RECIPES, ROOT, SMALL, distance, mixes_samples, start_ranks
+from distributed_worker import IN_FOUR, WIRE
 from safetensors.torch import load_file
 
 from gan_dist import models
 
 WORLDS = (1, 2, 4)
-SPLITTABLE = [recipe for recipe in RECIPES if not mixes_samples(recipe)]
+TRAINED = [(recipe, 2) for recipe in RECIPES] + [(recipe, 4) for recipe in IN_FOUR]
+SPLIT = [(recipe, n) for recipe, n in [(recipe, 1) for recipe in RECIPES] + TRAINED if not mixes_samples(recipe)]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +42,7 @@ def test_every_architecture_is_here() -> None:
     assert sorted(SMALL) == sorted(OF_EACH_ARCHITECTURE) == models.names()
 
 
-@pytest.mark.parametrize("world_size", WORLDS[1:])
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(("recipe", "world_size"), TRAINED)
 def test_weights_averages_and_moments_do_not_depend_on_the_processes(
     recipe: str, world_size: int, ran: dict[int, Path]
 ) -> None:
@@ -50,16 +52,14 @@ def test_weights_averages_and_moments_do_not_depend_on_the_processes(
     assert _results(ran[world_size])[f"train-{recipe}: ranks agree"]
 
 
-@pytest.mark.parametrize("world_size", WORLDS[1:])
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(("recipe", "world_size"), TRAINED)
 def test_logged_figures_do_not_depend_on_the_processes(recipe: str, world_size: int, ran: dict[int, Path]) -> None:
     """They are summed in fp32."""
     alone, many = (_results(ran[n])[f"train-{recipe}: figures"] for n in (1, world_size))
     assert many == pytest.approx(alone, rel=1e-5, abs=1e-6)
 
 
-@pytest.mark.parametrize("world_size", WORLDS)
-@pytest.mark.parametrize("recipe", SPLITTABLE)
+@pytest.mark.parametrize(("recipe", "world_size"), SPLIT)
 def test_micro_batches_change_nothing(recipe: str, world_size: int, ran: dict[int, Path]) -> None:
     whole = load_file(ran[1] / f"train-{recipe}.safetensors")
     assert distance(load_file(ran[world_size] / f"split-{recipe}.safetensors"), whole) < 1e-9
@@ -75,9 +75,9 @@ def test_first_gradients_in_single_precision(recipe: str, world_size: int, ran: 
 
 
 def test_each_gradient_crosses_once(ran: dict[int, Path]) -> None:
-    """For every loss and penalty, micro-batches and n_critic; and nothing else does."""
+    """For every loss and penalty, with and without micro-batches and n_critic; and nothing else does."""
     measured = _results(ran[2])["wire"]
-    assert len(measured) == (6 + 5 - 1) * 2 * 2
+    assert len(measured) == len(WIRE) == 6 + 5 - 1
     for row in measured:
         assert row["sent"] == {"G": 2 * row["sizes"]["G"], "D": 2 * row["n_critic"] * row["sizes"]["D"]}, row
         assert row["total"] == sum(row["sent"].values()), row

@@ -1,4 +1,7 @@
-"""Tests with thousands of damaged and hostile files: each is refused with one clear line, and none is used in part."""
+"""Thousands of damaged and hostile files: each is refused with one clear line, and none is used in part.
+
+A tenth of them by default, and all with `pytest --hypothesis-profile=full`.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,6 @@ import os
 import pickle
 import shutil
 import struct
-import subprocess
-import sys
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import ROOT, TINY
+from conftest import TINY, examples, run_here
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -40,7 +41,7 @@ from gan_dist.wiring.checks import check_parts
 from gan_dist.wiring.data import source_of
 from gan_dist.wiring.networks import make_state, optimizer_names
 
-many = settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+many = settings(max_examples=examples(2000), deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 ALL_FILES = (*FILES, "manifest.json")
 
 
@@ -48,7 +49,7 @@ ALL_FILES = (*FILES, "manifest.json")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fuzz")
     small = ["model.g_widths=[4]", "model.d_widths=[4]", "model.z_dim=3", "train.kimg=0.1", "run.dir=run"]
-    subprocess.run([sys.executable, str(ROOT / "train.py"), *TINY, *small], cwd=folder, check=True, capture_output=True)
+    assert run_here(folder, "train", *TINY, *small).returncode == 0
     return folder / "run"
 
 
@@ -126,6 +127,7 @@ def _damaged(content: dict[str, bytes], kind: str, name: str, how: Any) -> dict[
     return files
 
 
+@pytest.mark.slow
 @many
 @given(what=damage)
 def test_damaged_checkpoint_is_never_taken(what: Any, content: dict[str, bytes], tmp_path_factory: Any) -> None:
@@ -171,7 +173,8 @@ hostile = st.one_of(
 )  # fmt: skip
 
 
-@settings(many, max_examples=1000)
+@pytest.mark.slow
+@settings(many, max_examples=examples(1000))
 @given(what=hostile)
 @example(what=("opt_D.safetensors", [(0.3828125, 32)]))  # a moment by another name
 @example(what=("config.yaml", {"model.g_args": {"foo": 1}}))
@@ -283,6 +286,7 @@ documents = st.one_of(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @many
 @given(document=documents)
 def test_hostile_config_gets_one_line(document: str | bytes, dist: Distributed, tmp_path_factory: Any) -> None:
@@ -312,7 +316,7 @@ def test_hostile_config_gets_one_line(document: str | bytes, dist: Distributed, 
         "run: {name: ../x}",
         "a: &a [x]\nb: *a",
         "train: !!python/name:os.system",
-        "x: " + "[" * 5000,
+        "x: " + "[" * 2000,
     ],
 )
 def test_these_configs_are_refused(document: str, tmp_path: Path) -> None:
@@ -324,7 +328,7 @@ def test_these_configs_are_refused(document: str, tmp_path: Path) -> None:
 FORMATS = ("png", "jpeg", "gif", "bmp", "tiff", "webp")
 
 
-@settings(many, max_examples=600)
+@settings(many, max_examples=examples(600))
 @given(
     kind=st.sampled_from(FORMATS),
     changes=st.one_of(places, st.lists(st.tuples(places, st.integers(0, 255)), min_size=1, max_size=20)),

@@ -20,7 +20,10 @@ from gan_dist.settings.config import load_config
 from gan_dist.wiring.build import build
 from gan_dist.wiring.data import source_of
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU and a CUDA build of torch")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU and a CUDA build of torch"),
+]
 
 
 @pytest.fixture(autouse=True)

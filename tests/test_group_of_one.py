@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import OF_EACH_ARCHITECTURE, ROOT, TINY, distance
+from conftest import OF_EACH_ARCHITECTURE, ROOT, TINY, distance, run_here
 from safetensors.torch import load_file
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"]
 GPU = torch.cuda.is_available()
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +67,7 @@ def test_group_of_one_calls_all_that_several_processes_call(calls: dict[str, Any
 
 def test_setting_without_a_launcher_gets_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GAN_DIST_TEST_GROUP_OF_ONE", "1")
-    command = [sys.executable, str(ROOT / "train.py"), *TINY, "run.dir=run"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    result = run_here(tmp_path, "train", *TINY, "run.dir=run")
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
     assert "GAN_DIST_TEST_GROUP_OF_ONE=1 needs a process group: start with torchrun, or unset it" in result.stderr

@@ -113,6 +113,7 @@ def test_classifier_knows_its_data_and_is_trained_once(
     assert torch.equal(again.head.weight, extractor.classifier.head.weight)
 
 
+@pytest.mark.slow
 def test_batch_size_changes_nothing(digits: ImageTensor, extractor: ClassifierExtractor, dist: Distributed) -> None:
     G = make_generator(Model(), (1, 8, 8), 10).eval()
     results = []
@@ -162,6 +163,7 @@ def test_pickle_in_place_of_inception_weights_is_refused(tmp_path: Path) -> None
     assert not witness.exists()
 
 
+@pytest.mark.slow
 def test_pickle_in_place_of_a_cached_classifier_is_never_loaded(
     digits: ImageTensor, extractor: ClassifierExtractor, dist: Distributed, cache: Path, tmp_path: Path
 ) -> None:
@@ -174,6 +176,7 @@ def test_pickle_in_place_of_a_cached_classifier_is_never_loaded(
     torch.testing.assert_close(again.head.weight, extractor.classifier.head.weight)
 
 
+@pytest.mark.slow
 def test_inception_takes_every_number_of_channels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With random weights, saved and loaded: the standard ones can't be had everywhere, the path is the same."""
     torch.save({}, tmp_path / "empty.pth")

@@ -155,6 +155,7 @@ def _calls(monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]) -> Calls:
     return calls
 
 
+@pytest.mark.slow
 def test_calls_of_a_penalised_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
     """R3GAN for CIFAR-10, R1 and R2 included. torch's own second derivatives made 12,621 calls of it.
 

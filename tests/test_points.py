@@ -55,6 +55,7 @@ def test_picture_shows_points_and_modes() -> None:
 SMALL = ["data.name=grid", "model.conditional=false", "model.g_args={tanh: false}", "metrics.every_kimg=2"]
 
 
+@pytest.mark.slow
 def test_run_on_points(train: Train, tmp_path: Path) -> None:
     result = train("run.dir=run", *SMALL)
     assert result.returncode == 0, result.stderr

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY, Train, start_ranks
+from conftest import ROOT, TINY, Train, run_here, run_there, start_ranks
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -22,12 +22,12 @@ from gan_dist.parallel.world import check_gpus
 
 LAUNCH = sorted((ROOT / "launch").glob("*.yaml"))
 TRAIN = [str(ROOT / "train.py"), *TINY]
+pytestmark = pytest.mark.slow
 GPU = torch.cuda.is_available()
 
 
 def _launch(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "accelerate.commands.launch", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    return run_there(cwd, "-m", "accelerate.commands.launch", *arguments)
 
 
 def _port() -> str:
@@ -47,8 +47,7 @@ def _assert_close(a: Path, b: Path) -> None:
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one process, without a launcher."""
     folder = tmp_path_factory.mktemp("plain")
-    command = [sys.executable, *TRAIN, "run.dir=run", "train.kimg=1"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=120)
+    assert run_here(folder, "train", *TINY, "run.dir=run", "train.kimg=1").returncode == 0
     return folder / "run"
 
 
@@ -276,11 +275,13 @@ def test_failure_of_one_process_ends_all_with_its_message(tmp_path: Path) -> Non
 
 def test_evaluation_on_any_number_of_processes(plain: Path) -> None:
     """The same figures, which are stored with their protocol."""
-    command = ["gan_dist", "evaluate", str(plain), "--n", "1003", "metrics.batch_size=100"]
-    one = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, timeout=120)
+    command = ["evaluate", str(plain), "--n", "1003", "metrics.batch_size=100"]
+    one = run_here(plain, *command)
     assert one.returncode == 0, one.stderr
-    two = _launch(["--multi_gpu", "--num_processes", "2", "--main_process_port", "0", "-m", *command], plain)
-    assert two.returncode == 0, two.stderr
+    script = "import sys; from gan_dist.cli import main; sys.exit(main(sys.argv[1:]))"
+    two = start_ranks(2, ["-c", script, *command], plain)
+    outputs = [process.communicate(timeout=120) for process in two]
+    assert [process.returncode for process in two] == [0, 0], outputs
     first, second = (json.loads(line) for line in (plain / "evaluations.jsonl").read_text().splitlines())
     assert first.keys() == second.keys()
     for name, value in first.items():
@@ -290,7 +291,7 @@ def test_evaluation_on_any_number_of_processes(plain: Path) -> None:
     assert first["protocol"]["num_generated"] == 1003
     assert {"fid_classifier", "kid_classifier", "is_classifier"} < first.keys()
     assert f"fid_classifier   {first['fid_classifier']:.6g}" in one.stdout
-    assert two.stdout.count("fid_classifier") == 1
+    assert "".join(out for out, _ in outputs).count("fid_classifier") == 1
 
 
 def test_bad_evaluation_gets_one_line(plain: Path) -> None:
@@ -301,8 +302,7 @@ def test_bad_evaluation_gets_one_line(plain: Path) -> None:
         ([str(plain), "--n", "0"], "metrics.num_images=0 must be greater than 0"),
         ([str(plain), "data.name=folder", "data.root=nowhere"], "nowhere"),
     ]:
-        command = [sys.executable, "-m", "gan_dist", "evaluate", *arguments]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        result = run_here(plain, "evaluate", *arguments)
         assert result.returncode in (1, 2)
         assert text in result.stderr
         assert result.stderr.count("\n") == 1
@@ -329,9 +329,7 @@ def test_stage_that_cannot_be_written_gets_one_line(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "images/0.png")
     settings = ["data.name=folder", "data.root=images", "data.image_size=8", "data.memory_gib=1e-9",
                 "model.conditional=false", "train.batch_size=1"]  # fmt: skip
-    env = {**os.environ, "GAN_DIST_STAGE": "/proc/nowhere"}
-    command = [sys.executable, *TRAIN, *settings]
-    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    result = run_here(tmp_path, "train", *TINY, *settings, env={"GAN_DIST_STAGE": "/proc/nowhere"})
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1
     assert "GAN_DIST_STAGE=/proc/nowhere: cannot copy images there" in result.stderr
@@ -344,22 +342,16 @@ FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 def test_two_processes_train_dcgan_on_fashion_mnist_in_shared_memory(tmp_path: Path) -> None:
     settings = [str(ROOT / "configs/dcgan_fashion_mnist.yaml"), f"data.root={FASHION_MNIST}", "train.kimg=100",
                 "metrics.every_kimg=0", "tracking.wandb=disabled", "log.every_kimg=0.1", "run.dir=run"]  # fmt: skip
-    command = [sys.executable, "-m", *LAUNCHERS["accelerate"], str(ROOT / "train.py"), *settings]
-    launcher = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    _read_until(launcher, "0.4/100 kimg")
-    children = Path(f"/proc/{launcher.pid}/task").glob("*/children")
-    ranks = [pid for path in children for pid in path.read_text().split()]
-    assert len(ranks) == 2
-    for pid in ranks:
-        mapped = [line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "gan_dist-" in line]
+    ranks = start_ranks(2, [str(ROOT / "train.py"), *settings], tmp_path)
+    _read_until(ranks[0], "0.4/100 kimg")
+    for rank in ranks:
+        mapped = [line for line in Path(f"/proc/{rank.pid}/maps").read_text().splitlines() if "gan_dist-" in line]
         start, end = (int(part, 16) for part in mapped[0].split()[0].split("-"))
         assert end - start > 60_000 * 28 * 28, "the decoded images"
         assert "(deleted)" in mapped[0], "nothing is left in the temporary directory"
-    launcher.send_signal(signal.SIGTERM)
-    out, error = launcher.communicate(timeout=60)
-    assert "go on with: accelerate launch --multi_gpu train.py run.dir=run resume=latest" in out, error
+    ranks[0].send_signal(signal.SIGTERM)
+    outputs = [rank.communicate(timeout=60) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [75, 75], outputs
     losses = [json.loads(line)["loss_D"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0], "D learns from real images"
 

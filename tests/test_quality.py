@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from conftest import Train
 from sklearn.datasets import load_digits
@@ -14,6 +15,7 @@ import gan_dist
 from gan_dist.sampling import generate
 
 
+@pytest.mark.slow
 def test_half_the_main_job_makes_recognisable_digits(train: Train, tmp_path: Path) -> None:
     """The promise of the whole: 97% of 1,000 digits as asked for, FID down 50 times. A support vector machine on the
     real digits judges, which has nothing to do with the package's own classifier."""

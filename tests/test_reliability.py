@@ -13,12 +13,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY, Train
+from forks import Forked
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
@@ -54,18 +56,26 @@ def _build(folder: Path, dist: Distributed, *settings: str, checkpoint: Path | N
 # --- the soak test in small -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_killed_run_ends_like_one_that_never_was(processes: int, tmp_path: Path) -> None:
+def test_killed_run_ends_like_one_that_never_was(
+    processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = importlib.util.spec_from_file_location("soak", ROOT / "benchmarks/soak.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    settings = [*SMALL, "train.kimg=24", "checkpoint.every_kimg=0.25", "train.batch_size=32"]
-    result = module.soak(4, 1, processes, settings, tmp_path)
+
+    def start(command: list[str], env: dict[str, str], stdout: Any, stderr: Any, start_new_session: bool) -> Forked:
+        return Forked(command[1:], tmp_path, env, stdout, stderr)
+
+    monkeypatch.setattr(module, "subprocess", SimpleNamespace(Popen=start))
+    settings = [*SMALL, "train.kimg=16", "checkpoint.every_kimg=0.25", "train.batch_size=32"]
+    result = module.soak(2, 32, processes, settings, tmp_path)  # after 0.6 s, and while a checkpoint is written
     assert result["enough kills"]
     assert result["tensors that differ"] == []
-    assert result["images"] == 24_000
+    assert result["images"] == 16_000
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
@@ -195,6 +205,7 @@ def test_failed_write_leaves_no_trace(tmp_path: Path, dist: Distributed, monkeyp
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_auto_skips_broken_checkpoints_with_a_line_each(train: Train, tmp_path: Path) -> None:
     assert train("run.dir=run", "train.kimg=8", "checkpoint.every_kimg=1", "checkpoint.keep=0").returncode == 0
     folder = tmp_path / "run/checkpoints"
@@ -221,6 +232,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 def test_another_run_is_not_resumed_and_says_what_differs(train: Train) -> None:
     assert train("run.dir=run", "train.kimg=0.1").returncode == 0
     result = train("run.dir=run", "resume=auto", *CHANGES, tiny=False)
@@ -232,6 +244,7 @@ def test_another_run_is_not_resumed_and_says_what_differs(train: Train) -> None:
     assert train("run.dir=run", "resume=auto", *allowed, tiny=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_full_disk_costs_a_checkpoint_and_no_more(tmp_path: Path, dist: Distributed) -> None:
     """A file system of 1 MB, which only root may mount: filled while training, then freed."""
     disk = tmp_path / "disk"
@@ -240,9 +253,9 @@ def test_full_disk_costs_a_checkpoint_and_no_more(tmp_path: Path, dist: Distribu
     if mounted.returncode:
         pytest.skip("mounting a small file system is not permitted")
     try:
-        script = [sys.executable, "-u", str(ROOT / "train.py"), *SMALL, "train.kimg=100000", "log.every_kimg=1",
+        script = [str(ROOT / "train.py"), *SMALL, "train.kimg=100000", "log.every_kimg=1",
                   "sample.every_kimg=1", "checkpoint.every_kimg=1", f"run.dir={disk}/run"]  # fmt: skip
-        with subprocess.Popen(script, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        with Forked(script, tmp_path, {**os.environ}) as process:
             assert process.stdout
             _until(process.stdout, "3.0/100000 kimg")
             (disk / "ballast").write_bytes(b"")
@@ -280,14 +293,13 @@ def _until(lines: Any, text: str) -> str:
 
 
 def _started(folder: Path, *settings: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-u", str(ROOT / "train.py"), *TINY, "train.kimg=100000", "run.dir=run", *settings]
-    process = subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    command = [str(ROOT / "train.py"), *TINY, "train.kimg=100000", "run.dir=run", *settings]
+    process = Forked(command, folder, {**os.environ})
     _until(process.stdout, "2.0/100000 kimg")
     return process
 
 
+@pytest.mark.slow
 def test_usr1_stops_and_a_second_run_on_the_directory_is_refused(train: Train, tmp_path: Path) -> None:
     process = _started(tmp_path)
     for resume in ("auto", "latest"):
@@ -301,6 +313,7 @@ def test_usr1_stops_and_a_second_run_on_the_directory_is_refused(train: Train, t
     assert "stopped at" in out
 
 
+@pytest.mark.slow
 def test_lock_of_a_killed_run_is_stale(train: Train, tmp_path: Path) -> None:
     process = _started(tmp_path)
     process.kill()
@@ -309,6 +322,7 @@ def test_lock_of_a_killed_run_is_stale(train: Train, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
 def test_signal_before_the_first_iteration_is_heard(tmp_path: Path) -> None:
     """It comes while torch is still being imported."""
     command = [sys.executable, "-u", "-c", "import os, signal, sys\nfrom gan_dist.cli import main, train\n"
@@ -326,6 +340,7 @@ def test_repeated_signal_is_the_same_one() -> None:
         assert signals.received == signal.SIGINT
 
 
+@pytest.mark.slow
 def test_second_interrupt_ends_at_once_inside_a_blocked_call() -> None:
     """The main thread is where no handler of Python's runs, as inside a collective: it locks a mutex twice."""
     script = """if True:
@@ -366,6 +381,7 @@ def _train_with_nan(run: WiredRun, at: list[int]) -> bool:
     return run.train(StopSignals())
 
 
+@pytest.mark.slow
 def test_rollback_goes_on_with_other_data(tmp_path: Path, dist: Distributed, caplog: pytest.LogCaptureFixture) -> None:
     run = _build(tmp_path, dist, "checkpoint.every_kimg=0.5")
     assert _train_with_nan(run, [1600])
@@ -414,6 +430,7 @@ def test_last_iterations_are_looked_at_when_training_ends(policy: str, tmp_path:
     assert find_checkpoint(tmp_path).name == "000000004000"
 
 
+@pytest.mark.slow
 def test_rollback_to_a_smaller_stage_of_growth(tmp_path: Path, dist: Distributed) -> None:
     growing = ["model.name=pggan", "data.image_size=16", "model.g_widths=[8,8,4]", "model.d_widths=[4,8,8]"]
     growing += ["growth.stable_kimg=1", "growth.fade_kimg=1", "checkpoint.every_kimg=0.9", "loss.r1_gamma=0"]
@@ -444,6 +461,7 @@ def test_stop_keeps_the_last_good_checkpoint(
     assert int(find_checkpoint(tmp_path).name) in (512, 1024, 1504)
 
 
+@pytest.mark.slow
 def test_skip_goes_on_and_tells(tmp_path: Path, dist: Distributed, caplog: pytest.LogCaptureFixture) -> None:
     run = _build(tmp_path, dist, "train.on_nonfinite=skip")
     assert _train_with_nan(run, [1600, 1632, 2016])
@@ -478,6 +496,7 @@ FOLDER = ["data.name=folder", "data.root=images", "data.image_size=8", "data.mem
           "model.conditional=false"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_file_that_vanishes_is_skipped_or_named(images: Path, tmp_path: Path) -> None:
     process = _started(tmp_path, *FOLDER, "data.workers=1")
     (images / "07.png").unlink()
@@ -488,12 +507,13 @@ def test_file_that_vanishes_is_skipped_or_named(images: Path, tmp_path: Path) ->
     assert process.returncode == 75
 
 
+@pytest.mark.slow
 def test_killed_data_worker_ends_the_run_with_one_line(images: Path, tmp_path: Path) -> None:
     process = _started(tmp_path, *FOLDER, "data.workers=2")
     while not list_checkpoints(tmp_path / "run"):
         _until(process.stdout, "kimg  D ")
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    workers = [pid for pid in children if "train.py" in Path(f"/proc/{pid}/cmdline").read_text()]
+    workers = [pid for pid in children if "resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_text()]
     os.kill(int(workers[0]), signal.SIGKILL)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -502,6 +522,7 @@ def test_killed_data_worker_ends_the_run_with_one_line(images: Path, tmp_path: P
     assert find_checkpoint(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_killed_wandb_service_costs_training_nothing(tmp_path: Path) -> None:
     process = _started(tmp_path, "tracking.wandb=offline")
     deadline = time.monotonic() + 60

@@ -1,4 +1,4 @@
-"""Whole runs by the real command line: what they leave, how they stop, go on and are sampled."""
+"""Whole runs by the command line: what they leave, how they stop, go on and are sampled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import RECIPES, ROOT, TINY, Train
+from conftest import RECIPES, ROOT, TINY, Result, Train, run_here, run_there
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -34,8 +34,9 @@ def _assert_same_checkpoint(a: Path, b: Path) -> None:
         assert all(torch.equal(left[key], right[key]) for key in left), name
 
 
-def test_run_leaves_what_it_promises(train: Train, tmp_path: Path) -> None:
-    result = train("run.dir=run", "metrics.every_kimg=4", "metrics.num_images=100")
+@pytest.mark.slow
+def test_run_leaves_what_it_promises(train_process: Train, tmp_path: Path) -> None:
+    result = train_process("run.dir=run", "metrics.every_kimg=4", "metrics.num_images=100")
     assert result.returncode == 0, result.stderr
     run = tmp_path / "run"
     assert {path.name for path in run.iterdir()} == {
@@ -60,6 +61,7 @@ def test_run_leaves_what_it_promises(train: Train, tmp_path: Path) -> None:
     assert "4.0/4 kimg" in result.stdout, "plain lines where there is no terminal"
 
 
+@pytest.mark.slow
 def test_real_grid_has_one_class_a_column(train: Train, tmp_path: Path) -> None:
     train("run.dir=run", "train.kimg=0.1")
     from sklearn.datasets import load_digits
@@ -72,6 +74,7 @@ def test_real_grid_has_one_class_a_column(train: Train, tmp_path: Path) -> None:
         np.testing.assert_array_equal(shown, np.rint(first * 255 / 16))
 
 
+@pytest.mark.slow
 def test_second_run_never_overwrites_the_first(train: Train, tmp_path: Path) -> None:
     assert train("train.kimg=0.1").returncode == 0
     assert train("train.kimg=0.1").returncode == 0
@@ -85,6 +88,7 @@ def test_second_run_never_overwrites_the_first(train: Train, tmp_path: Path) -> 
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "mine").rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_resumed_run_ends_like_one_never_stopped(train: Train, tmp_path: Path) -> None:
     settings = ["loss.penalty_interval=4", "optim.G.schedule=cosine", "data.hflip=true", "checkpoint.every_kimg=1"]
     assert train("run.dir=whole", *settings, "checkpoint.keep=0").returncode == 0
@@ -103,6 +107,7 @@ def test_resumed_run_ends_like_one_never_stopped(train: Train, tmp_path: Path) -
     assert kimg == sorted(set(kimg)), "no line twice"
 
 
+@pytest.mark.slow
 def test_resume_latest_goes_on_longer_and_never_starts(train: Train, tmp_path: Path) -> None:
     assert train("run.dir=run").returncode == 0
     result = train("run.dir=run", "resume=latest", "train.kimg=6")
@@ -114,8 +119,9 @@ def test_resume_latest_goes_on_longer_and_never_starts(train: Train, tmp_path: P
     assert train("run.dir=fresh", "resume=auto").returncode == 0, "auto starts where there is nothing"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_saves_and_says_how_to_go_on(number: signal.Signals, tmp_path: Path) -> None:
+def test_signal_saves_and_says_how_to_go_on(number: signal.Signals, train: Train, tmp_path: Path) -> None:
     command = [sys.executable, "-u", str(ROOT / "train.py"), *TINY, "train.kimg=100000", "run.dir=run"]
     with subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -131,19 +137,7 @@ def test_signal_saves_and_says_how_to_go_on(number: signal.Signals, tmp_path: Pa
     assert error == ""
     assert "go on with: python train.py run.dir=run resume=latest" in rest
     newest = max((tmp_path / "run/checkpoints").iterdir())
-    again = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "train.py"),
-            "run.dir=run",
-            "resume=latest",
-            f"train.kimg={int(newest.name) / 1000}",
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    again = train("run.dir=run", "resume=latest", f"train.kimg={int(newest.name) / 1000}", tiny=False)
     assert again.returncode == 0, again.stderr
     assert f"going on from run/checkpoints/{newest.name}" in again.stdout
 
@@ -152,8 +146,7 @@ def test_signal_saves_and_says_how_to_go_on(number: signal.Signals, tmp_path: Pa
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished conditional run."""
     folder = tmp_path_factory.mktemp("finished")
-    command = [sys.executable, str(ROOT / "train.py"), *TINY, "run.dir=run"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=120)
+    assert run_here(folder, "train", *TINY, "run.dir=run").returncode == 0
     return folder / "run"
 
 
@@ -214,6 +207,7 @@ def test_sampling_nothing_gets_one_line(tmp_path: Path, capsys: pytest.CaptureFi
     assert "gone: no such run directory" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_folder_of_mixed_images_trains_without_preparation(train: Train, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for i, mode in enumerate(["RGB", "L", "RGBA", "P", "CMYK", "LA"] * 6):
@@ -241,6 +235,7 @@ def test_folder_of_mixed_images_trains_without_preparation(train: Train, tmp_pat
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason="needs Fashion-MNIST: apt install dataset-fashion-mnist")
 @pytest.mark.parametrize("recipe", ["mlp", "cgan", "dcgan"])
 def test_recipe_trains_on_fashion_mnist(recipe: str, train: Train, tmp_path: Path) -> None:
@@ -269,12 +264,10 @@ def test_run_directory_that_cannot_be_made_gets_one_line(train: Train, tmp_path:
     assert "run.dir=file/run" in result.stderr
 
 
+@pytest.mark.slow
 def test_accelerate_launch_runs_the_same(train: Train, tmp_path: Path) -> None:
-    launched = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1",
-         str(ROOT / "train.py"), *TINY, "run.dir=launched"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", str(ROOT / "train.py")]
+    launched = run_there(tmp_path, *launch, *TINY, "run.dir=launched")
     assert launched.returncode == 0, launched.stderr
     assert train("run.dir=plain").returncode == 0
     name = "checkpoints/000000004000"
@@ -284,17 +277,16 @@ def test_accelerate_launch_runs_the_same(train: Train, tmp_path: Path) -> None:
     assert recorded[0].train.precision == "fp32", "what auto meant"
 
 
+@pytest.mark.slow
 def test_launcher_that_was_told_another_precision_is_refused(tmp_path: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--mixed_precision",
-         "bf16", str(ROOT / "train.py"), *TINY, "run.dir=run"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--mixed_precision", "bf16"]
+    result = run_there(tmp_path, *launch, str(ROOT / "train.py"), *TINY, "run.dir=run")
     assert result.returncode
     assert "mixed_precision=bf16, but train.precision=auto means fp32 here" in result.stderr
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_run_that_goes_on_keeps_its_precision_and_says_where_it_changes(train: Train, tmp_path: Path) -> None:
     config = str(ROOT / "configs/digits.yaml")
     assert train("run.dir=run", "train.precision=bf16", "train.kimg=1").returncode == 0
@@ -315,18 +307,29 @@ def test_bf16_trains(train: Train, tmp_path: Path) -> None:
     assert all(line["loss_D"] is None or line["loss_D"] > 0 for line in _lines(tmp_path / "run") if "loss_D" in line)
 
 
+@pytest.mark.slow
 def test_any_optimizer_of_torch(train: Train) -> None:
     settings = ["optim.G.name=RMSprop", "optim.G.args={alpha: 0.9}", "optim.D.name=SGD", "optim.D.args={momentum: 0.9}"]
     assert train("run.dir=run", *settings).returncode == 0
     assert train("run.dir=run", "resume=latest", "train.kimg=5", tiny=False).returncode == 0
 
 
-def test_help_needs_no_torch() -> None:
+@pytest.mark.slow
+def test_help_needs_no_torch(tmp_path: Path) -> None:
     code = "import sys; from gan_dist.cli import main; main([{}]); sys.exit('torch' in sys.modules)"
     for arguments in ("'--help'", "'train', '--help'"):
-        result = subprocess.run([sys.executable, "-c", code.format(arguments)], capture_output=True, text=True)
+        result = run_there(tmp_path, "-c", code.format(arguments))
         assert result.returncode == 0, "torch takes seconds to import"
         assert "train" in result.stdout
+
+
+@pytest.mark.slow
+def test_installed_program_and_module_are_the_same(tmp_path: Path) -> None:
+    arguments = ["recipes", str(ROOT / "configs")]
+    module = run_there(tmp_path, "-m", "gan_dist", *arguments)
+    program = subprocess.run([Path(sys.executable).with_name("gan-dist"), *arguments], capture_output=True, text=True)
+    assert program.returncode == module.returncode == 0
+    assert program.stdout == module.stdout != ""
 
 
 def test_recipes_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -340,6 +343,7 @@ def test_recipes_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str],
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_points_are_no_images(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     points = ["data.name=ring", "model.conditional=false", "model.g_args={tanh: false}"]
     assert train("run.dir=run", *points).returncode == 0
@@ -349,12 +353,12 @@ def test_points_are_no_images(train: Train, tmp_path: Path, capsys: pytest.Captu
     assert '"high_quality"' in (tmp_path / "run/evaluations.jsonl").read_text()
 
 
-def _prefetch(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "gan_dist", "prefetch", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+def _prefetch(*arguments: str, cwd: Path) -> Result:
+    return run_here(cwd, "prefetch", *arguments)
 
 
-def test_prefetch_says_what_is_there_and_is_enough(train: Train, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_prefetch_says_what_is_there_and_is_enough(train_process: Train, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "images/good.png")
     (tmp_path / "images/torn.png").write_bytes(b"\x89PNG")
@@ -373,7 +377,7 @@ def test_prefetch_says_what_is_there_and_is_enough(train: Train, tmp_path: Path)
     names = [f"{protocol}_proxy" for protocol in ("http", "https", "all")]
     unreachable = dict.fromkeys([*names, *map(str.upper, names)], "http://127.0.0.1:9")
     measured = ["run.dir=run", "metrics.every_kimg=4", "metrics.num_images=100", "tracking.wandb=auto"]
-    result = train(*measured, env={**unreachable, "no_proxy": "", "NO_PROXY": "", "WANDB_MODE": "offline"})
+    result = train_process(*measured, env={**unreachable, "no_proxy": "", "NO_PROXY": "", "WANDB_MODE": "offline"})
     assert result.returncode == 0, result.stderr
     assert "fid_classifier" in result.stdout
 
@@ -394,6 +398,7 @@ def test_prefetch_of_what_cannot_be_had_gets_one_line(tmp_path: Path) -> None:
         assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_profile_is_a_trace_of_some_iterations(train: Train, tmp_path: Path) -> None:
     result = train("run.dir=run", "train.kimg=1.2", "train.profile=true")
     assert result.returncode == 0, result.stderr

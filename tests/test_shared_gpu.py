@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import resume_worker
 import torch
-from conftest import RECIPES, ROOT, distance, mixes_samples, start_ranks
+from conftest import RECIPES, ROOT, distance, make_images, mixes_samples, start_ranks
 from distributed_worker import CPU, Jobs
 from safetensors.torch import load_file
 from shared_gpu_worker import config_to_stop
@@ -19,7 +19,10 @@ from torch import Tensor
 from gan_dist.checkpoint.find import FILES
 from gan_dist.parallel.distributed import Distributed
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU and a CUDA build of torch")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU and a CUDA build of torch"),
+]
 
 ROUNDING = {"smallest": 1e-6}  # a gradient that cancels out is the rounding of its summands, 1e-16
 SPLITTABLE = [recipe for recipe in RECIPES if not mixes_samples(recipe)]
@@ -38,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     All three processes run at the same time, as most of what they take is the start of Python.
     """
     folder = tmp_path_factory.mktemp("shared")
-    resume_worker.make_images(folder / "images")
+    make_images(folder / "images")
     # This leaves the classifier for metrics in the cache: one that each world trained on a GPU would not be the same.
     Jobs(folder).metrics(Distributed("fp32", cpu=CPU))
     worlds = {}

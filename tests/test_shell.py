@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="needs shellcheck: apt-get install shellcheck")
 def test_shell_scripts_pass_shellcheck() -> None:
     scripts = [path for folder in ("slurm", "launch") for path in (ROOT / folder).iterdir()]

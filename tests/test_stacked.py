@@ -66,6 +66,7 @@ class _Replay(nn.Module):
         return self.images[self.next - len(z) : self.next]
 
 
+@pytest.mark.slow
 def test_real_images_have_all_modes_and_one_image_has_one(stacked: ImageTensor) -> None:
     config = Config(data=Data(stacked=True), model=Model(conditional=False))
     config.metrics.num_images = 26_000
@@ -82,6 +83,7 @@ def test_real_images_have_all_modes_and_one_image_has_one(stacked: ImageTensor) 
 SMALL = ["data.stacked=true", "model.conditional=false", "metrics.every_kimg=4", "metrics.num_images=300"]
 
 
+@pytest.mark.slow
 def test_run_on_stacked_digits(train: Train, tmp_path: Path) -> None:
     result = train("run.dir=run", *SMALL)
     assert result.returncode == 0, result.stderr

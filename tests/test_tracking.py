@@ -15,7 +15,14 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from gan_dist.report.wandb_tracker import WandbTracker
 
+pytestmark = pytest.mark.slow
 SETTINGS = ["run.dir=run", "tracking.wandb=auto", "metrics.every_kimg=4", "metrics.num_images=100"]
+
+
+@pytest.fixture(autouse=True)
+def _end_of_the_program() -> Iterator[None]:
+    yield
+    wandb.teardown()
 
 
 def _records(path: Path) -> Iterator[Record]:
@@ -119,10 +126,10 @@ def test_disabled_leaves_no_trace(train: Train, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*/wandb*"))
 
 
-def test_broken_wandb_costs_a_line_not_the_run(train: Train, tmp_path: Path) -> None:
+def test_broken_wandb_costs_a_line_not_the_run(train_process: Train, tmp_path: Path) -> None:
     """Another package called wandb, which raises at once, comes first on the path."""
     (tmp_path / "wandb.py").write_text("raise RuntimeError('the service is down')\n")
-    result = train(*SETTINGS, env={"PYTHONPATH": str(tmp_path)})
+    result = train_process(*SETTINGS, env={"PYTHONPATH": str(tmp_path)})
     assert result.returncode == 0, result.stderr
     assert "W&B tracking ended (RuntimeError: the service is down); training goes on" in result.stdout
     assert (tmp_path / "run/checkpoints/000000004000").is_dir()
