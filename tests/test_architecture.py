@@ -115,7 +115,7 @@ def test_the_steps_read_like_the_paper() -> None:
 
 MENTION = re.compile(
     r"(?<![\w/.-])(?:(?:gan_dist|tests|benchmarks|examples)/[\w/]+\.\w+|(?:configs|launch|slurm|docs)/[\w./-]*\w)"
-    r"|(?<![\w./-])gan_dist(?:\.\w+)+"
+    r"|(?<![\w./-])gan_dist(?:\.(?!__)\w+)+"
 )
 # Files that commands of the documents make, and those of CONTRIBUTING's worked examples.
 MADE_LATER = {"gan_dist.sif", "slurm/logs/gan_dist", "benchmarks/reports/gpu.json"}
