@@ -1,4 +1,4 @@
-"""Advice for the user on errors of libraries, which describe them in words of their own."""
+"""Libraries describe errors in their own words; this file says what the user can do about them."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """Something outside the program is wrong: a file, a directory, a network connection.
+    """Something that the user can act on: a file, a directory, the network, a setting, a training that diverges.
 
     The message is one line that says what is wrong, where, and what to do. Line breaks and control characters in it are
     replaced.

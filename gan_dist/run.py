@@ -181,7 +181,7 @@ def _write_config(config: Config, path: Path) -> None:
 
 
 def _last_words(run_dir: Path, nimg: int, seconds: float, finished: bool, dist: Distributed) -> None:
-    """Log how the run ended, and where its pictures, metrics and checkpoints are."""
+    """Draw the run's plot, and log how the run ended and where its pictures, metrics and checkpoints are."""
     checkpoints = list_checkpoints(run_dir)
     if finished:
         log.info("finished: %.1f kimg in %.0f s", nimg / 1000, seconds)
@@ -265,7 +265,7 @@ def _make_evaluator(config: Config, dist: Distributed) -> Evaluator:
 
 
 def prefetch(config: Config) -> Iterator[str]:
-    """Download and check everything that a run needs. Yields a line of text about the data set and the extractor.
+    """Download and check everything that a run needs. Yields a line about the data set and one about the extractor.
 
     Raises:
         UserError: a download failed, or a file is damaged.

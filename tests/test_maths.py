@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from gan_dist.engine.ema import Average, update_ema
 from gan_dist.game.losses import LOSSES
-from gan_dist.game.regularizers import clip_weights, interpolate, lipschitz_penalty, squared_gradient_norms
+from gan_dist.game.regularizers import clip_weights, gradient_penalty, interpolate, squared_gradient_norms
 from gan_dist.settings.schema import Config, Growth, Optimizer
 from gan_dist.wiring.iteration import optimizer_schedule, stages
 
@@ -95,18 +95,18 @@ def test_gradient_norm_can_be_differentiated_again() -> None:
     torch.autograd.gradcheck(penalty, D[0].weight.detach().clone().requires_grad_(True))
 
 
-def test_lipschitz_penalty_of_a_linear_d() -> None:
+def test_gradient_penalty_of_a_linear_d() -> None:
     D = nn.Sequential(nn.Flatten(), nn.Linear(12, 1), nn.Flatten(0))
     x = torch.randn(5, 3, 2, 2, requires_grad=True)
     expected = (D[1].weight.norm() - 1).square().expand(5)
-    torch.testing.assert_close(lipschitz_penalty(D(x), x), expected)
+    torch.testing.assert_close(gradient_penalty(D(x), x), expected)
 
 
-def test_lipschitz_penalty_of_a_flat_d_has_a_gradient() -> None:
+def test_gradient_penalty_of_a_flat_d_has_a_gradient() -> None:
     D = nn.Sequential(nn.Linear(4, 1), nn.Flatten(0))
     nn.init.zeros_(D[0].weight)
     x = torch.randn(3, 4, requires_grad=True)
-    penalty = lipschitz_penalty(D(x), x).sum()
+    penalty = gradient_penalty(D(x), x).sum()
     (gradient,) = torch.autograd.grad(penalty, D[0].weight)
     assert penalty.item() == pytest.approx(3, rel=1e-4)
     assert torch.isfinite(gradient).all()

@@ -63,7 +63,7 @@ def find_checkpoint(run_dir: Path, name: str = "latest") -> Path:
 
 
 def best_checkpoint(found: list[Path]) -> list[Path]:
-    """Return a list with the checkpoint that has the lowest FID; [] if none was written when its FID was measured.
+    """Return a list with the checkpoint that has the lowest FID; [] if no checkpoint has an FID of its own weights.
 
     Args:
         found: the checkpoints to choose from.

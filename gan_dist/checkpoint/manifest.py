@@ -65,7 +65,7 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _entry(folder: Path, name: str) -> dict[str, Any]:
-    """The manifest's entry for a file: a dict with the int `size` and, in an intact manifest, the str `sha256`."""
+    """The manifest's entry for a file: a dict with `size`, an int (checked here), and `sha256` (not checked)."""
     path = folder / "manifest.json"
     with _open(path, most=MAX_TEXT) as file:
         entry = _parse(path, file.read(MAX_TEXT)).get(name)

@@ -1,4 +1,7 @@
-"""Write checkpoints so that a crash leaves no incomplete one, and delete old ones."""
+"""Write checkpoints so that a crash leaves no incomplete one, and delete old ones.
+
+The head of `gan_dist.checkpoint.find` says which files a checkpoint consists of.
+"""
 
 from __future__ import annotations
 

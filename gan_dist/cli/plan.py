@@ -26,7 +26,7 @@ rates of a GPU. Nothing is trained, and no GPU is needed.
 """
 
 NOTE = """\
-"waiting" is the share of the time for communication that does not overlap with a backward pass. "efficiency" is the
+"waiting" is the share of an iteration that is spent on communication outside the backward passes. "efficiency" is the
 speed divided by (number of GPUs x speed of one GPU). Real runs take longer, because the estimate assumes a program that
 reaches the full rates of the machine.
 """

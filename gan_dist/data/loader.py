@@ -101,8 +101,8 @@ def make_loader(dataset: Images, batch_size: int, seed: int, start: int, workers
         dataset: the images.
         batch_size: global batch.
         seed: determines the order of the images.
-        start: number of the first image in the run.
-        workers: number of worker processes that decode files; none are used if the data set is in memory.
+        start: number, in the run, of the first image of the stream.
+        workers: number of this process's workers, which decode files; none are used if the data set is in memory.
     """
     in_memory = isinstance(dataset, ImageTensor)
     return DataLoader(
@@ -124,5 +124,7 @@ def batches_of(loader: DataLoader) -> Generator[tuple[Tensor, Tensor]]:
     try:
         yield from loader
     except (ConnectionError, EOFError) as error:  # the worker died while it passed on a batch
-        time.sleep(5)  # torch's own RuntimeError is raised here, when the signal about the dead worker arrives
+        # While this process sleeps, the signal about the dead worker arrives, and torch raises its own RuntimeError. The
+        # line below the sleep is for the case that it does not.
+        time.sleep(5)
         raise RuntimeError("DataLoader worker lost") from error

@@ -34,7 +34,7 @@ def load_shared(source: Source, info: DataInfo, dist: Distributed, stage: Path |
 
     Args:
         source: the data set that is asked for.
-        info: what `gan_dist.data.datasets.describe` returned for them.
+        info: what `gan_dist.data.datasets.describe` returned for `source`.
         dist: the processes.
         stage: a directory on a local disk of the node, to which image files are copied first; None for no copy. It is
             not used for a data set that is kept in memory.

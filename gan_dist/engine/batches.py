@@ -35,7 +35,7 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
         return next(self._stream)
 
     def rewind(self, nimg: int) -> None:
-        """The run has gone back to `nimg` images: open the stream again there, with the seed that now applies."""
+        """The run has gone back: close the stream. The next batch opens it where the run is then, with its new seed."""
         self.close()
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from gan_dist.parallel.late_reads import read_later
 
 LAG = 4  # the norms of an iteration are read so many iterations later
-MEMORY = 8  # number of earlier iterations whose norms are kept for the message
+MEMORY = 8  # number of earlier iterations whose norms are kept; the message shows the last 4 of them
 
 
 class Health:

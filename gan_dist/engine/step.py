@@ -16,9 +16,9 @@ from gan_dist.engine.update import Update
 from gan_dist.game.game import Game
 from gan_dist.game.regularizers import (
     clip_weights,
+    gradient_penalty,
     interpolate,
     iterate_spectral_norms,
-    lipschitz_penalty,
     squared_gradient_norms,
 )
 from gan_dist.parallel.wrapped import Wrapped
@@ -164,7 +164,7 @@ class Alternation:
         """Compute the sum of the gradient penalties (R1, R2, WGAN-GP) for each pair of a real and a fake image: (N,).
 
         Args:
-            first: number of the first image in the run.
+            first: number, in the run, of the first image of this micro-batch.
             real: real images and their labels.
             x_fake: generated images (N, C, H, W).
             logits: D's logits of the real and then of the generated images, (2N,).
@@ -181,7 +181,7 @@ class Alternation:
             u = self.draws.between(first, x_real)
             x = interpolate(x_real.detach(), x_fake.detach(), u).requires_grad_()
             with self.wrapped.D.twice_differentiable():
-                penalty = lipschitz_penalty(self.wrapped.D(x, y), x)
+                penalty = gradient_penalty(self.wrapped.D(x, y), x)
             self.stats.add("gradient_penalty", penalty.mean())
             total = total + penalties.gradient_penalty * penalty
         return total

@@ -32,7 +32,7 @@ def squared_gradient_norms(logits: Tensor, *xs: Tensor) -> list[Tensor]:
     return [gradient.square().flatten(1).sum(1) for gradient in gradients]
 
 
-def lipschitz_penalty(logits: Tensor, x: Tensor) -> Tensor:
+def gradient_penalty(logits: Tensor, x: Tensor) -> Tensor:
     """The gradient penalty of WGAN-GP, (|grad_x D(x)| - 1)^2 for each sample: (N,).
 
     Gulrajani et al. 2017, equation 3, take the x that `interpolate` returns.

@@ -147,7 +147,7 @@ def _in_one_layout(*tensors: Tensor) -> list[Tensor]:
 
 
 def _is_channels_last(t: Tensor) -> bool:
-    """Tell if t (N, C, H, W) is in channels_last and not contiguous as well, which a map of one pixel can be."""
+    """Tell if t (N, C, H, W) is in channels_last. Maps of one pixel do not count, as they are in both layouts."""
     return t.shape[2:] != (1, 1) and t.stride(1) == 1 and t.is_contiguous(memory_format=torch.channels_last)
 
 

@@ -91,7 +91,7 @@ class Generator(Growing):
         image_shape: (C, H, W) of the last stage.
         num_classes: number of classes; 0 for an unconditional G.
         z_dim: size of the latent z.
-        widths: channels of the maps, from the smallest map to the largest. See `Conv` for the equalised learning rate.
+        widths: channels of the maps, from the smallest map to the largest.
     """
 
     def __init__(

@@ -36,10 +36,10 @@ _D_HALVINGS = {2: 2, 3: 2, 4: 5, 5: 5}  # so many of D's first blocks halve thei
 
 
 def check(image_shape: tuple[int, int, int], g_widths: Sequence[int] = (), d_widths: Sequence[int] = ()) -> None:
-    """Check that images are square, of 16 to 128 pixels a side, and that there are as many widths as in the paper.
+    """Check that images are square, of 16 to 128 pixels a side, and that there are as many widths as in the default.
 
     Raises:
-        ValueError: they are not; the message names the nearest possible size or the paper's widths.
+        ValueError: they are not; the message names the nearest possible size or the default widths.
     """
     doublings = len(map_sizes(image_shape, largest=128)) - 1
     for widths, default in ((g_widths, _G_WIDTHS[doublings]), (d_widths, _D_WIDTHS[doublings])):

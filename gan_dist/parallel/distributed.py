@@ -75,8 +75,8 @@ class Distributed:
         hook = DDPCommunicationHookType.BF16 if compress else DDPCommunicationHookType.NO
         # Buffers are not broadcast: they start equal and are updated equally in all processes, so they stay equal.
         self._ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True, comm_hook=hook)
-        # NCCL does not let two processes use one GPU, so they use gloo. Without a launcher no backend is named, because
-        # Accelerate would then try to join a process group.
+        # NCCL does not let two processes use one GPU, so they use gloo. A backend is named only with a
+        # launcher: without one, a name would make Accelerate try to join a process group.
         backend = {"backend": "gloo"} if shared_gpu and "LOCAL_RANK" in os.environ else {}
         self._accelerator = Accelerator(
             cpu=cpu,
@@ -269,7 +269,8 @@ class Distributed:
     def end(self) -> None:
         """Wait for all processes at the end of a run without failure. Call this last.
 
-        If a process ended early with an exit status other than 0, the launcher would end the others.
+        A stopped run ends with status 75. If one process exited with it before the others are done, the launcher would
+        kill them.
         """
         if self.several:
             # This is a barrier. Accelerate's own uses the GPU with the process's number, which may not exist.

@@ -28,7 +28,7 @@ _FAILED = "gan_dist/failed"  # key in the store under which the first process th
 
 
 class Peers:
-    """The other processes of a run, as seen by one process. `meet` returns the only object of a process.
+    """The other processes of a run, as seen by one process. Each process has one such object; get it from `meet`.
 
     The object writes this process's host name and process id into the store, so that the other processes can name it if
     it dies. A thread of the object sends heartbeats and waits for messages about failures.

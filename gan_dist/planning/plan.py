@@ -82,7 +82,7 @@ def measured_rates() -> Rates:
     # Sizes for which the work takes much longer than starting the kernel and reading the result.
     n, c, side = (8192, 256, 64) if on_gpu else (1024, 64, 16)
     a, small = torch.randn(n, n, device=device), torch.ones(1, device=device)
-    # Ones instead of zeros: the operating system may not have provided the memory of zeros yet.
+    # Ones instead of zeros: memory of zeros may be provided at its first access only, which would be measured too.
     large, copy = (torch.ones(2**28 if on_gpu else 2**24, device=device) for _ in range(2))
     x, half = torch.randn(64, c, side, side, device=device), a.bfloat16()
     product = adapt(nn.Linear(n, n, bias=False, device=device).requires_grad_(False), "fp32")

@@ -51,8 +51,8 @@ def write_grid(images: Iterator[Tensor], classes: Sequence[int], folder: Path) -
 
     Args:
         images: uint8 (C, H, W) each.
-        classes: labels of the images, in turn. Each gets a column, up to 16 columns. If empty, the grid is almost
-            square.
+        classes: labels of the images, in turn. Up to 16 labels get a column each; more labels fill rows of 16 in the
+            order of the images. If empty, the grid is almost square.
         folder: where to write; the directory exists.
 
     Returns:

@@ -18,7 +18,7 @@ class TrackedRun:
 
     Attributes:
         run_dir: the run directory.
-        nimg: images seen so far; a tracker leaves out what it has recorded beyond them.
+        nimg: images seen so far. The local tracker deletes the lines that it has recorded beyond them.
         config: all settings, as nested mappings.
         wandb_mode, project, entity: see `gan_dist.settings.schema.Tracking`.
     """

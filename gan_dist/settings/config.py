@@ -254,7 +254,8 @@ def check(config: Config) -> None:
         raise ConfigError(f"resume={config.resume} needs run.dir=DIR, the run to go on with")
 
 
-# Settings that must not change when a run is resumed: they determine the networks, the data and the order of the data.
+# Settings that must not change when a run is resumed: they determine the networks, the optimizers' saved moments, the
+# data and the order of the data.
 _FIXED = ("model.", "growth.", "data.name", "data.image_size", "data.channels", "data.class_folders", "data.stacked",
           "train.seed", "train.batch_size", "optim.G.name", "optim.D.name")  # fmt: skip
 

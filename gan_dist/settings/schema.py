@@ -28,7 +28,7 @@ class Data:
     broken_files: Literal["skip", "error"] = "skip"  # if an image cannot be read: skip it with a warning, or stop
     hflip: bool = False  # mirror each image with probability 1/2
     memory_gib: float = 4.0  # a data set of up to this many GiB is decoded once and kept in memory as uint8
-    workers: int = 2  # DataLoader worker processes for a data set that is larger than data.memory_gib
+    workers: int = 2  # DataLoader workers of each process, for a data set that is larger than data.memory_gib
 
 
 @dataclass
@@ -148,7 +148,7 @@ class Checkpoint:
     every_kimg: float = 100.0  # write a checkpoint, also at the end; 0: never
     keep: int = 3  # number of newest checkpoints to keep; 0: all
     keep_every_kimg: float = 0.0  # also keep one checkpoint of every so many kimg; 0: none
-    keep_best: bool = True  # also keep the checkpoint with the lowest FID, which is written when FID is measured
+    keep_best: bool = True  # also keep the checkpoint with the lowest FID; one is written when FID is lower than before
 
 
 @dataclass

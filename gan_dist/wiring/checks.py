@@ -173,7 +173,7 @@ def _check_split(key: str, batch_size: int, micro: int, world_size: int, group_s
 
 
 def check_resume(checkpoint: Path, config: Config, info: DataInfo) -> None:
-    """Check that a run is resumed with the same networks and data, before the data are loaded.
+    """Check that a run is resumed with the settings that must not change, and with as many images.
 
     Args:
         checkpoint: the checkpoint to resume from.

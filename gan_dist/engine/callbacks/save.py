@@ -78,7 +78,9 @@ class SaveCheckpoint:
         self._pending = self._writer.submit(self._write, take_snapshot(state, self.facts))
 
     def if_best(self, state: State) -> None:
-        """Save a checkpoint if the FID that was just measured is lower than that of all checkpoints so far.
+        """Save a checkpoint if the FID that was just measured is lower than that of each checkpoint written before.
+
+        Only the checkpoints count that were written since this program started, or since the run went back.
 
         Waits first until the checkpoint that is being written is on disk.
         """
@@ -90,9 +92,9 @@ class SaveCheckpoint:
             self(state)
 
     def rewind(self, nimg: int) -> None:
-        """The run is going back: checkpoints with the same `nimg` as before must be written again, with other weights.
+        """The run is about to go back: it must write checkpoints again that it reaches a second time.
 
-        Waits until the checkpoint that is being written is on disk.
+        Waits until the checkpoint that is being written is on disk. `nimg` is not used.
         """
         self.wait()
         self._newest, self._lowest = -1, math.inf

@@ -72,5 +72,6 @@ class Kind(Protocol):
         """Download or train the feature extractor, unless it is in the cache.
 
         Returns:
-            Its name, or "" if this kind of data needs no feature extractor that is in the cache.
+            Its name, or "" if nothing is prepared: points need no extractor, and stacked images train theirs when their
+            evaluator is made.
         """
