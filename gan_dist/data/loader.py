@@ -124,7 +124,7 @@ def batches_of(loader: DataLoader) -> Generator[tuple[Tensor, Tensor]]:
     try:
         yield from loader
     except (ConnectionError, EOFError) as error:  # the worker died while it passed on a batch
-        # While this process sleeps, the signal about the dead worker arrives, and torch raises its own RuntimeError. The
-        # line below the sleep is for the case that it does not.
+        # While this process sleeps, the signal about the dead worker arrives, and torch raises its own RuntimeError.
+        # The line below the sleep is for the case that it does not.
         time.sleep(5)
         raise RuntimeError("DataLoader worker lost") from error
