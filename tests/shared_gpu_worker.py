@@ -52,7 +52,7 @@ def train_all(jobs: Jobs) -> Distributed:
 
 def main() -> int:
     folder, images = Path(sys.argv[1]), Path(sys.argv[2])
-    jobs = Jobs(folder)
+    jobs = Jobs(folder, digits=True)
     dist = train_all(jobs)
     jobs.metrics(dist)
     jobs.gradients(dist, "gradients", "digits")

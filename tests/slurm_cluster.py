@@ -50,7 +50,7 @@ ReturnToService=2
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1
 PlugStackConfig={dir}/plugstack.conf
 JobRequeue=1
-KillWait=10
+KillWait=30
 MinJobAge=3600
 SlurmdTimeout=15
 GresTypes=gpu

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import subprocess
-import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator
@@ -13,23 +13,32 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, Result, run_there
+from forks import Forked
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 SMALL = ["model.g_widths=[16]", "model.d_widths=[16]", "train.batch_size=32"]
 pytestmark = pytest.mark.slow
 
 
-def _run(*arguments: str, cwd: Path = ROOT) -> str:
-    result = subprocess.run(
-        [sys.executable, "-m", "benchmarks", *arguments], cwd=cwd, capture_output=True, text=True, timeout=300
-    )
+def _call(*arguments: str) -> Result:
+    """`python -m benchmarks …` with torch imported before."""
+    script = "import runpy; runpy.run_module('benchmarks', run_name='__main__', alter_sys=True)"
+    process = Forked(["-c", script, *arguments], ROOT, {**os.environ})
+    out, error = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(arguments, process.returncode, out, error)
+
+
+def _run(*arguments: str) -> str:
+    result = _call(*arguments)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
 
 def test_list_has_a_line_on_each() -> None:
-    lines = _run().splitlines()
+    listed = run_there(ROOT, "-m", "benchmarks")
+    assert listed.returncode == 0
+    lines = listed.stdout.splitlines()
     names = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {
         "__init__",
         "__main__",
@@ -96,9 +105,7 @@ def test_gpu_command_runs_all_parts_at_a_tiny_size(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_gpu_command_says_what_it_needs() -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "gpu"], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+    result = _call("gpu")
     assert result.returncode == 1
     assert result.stdout.startswith("GPU: none")
     assert result.stderr.splitlines()[-1] == "needs a GPU"
@@ -125,10 +132,7 @@ def test_part_whose_time_is_over_keeps_its_rows_and_ends_its_processes(monkeypat
 
 
 def test_contestant_that_dies_costs_one_line(tmp_path: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "speed", f"data.root={tmp_path}", "--contestants", "package,bound"],
-        cwd=ROOT, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    result = _call("speed", f"data.root={tmp_path}", "--contestants", "package,bound")
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith("package: RuntimeError")
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import RECIPES, ROOT, TINY, Result, Train, run_here, run_there
+from forks import Forked
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -122,10 +123,8 @@ def test_resume_latest_goes_on_longer_and_never_starts(train: Train, tmp_path: P
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_saves_and_says_how_to_go_on(number: signal.Signals, train: Train, tmp_path: Path) -> None:
-    command = [sys.executable, "-u", str(ROOT / "train.py"), *TINY, "train.kimg=100000", "run.dir=run"]
-    with subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
+    command = [str(ROOT / "train.py"), *TINY, "train.kimg=100000", "run.dir=run"]
+    with Forked(command, tmp_path, {**os.environ}) as process:
         assert process.stdout
         assert process.stderr
         for line in process.stdout:

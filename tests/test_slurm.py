@@ -131,6 +131,8 @@ def _asleep(job: Job, until: signal.Signals | None) -> None:
             if until:
                 wait_until(lambda: _is_pending(pid, until), 90)
                 os.kill(pid, signal.SIGCONT)
+        if until:  # a slow machine would need all of a minute to start again
+            _output(["scontrol", "update", f"JobId={job.id}", "TimeLimit=30"], job.env)
 
     threading.Thread(target=suspend, daemon=True).start()
 
@@ -314,7 +316,7 @@ def test_accelerate_launch_on_each_node(slurm: Slurm, two_nodes: Job) -> None:
 
 def test_time_limit_shorter_than_training(chained: Job) -> None:
     """It finishes by requeues alone."""
-    assert chained.wait() == "COMPLETED", chained.log
+    assert chained.wait(240) == "COMPLETED", chained.log
     assert int(chained.fact("Restarts")) >= 1
     assert "the time limit has passed" not in chained.log
     assert _last(chained.run_dir).name == "000000040000"
