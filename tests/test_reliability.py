@@ -184,6 +184,38 @@ def test_moments_of_every_optimizer_are_restored(name: str, tmp_path: Path, dist
     torch.testing.assert_close(fresh.state.opt_G.state_dict(), run.state.opt_G.state_dict(), rtol=0, atol=0)
 
 
+def test_snapshot_does_not_change_while_training_goes_on(tmp_path: Path, dist: Distributed) -> None:
+    run = _build(tmp_path, dist)
+    run.trainer.step(run.trainer.batches)
+    snapshot = take_snapshot(run.state, _facts())
+    before = {name: {key: t.clone() for key, t in tensors.items()} for name, tensors in snapshot.tensors.items()}
+    run.trainer.step(run.trainer.batches)
+    torch.testing.assert_close(snapshot.tensors, before, rtol=0, atol=0)
+    assert snapshot.facts["nimg"] == 32
+
+
+def test_run_that_goes_on_takes_the_next_images(tmp_path: Path, dist: Distributed) -> None:
+    run = _build(tmp_path, dist)
+    for _ in range(3):
+        run.trainer.step(run.trainer.batches)
+    assert run.save.now(run.state)
+    again = _build(tmp_path, dist, checkpoint=find_checkpoint(tmp_path))
+    assert again.state.nimg == 96
+    for theirs, ours in zip(next(run.trainer.batches), next(again.trainer.batches)):
+        assert torch.equal(theirs, ours)
+
+
+def test_rollback_changes_the_order_of_the_images(tmp_path: Path, dist: Distributed) -> None:
+    """Where one batch is the cause of a failure, it must not come again."""
+    run = _build(tmp_path, dist)
+    images, _ = next(run.trainer.batches)
+    run.trainer.batches.rewind(0)
+    assert torch.equal(next(run.trainer.batches)[0], images)
+    run.state.retries = 1
+    run.trainer.batches.rewind(0)
+    assert not torch.equal(next(run.trainer.batches)[0], images)
+
+
 def test_failed_write_leaves_no_trace(tmp_path: Path, dist: Distributed, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is read back is not what was written, as on a disk that lies."""
     state = _build(tmp_path, dist).state
@@ -286,6 +318,14 @@ def _started(folder: Path, *settings: str) -> subprocess.Popen[str]:
     )
     _until(process.stdout, "2.0/100000 kimg")
     return process
+
+
+def test_locked_directory_is_refused_until_the_lock_is_released(tmp_path: Path) -> None:
+    lock = lock_run(tmp_path)
+    with pytest.raises(UserError, match=f"is in use by process {os.getpid()} on {socket.gethostname()}"):
+        lock_run(tmp_path)
+    lock.release()
+    lock_run(tmp_path).release()
 
 
 def test_usr1_stops_and_a_second_run_on_the_directory_is_refused(train: Train, tmp_path: Path) -> None:
@@ -428,6 +468,7 @@ def test_rollback_is_tried_so_often_and_no_more(tmp_path: Path, dist: Distribute
     run = _build(tmp_path, dist, "checkpoint.every_kimg=0.5", "train.max_rollbacks=2")
     with pytest.raises(UserError, match=r"not finite at 1\.6 kimg.*last good checkpoint is in"):
         _train_with_nan(run, [1600, 1600, 1600])
+    assert run.state.retries == 2
     run.save.wait()
     assert int(find_checkpoint(tmp_path).name) == 1504, "weights that are not finite are never saved"
 

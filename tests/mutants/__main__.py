@@ -101,9 +101,20 @@ class Copy:
         A test that fails may leave processes behind, for example a training run that it did not stop. They are ended.
         """
         env = {**os.environ, "PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        command = [sys.executable, "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", f"--basetemp={self.temporary}"]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-n0",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            f"--basetemp={self.temporary}",
+        ]
         with (self.root.parent / "output").open("w+") as output:
-            process = subprocess.Popen([*command, *options, *tests], cwd=self.root, env=env, stdout=output, stderr=output)
+            process = subprocess.Popen(
+                [*command, *options, *tests], cwd=self.root, env=env, stdout=output, stderr=output
+            )
             try:
                 status = process.wait(limit)
             except subprocess.TimeoutExpired:
