@@ -1,4 +1,4 @@
-"""Batch normalization over several processes, in one: each of two processes has the same batch, so a sum is twice it."""
+"""Batch normalization over two processes, in one: where both have the same batch, every sum is twice their own."""
 
 from __future__ import annotations
 

@@ -305,7 +305,7 @@ def test_average_follows_g_by_images_seen(dist: Distributed) -> None:
 def test_pairs_have_one_label_where_they_are_compared_or_mixed(
     settings: list[str], same: bool, dist: Distributed
 ) -> None:
-    config = _config(*settings)
+    config = _config("loss.r1_gamma=0", *settings)
     state = make_state(config, INFO, dist)
     seen: list[Tensor] = []
     state.D.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
