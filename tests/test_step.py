@@ -314,3 +314,11 @@ def test_pairs_have_one_label_where_they_are_compared_or_mixed(
     both = next(y for y in seen if len(y) == 24)
     assert torch.equal(both[:12], labels)
     assert torch.equal(both[12:], labels) == same
+
+
+def test_every_process_draws_for_its_own_images(dist: Distributed) -> None:
+    """The second of two processes: its half of the batch, in micro-batches, by numbers in the run."""
+    config = _config("train.micro_batch_size=4")
+    step = _step(config, make_state(config, INFO, dist), dist)
+    step.growth.share = lambda count: range(count // 2, count)
+    assert list(step.growth.micro_batches(24)) == [(30, slice(0, 4)), (34, slice(4, 6))]
