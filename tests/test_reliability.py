@@ -246,6 +246,20 @@ def test_changed_linked_and_larger_files_are_refused(tmp_path: Path, dist: Distr
         verify(checkpoint)
 
 
+def test_weights_that_are_not_finite_are_never_saved(
+    tmp_path: Path, dist: Distributed, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A checkpoint may be due before the gradients, which are read some iterations later, are found to be broken."""
+    run = _build(tmp_path, dist)
+    assert run.save.now(run.state)
+    run.state.nimg = 100
+    with torch.no_grad():
+        next(run.state.D.parameters())[0] = torch.nan
+    assert not run.save.now(run.state)
+    assert "no checkpoint at 0.1 kimg: weights are not finite" in caplog.text
+    assert [int(path.name) for path in list_checkpoints(tmp_path)] == [0]
+
+
 def test_failed_write_leaves_no_trace(tmp_path: Path, dist: Distributed, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is read back is not what was written, as on a disk that lies."""
     state = _build(tmp_path, dist).state
@@ -500,7 +514,7 @@ def test_rollback_is_tried_so_often_and_no_more(tmp_path: Path, dist: Distribute
         _train_with_nan(run, [1600, 1600, 1600])
     assert run.state.retries == 2
     run.save.wait()
-    assert int(find_checkpoint(tmp_path).name) == 1504, "weights that are not finite are never saved"
+    assert int(find_checkpoint(tmp_path).name) == 1504
 
 
 def test_stop_keeps_the_last_good_checkpoint(
