@@ -106,11 +106,11 @@ def test_reference_is_spread_evenly_over_a_large_data_set(dist: Distributed, mon
     """Not its first images, which may all be of one class."""
 
     class Brightness:
-        name, num_features, num_logits = "brightness", 1, 1
+        name, num_features, num_logits = "brightness", 1, 2
 
         def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
             features = images.float().flatten(1)[:, :1]
-            return features, -features
+            return features, -features.expand(-1, 2)
 
     monkeypatch.setattr("gan_dist.metrics.features.MAX_REAL", 5)
     dataset = ImageTensor(torch.arange(20, dtype=torch.uint8)[:, None, None, None], torch.zeros(20))
