@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
+import itertools
 import multiprocessing
 import os
 import re
@@ -28,6 +29,7 @@ ROOT = Path(__file__).parent.parent.parent
 FILE = Path(__file__).with_name("mutants.toml")
 CAUGHT = "caught"
 LIBRARIES = ("torch", "accelerate", "scipy.stats", "sklearn.datasets", "omegaconf", "torchmetrics.image.fid", "wandb")
+LIBRARIES += ("hypothesis.strategies", "matplotlib.figure", "torchvision", "torch._dynamo")
 LIMIT = 300  # seconds that one test may take
 TESTS_FAILED = 1  # the exit status of pytest when tests ran and some failed; 2 to 5 mean that the test did not run
 
@@ -94,8 +96,8 @@ def _run_pytest(root: Path, arguments: list[str], output: Path) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.chdir(root)
-    os.environ |= {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    sys.path[0], sys.dont_write_bytecode = str(root), True
+    os.environ |= {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    sys.path[0] = str(root)
     status = 3  # pytest's own for an internal error
     try:
         status = int(pytest.main(arguments))
@@ -109,7 +111,7 @@ class Copy:
     """A copy of the repository's files in a temporary directory, where tests can run with a changed package."""
 
     def __init__(self, folder: Path) -> None:
-        self.root = folder / "repository"
+        self.root, self.stamps = folder / "repository", itertools.count(int(time.time()) + 10)
         command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
         listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
         for name in filter(None, listed.split("\0")):
@@ -143,18 +145,23 @@ class Copy:
                 if mark in (folder / "environ").read_bytes():
                     os.kill(int(folder.name), signal.SIGKILL)
 
+    def _write(self, path: Path, text: str) -> None:
+        """Write a file with a time of its own: Python takes a compiled file if the time and the size fit."""
+        path.write_text(text)
+        os.utime(path, (stamp := next(self.stamps), stamp))
+
     def judge(self, mutant: Mutant) -> str:
         """What becomes of a mutant, in words; CAUGHT if its test fails."""
         path = self.root / "gan_dist" / mutant.file
         before = path.read_text() if path.is_file() else ""
         try:
-            path.write_text(mutant.changed(before))
+            self._write(path, mutant.changed(before))
         except ValueError as error:
             return str(error)
         try:
             status, output = self.run([mutant.test], LIMIT, "-x", "--tb=short")
         finally:
-            path.write_text(before)
+            self._write(path, before)
         if status == TESTS_FAILED:
             return CAUGHT
         if status == 0:
