@@ -9,9 +9,10 @@ import pytest
 from conftest import ROOT, Train
 
 from gan_dist.cli import main
+from gan_dist.cli.arguments import read_config
 from gan_dist.data import DataInfo
 from gan_dist.data.datasets import DATASETS, describe
-from gan_dist.errors import ConfigError
+from gan_dist.errors import ConfigError, UserError
 from gan_dist.game.augment import AUGMENTATIONS
 from gan_dist.game.losses import LOSSES
 from gan_dist.metrics.extractors import EXTRACTORS
@@ -173,7 +174,7 @@ def test_parts_that_make_no_sense_together(
     settings: list[str], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["train", *settings]) == 2
+    assert main(["train", "train.kimg=0.1", "metrics.every_kimg=0", *settings]) == 2
     error = capsys.readouterr().err
     assert text in error
     assert error.count("\n") == 1
@@ -200,3 +201,17 @@ def test_help_names_every_part_that_there_is() -> None:
     }
     for setting, there_are in parts.items():
         assert [name for name in there_are if not re.search(rf"\b{name}\b", comments[setting])] == [], setting
+
+
+def test_config_of_the_run_is_taken_where_it_goes_on(tmp_path: Path) -> None:
+    saved = load_config(None, ["train.batch_size=17", "train.kimg=5"])
+    (tmp_path / "config.yaml").write_text(as_yaml(saved))
+    place = f"run.dir={tmp_path}"
+    for resume in ("auto", "latest"):
+        config = read_config([place, f"resume={resume}", "train.kimg=6"])
+        assert (config.train.batch_size, config.train.kimg) == (17, 6)
+    assert read_config([place, "train.kimg=6"]).train.batch_size == 64, "a new run"
+
+
+def test_message_is_one_line_that_a_terminal_can_show() -> None:
+    assert str(UserError("a\nb\t  c\x1b[31m\u202ed")) == "a b c?[31m?d"

@@ -33,7 +33,7 @@ from gan_dist.parallel.distributed import Distributed
 from gan_dist.rng import BLOCK, Purpose, permuted
 from gan_dist.settings.config import load_config
 from gan_dist.settings.schema import Data
-from gan_dist.wiring.data import source_of
+from gan_dist.wiring.data import class_probabilities, source_of
 from gan_dist.wiring.networks import make_state
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -361,3 +361,18 @@ def test_smaller_images_of_a_stage_are_made_once_if_they_fit(tmp_path: Path) -> 
     quarters = shrink(halves, 2, Source(), info, dist)
     assert isinstance(quarters, ImageTensor)
     assert quarters.images.shape == (4, 3, 4, 4)
+
+
+def test_labels_are_asked_for_as_often_as_they_occur() -> None:
+    dataset = ImageTensor(torch.zeros(8, 1, 1, 1), torch.tensor([0, 2, 2, 2, 0, 2, 2, 2]))
+    info, config = DataInfo((1, 1, 1), 4, 8), load_config(None)
+    probabilities = class_probabilities(dataset, info, config)
+    assert probabilities is not None
+    assert probabilities.tolist() == [0.25, 0, 0.75, 0]
+    state = make_state(config, info, Distributed("fp32", cpu=True))
+    drawn = Draws(state, 0, probabilities, images_to_float, False, []).labels(Purpose.G_LABEL, 0, 1000)
+    assert drawn is not None
+    assert 185 < int((drawn == 0).sum()) < 315  # 5 standard deviations
+    assert set(drawn.tolist()) == {0, 2}
+    config.model.conditional = False
+    assert class_probabilities(dataset, info, config) is None

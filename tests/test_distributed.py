@@ -13,6 +13,7 @@ from distributed_worker import IN_FOUR, WIRE
 from safetensors.torch import load_file
 
 from gan_dist import models
+from gan_dist.parallel.distributed import Distributed
 
 WORLDS = (1, 2, 4)
 TRAINED = [(recipe, 2) for recipe in RECIPES] + [(recipe, 4) for recipe in IN_FOUR]
@@ -120,3 +121,14 @@ def test_bf16_with_a_penalty(world_size: int, ran: dict[int, Path]) -> None:
     results = _results(ran[world_size])
     assert results["mixed: ranks agree"]
     assert results["mixed: weights"] == "torch.float32"
+
+
+def test_shares_are_disjoint_complete_and_even() -> None:
+    for count, world_size in ((12, 4), (10, 4), (3, 4), (0, 2)):
+        shares = []
+        for rank in range(world_size):
+            process = Distributed.__new__(Distributed)  # no other process need be there
+            process.rank, process.world_size = rank, world_size
+            shares.append(process.share(count))
+        assert [i for share in shares for i in share] == list(range(count))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1

@@ -94,6 +94,30 @@ def test_precision_and_recall_of_clusters() -> None:
     assert (same["precision"], same["recall"]) == (1, 1)
 
 
+def test_precision_is_of_generated_images_and_recall_of_real_ones() -> None:
+    """All generated images are good, but lie in one of two real clusters."""
+    torch.manual_seed(0)
+    real = 100 * torch.eye(5)[[0, 1]].repeat(50, 1) + torch.rand(100, 5)
+    found = scores(real, real[::2].repeat(2, 1) + 1e-3 * torch.rand(100, 5), torch.zeros(100, 2), 0)
+    assert (found["precision"], found["recall"]) == (1, 0.5)
+
+
+def test_reference_is_spread_evenly_over_a_large_data_set(dist: Distributed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not its first images, which may all be of one class."""
+
+    class Brightness:
+        name, num_features, num_logits = "brightness", 1, 2
+
+        def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            features = images.float().flatten(1)[:, :1]
+            return features, -features.expand(-1, 2)
+
+    monkeypatch.setattr("gan_dist.metrics.features.MAX_REAL", 5)
+    dataset = ImageTensor(torch.arange(20, dtype=torch.uint8)[:, None, None, None], torch.zeros(20))
+    evaluator = FeatureEvaluator(Brightness(), dataset, dist, None, num_images=4, batch_size=2, seed=0)
+    assert evaluator.real.flatten().tolist() == [0, 4, 8, 12, 16]
+
+
 def test_same_set_is_at_distance_zero(digits: ImageTensor, extractor: ClassifierExtractor) -> None:
     features, logits = extractor(digits.images)
     result = scores(features, features, logits, 0)

@@ -25,8 +25,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
+import gan_dist
 from gan_dist.checkpoint.find import find_checkpoint, list_checkpoints, verify
 from gan_dist.checkpoint.lock import lock_run
+from gan_dist.checkpoint.manifest import read_file
 from gan_dist.checkpoint.restore import restore
 from gan_dist.checkpoint.write import clean_up, prune, set_aside, take_snapshot, write_checkpoint
 from gan_dist.cli import main
@@ -194,6 +196,80 @@ def test_moments_of_every_optimizer_are_restored(name: str, tmp_path: Path, dist
     torch.testing.assert_close(fresh.state.opt_G.state_dict(), run.state.opt_G.state_dict(), rtol=0, atol=0)
 
 
+def test_snapshot_does_not_change_while_training_goes_on(tmp_path: Path, dist: Distributed) -> None:
+    run = _build(tmp_path, dist)
+    run.trainer.step(run.trainer.batches)
+    snapshot = take_snapshot(run.state, _facts())
+    before = {name: {key: t.clone() for key, t in tensors.items()} for name, tensors in snapshot.tensors.items()}
+    run.trainer.step(run.trainer.batches)
+    torch.testing.assert_close(snapshot.tensors, before, rtol=0, atol=0)
+    assert snapshot.facts["nimg"] == 32
+
+
+def test_run_that_goes_on_takes_the_next_images(tmp_path: Path, dist: Distributed) -> None:
+    run = _build(tmp_path, dist)
+    for _ in range(3):
+        run.trainer.step(run.trainer.batches)
+    assert run.save.now(run.state)
+    again = _build(tmp_path, dist, checkpoint=find_checkpoint(tmp_path))
+    assert again.state.nimg == 96
+    for theirs, ours in zip(next(run.trainer.batches), next(again.trainer.batches)):
+        assert torch.equal(theirs, ours)
+
+
+def test_rollback_changes_the_order_of_the_images(tmp_path: Path, dist: Distributed) -> None:
+    """Where one batch is the cause of a failure, it must not come again."""
+    run = _build(tmp_path, dist)
+    images, _ = next(run.trainer.batches)
+    run.trainer.batches.rewind(0)
+    assert torch.equal(next(run.trainer.batches)[0], images)
+    run.state.retries = 1
+    run.trainer.batches.rewind(0)
+    assert not torch.equal(next(run.trainer.batches)[0], images)
+
+
+def test_loaded_generator_is_the_average(tmp_path: Path, dist: Distributed) -> None:
+    run = _build(tmp_path, dist, "ema.rampup=0")
+    for _ in range(3):
+        run.trainer.step(run.trainer.batches)
+    assert run.save.now(run.state)
+    loaded, average, last = gan_dist.load_generator(tmp_path), run.state.G_ema, run.state.G
+    assert not loaded.training
+    assert all(torch.equal(value, average.state_dict()[name]) for name, value in loaded.state_dict().items())
+    assert not any(torch.equal(value, last.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+def test_changed_linked_and_larger_files_are_refused(tmp_path: Path, dist: Distributed) -> None:
+    state = _build(tmp_path, dist).state
+    checkpoint = write_checkpoint(tmp_path, take_snapshot(state, _facts()), "train: {}\n")
+    path = checkpoint / "G.safetensors"
+    content = path.read_bytes()
+    with pytest.raises(UserError, match="bytes are more than 10"):
+        read_file(checkpoint, path.name, most=10)
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match="its SHA-256 is not that of"):
+        verify(checkpoint)
+    (tmp_path / "elsewhere").write_bytes(content)
+    path.unlink()
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="a link"):
+        verify(checkpoint)
+
+
+def test_weights_that_are_not_finite_are_never_saved(
+    tmp_path: Path, dist: Distributed, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A checkpoint may be due before the gradients, which are read some iterations later, are found to be broken."""
+    run = _build(tmp_path, dist)
+    assert run.save.now(run.state)
+    run.state.nimg = 100
+    with torch.no_grad():
+        next(run.state.D.parameters())[0] = torch.nan
+    assert not run.save.now(run.state)
+    assert "no checkpoint at 0.1 kimg: weights are not finite" in caplog.text
+    assert [int(path.name) for path in list_checkpoints(tmp_path)] == [0]
+
+
 def test_failed_write_leaves_no_trace(tmp_path: Path, dist: Distributed, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is read back is not what was written, as on a disk that lies."""
     state = _build(tmp_path, dist).state
@@ -297,6 +373,14 @@ def _started(folder: Path, *settings: str) -> subprocess.Popen[str]:
     process = Forked(command, folder, {**os.environ})
     _until(process.stdout, "2.0/100000 kimg")
     return process
+
+
+def test_locked_directory_is_refused_until_the_lock_is_released(tmp_path: Path) -> None:
+    lock = lock_run(tmp_path)
+    with pytest.raises(UserError, match=f"is in use by process {os.getpid()} on {socket.gethostname()}"):
+        lock_run(tmp_path)
+    lock.release()
+    lock_run(tmp_path).release()
 
 
 @pytest.mark.slow
@@ -445,8 +529,9 @@ def test_rollback_is_tried_so_often_and_no_more(tmp_path: Path, dist: Distribute
     run = _build(tmp_path, dist, "checkpoint.every_kimg=0.5", "train.max_rollbacks=2")
     with pytest.raises(UserError, match=r"not finite at 1\.6 kimg.*last good checkpoint is in"):
         _train_with_nan(run, [1600, 1600, 1600])
+    assert run.state.retries == 2
     run.save.wait()
-    assert int(find_checkpoint(tmp_path).name) == 1504, "weights that are not finite are never saved"
+    assert int(find_checkpoint(tmp_path).name) == 1504
 
 
 def test_stop_keeps_the_last_good_checkpoint(
@@ -573,6 +658,34 @@ def test_file_that_cannot_be_written_at_the_start_gets_one_line(
     error = capsys.readouterr().err
     assert error.count("\n") == 1, error
     assert "run/" + name in error or "run.dir=run: cannot write there" in error
+
+
+@pytest.mark.usefixtures("_own_log")
+def test_run_is_locked_and_neither_overwritten_nor_begun_by_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def build_a_run(*_: Any) -> WiredRun:
+        with pytest.raises(UserError, match="is in use by process"):
+            lock_run(Path("run"))
+        raise UserError("locked")
+
+    monkeypatch.setattr("gan_dist.run.build", build_a_run)
+    assert main(["train", *SMALL, "run.dir=run"]) == 1
+    assert capsys.readouterr().err == "gan-dist: error: locked\n"
+    Path("run/config.yaml").write_text("train: {kimg: 1}\n")
+    assert main(["train", *SMALL, "run.dir=run"]) == 2
+    assert "run.dir=run already holds a run: go on with it by resume=latest" in capsys.readouterr().err
+    assert main(["train", *SMALL, "run.dir=none", "resume=latest"]) == 1
+    assert capsys.readouterr().err == "gan-dist: error: none: no such run directory\n"
+    assert not Path("none").exists()
+
+
+def test_exit_status_tells_a_stopped_run_from_a_finished_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for finished, status in ((True, 0), (False, 75)):
+        monkeypatch.setattr("gan_dist.run.train", lambda *_, finished=finished: finished)
+        assert main(["train"]) == status
 
 
 LINKS = ("metrics.tmp", "checkpoints", ".owner", ".lock", "log.txt", "samples", "samples/grid-000000.000.png")

@@ -157,6 +157,9 @@ def test_load_generator_in_two_lines(run_dir: Path) -> None:
     assert x.shape == (5, 1, 8, 8)
     assert x.dtype == torch.float32
     assert x.abs().max() <= 1
+    averaged, last = (load_file(run_dir / f"checkpoints/000000004000/{name}.safetensors") for name in ("G_ema", "G"))
+    assert all(torch.equal(value, averaged[name]) for name, value in G.state_dict().items())
+    assert not any(torch.equal(value, last[name]) for name, value in G.state_dict().items())
     older = gan_dist.load_generator(run_dir, "000000002016")
     assert not torch.equal(older(torch.ones(1, 100), torch.tensor([0])), G(torch.ones(1, 100), torch.tensor([0])))
 
@@ -187,6 +190,7 @@ def test_sample_needs_only_the_run_directory(run_dir: Path, tmp_path: Path, caps
     ("arguments", "status", "text"),
     [
         (["--classes", "12"], 2, "--classes=12: 12 is none of the labels 0 to 9"),
+        (["--classes", "9,10"], 2, "--classes=9,10: 10 is none of the labels 0 to 9"),
         (["--classes", "cat"], 2, "--classes=cat"),
         (["--n", "0"], 2, "--n=0"),
         (["--checkpoint", "7"], 1, "no checkpoint '7'; there: "),

@@ -209,6 +209,16 @@ def test_skipped_step_leaves_the_network_and_its_moments(name: str, dist: Distri
     assert not torch.equal(state.D.state_dict()["layers.0.weight"], before[0]["layers.0.weight"])
 
 
+def test_infinite_gradient_is_skipped_too(dist: Distributed) -> None:
+    config = _config("train.on_nonfinite=skip")
+    state = make_state(config, INFO, dist)
+    step = _step(config, state, dist)
+    next(state.D.parameters()).register_hook(lambda gradient: gradient * torch.inf)
+    before = copy.deepcopy(state.D.state_dict())
+    step.d_step(*_batches()[0])
+    assert all(torch.equal(before[k], v) for k, v in state.D.state_dict().items())
+
+
 def test_overflow_in_one_network_skips_its_step_alone() -> None:
     """In fp16 D and G have loss scales of their own; without an overflow they change nothing, being powers of two."""
     config, batches = _config("loss.r1_gamma=0"), _batches()
@@ -275,3 +285,40 @@ def test_gamma_follows_its_schedule(dist: Distributed) -> None:
             found.append(torch.cat([p.grad.flatten() for p in state.D.parameters()]))
         added.append(found[1] - found[0])
     torch.testing.assert_close(added[1], 2 * added[0])
+
+
+def test_average_follows_g_by_images_seen(dist: Distributed) -> None:
+    """Two D steps of 12 images are one half-life here, so the average goes half of the way to G."""
+    config = _config("train.n_critic=2", "ema.half_life_kimg=0.024", "ema.rampup=0")
+    state = make_state(config, INFO, dist)
+    assert not state.G_ema.training
+    before = copy.deepcopy(state.G.state_dict())
+    _step(config, state, dist)(iter(_batches()))
+    for name, value in state.G_ema.state_dict().items():
+        torch.testing.assert_close(value, (before[name] + state.G.state_dict()[name]) / 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "same"),
+    [([], False), (["loss.gradient_penalty=10"], True), (["loss.name=relativistic"], True)],
+)
+def test_pairs_have_one_label_where_they_are_compared_or_mixed(
+    settings: list[str], same: bool, dist: Distributed
+) -> None:
+    config = _config("loss.r1_gamma=0", *settings)
+    state = make_state(config, INFO, dist)
+    seen: list[Tensor] = []
+    state.D.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
+    images, labels = _batches()[0]
+    _step(config, state, dist).d_step(images, labels)
+    both = next(y for y in seen if len(y) == 24)
+    assert torch.equal(both[:12], labels)
+    assert torch.equal(both[12:], labels) == same
+
+
+def test_every_process_draws_for_its_own_images(dist: Distributed) -> None:
+    """The second of two processes: its half of the batch, in micro-batches, by numbers in the run."""
+    config = _config("train.micro_batch_size=4")
+    step = _step(config, make_state(config, INFO, dist), dist)
+    step.growth.share = lambda count: range(count // 2, count)
+    assert list(step.growth.micro_batches(24)) == [(30, slice(0, 4)), (34, slice(4, 6))]

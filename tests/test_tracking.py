@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 from conftest import Train
 from wandb.proto.wandb_internal_pb2 import Record
 
+from gan_dist.report.tracking import LocalTracker, Trackers
 from gan_dist.report.wandb_tracker import WandbTracker
 
 pytestmark = pytest.mark.slow
@@ -52,6 +54,33 @@ def _history(run: Path) -> list[dict]:
                 items = record.history.item
                 rows.append({"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items})
     return rows
+
+
+def test_lines_beyond_a_checkpoint_are_written_again(tmp_path: Path) -> None:
+    """Values that are not finite are null, as JSON has no others; a line that a crash has cut is left out."""
+    tracker = LocalTracker(tmp_path, 0)
+    for nimg in (1000, 2000, 3000):
+        tracker.scalars(nimg, {"loss_D": math.nan, "loss_G": nimg / 1000})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kimg": 4.0, "loss')
+    LocalTracker(tmp_path, 2000).scalars(2500, {"loss_D": 1.0})
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in text
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert lines == [
+        {"kimg": 1.0, "loss_D": None, "loss_G": 1.0},
+        {"kimg": 2.0, "loss_D": None, "loss_G": 2.0},
+        {"kimg": 2.5, "loss_D": 1.0},
+    ]
+
+
+def test_full_disk_costs_a_value_and_no_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The other trackers still get it."""
+    full, other = LocalTracker(tmp_path, 0), LocalTracker(tmp_path, 0)
+    full.metrics = tmp_path / "nowhere" / "metrics.jsonl"
+    Trackers([full, other]).scalars(1000, {"loss_D": 1.0})
+    assert "could not record: " in caplog.text
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"kimg": 1.0, "loss_D": 1.0}
 
 
 def test_offline_run_has_losses_fid_grids_and_config(train: Train, tmp_path: Path) -> None:
