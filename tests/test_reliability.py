@@ -410,7 +410,8 @@ def test_lock_of_a_killed_run_is_stale(train: Train, tmp_path: Path) -> None:
 def test_signal_before_the_first_iteration_is_heard(tmp_path: Path) -> None:
     """It comes while torch is still being imported."""
     command = [sys.executable, "-u", "-c", "import os, signal, sys\nfrom gan_dist.cli import main, train\n"
-               "train._train, run = (lambda *a: (os.kill(os.getpid(), signal.SIGUSR1), run(*a))[1]), train._train\n"
+               "watch, enter = train.StopSignals, train.StopSignals.__enter__\n"
+               "watch.__enter__ = lambda self: (enter(self), os.kill(os.getpid(), signal.SIGUSR1))[0]\n"
                "sys.exit(main(['train', *sys.argv[1:]]))", *TINY, "run.dir=run", "resume=auto"]  # fmt: skip
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert result.returncode == 75, result.stderr
