@@ -257,10 +257,10 @@ def evaluate(
 
 
 def _make_evaluator(config: Config, dist: Distributed) -> Evaluator:
-    info = dist.from_main(lambda: describe(source_of(config.data)))
-    kind = kind_of(config.data)
+    source, kind = source_of(config.data), kind_of(config.data)
+    info = dist.from_main(lambda: describe(source))
     kind.check_metrics(config, info)
-    dataset, _ = load_shared(source_of(config.data), info, dist, stage_dir())
+    dataset, _ = load_shared(source, info, dist, stage_dir())
     return kind.make_evaluator(config, info, dataset, class_probabilities(dataset, info, config), dist)
 
 

@@ -39,7 +39,7 @@ def main() -> None:
     D = run.state.D
     last = [module for module in D.modules() if isinstance(module, Conv)][-1]
     last.register_forward_hook(lambda *arguments: seen.append(arguments[2].dtype))
-    x = torch.zeros(4, *G_shape(run.state.G))
+    x = torch.zeros(4, *run.state.G.image_shape)
     D(x)
     forward_without_autocast(D)(x)
     if dist.is_main:
@@ -53,10 +53,6 @@ def main() -> None:
         }
         print(json.dumps(found), flush=True)
     dist.end()
-
-
-def G_shape(G: torch.nn.Module) -> tuple[int, int, int]:
-    return tuple(G.image_shape)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from gan_dist.settings.config import as_dict, as_yaml, for_file
 from gan_dist.settings.schema import Config
 from gan_dist.wiring.checks import check_content
 from gan_dist.wiring.data import class_probabilities, source_of, stage_dir
-from gan_dist.wiring.iteration import last_stage, make_step, total_nimg
+from gan_dist.wiring.iteration import last_stage, make_step, nimg_of, total_nimg
 from gan_dist.wiring.kinds import kind_of
 from gan_dist.wiring.networks import make_state
 
@@ -102,19 +102,19 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
     kind = kind_of(config.data)
     if config.sample.every_kimg and state.nimg == 0:
         tracker.image(0, "real", kind.real_picture(config, info, dataset))
-    log_every = _nimg(config.log.every_kimg)
+    log_every = nimg_of(config.log.every_kimg)
     picture = kind.make_picture(config, class_probs, dist)
     callbacks: list[Callback] = [
         bar,
         LogProgress(log_every, state.nimg, total_nimg(config), stats, tracker, bar, clock, dist),
-        SampleGrid(_nimg(config.sample.every_kimg), picture, tracker, clock),
+        SampleGrid(nimg_of(config.sample.every_kimg), picture, tracker, clock),
         save,  # an evaluation can take longer than SIGTERM's grace period, so the checkpoint is saved first
     ]
     if config.metrics.every_kimg:
         evaluator = kind.make_evaluator(config, info, dataset, class_probs, dist)
         keep_best = config.checkpoint.keep_best and config.checkpoint.every_kimg
         after = save.if_best if keep_best else None
-        callbacks.append(Evaluate(_nimg(config.metrics.every_kimg), evaluator, tracker, clock, dist, after))
+        callbacks.append(Evaluate(nimg_of(config.metrics.every_kimg), evaluator, tracker, clock, dist, after))
     if config.train.profile and dist.is_main:
         callbacks.append(Profile(run_dir / "trace.json"))
     recovery = _recovery(config, state, save, [tracker, stats, batches], dist)
@@ -150,8 +150,8 @@ def _facts(config: Config, info: DataInfo, data_key: str, dist: Distributed) -> 
 
 def _save(config: Config, facts: dict[str, Any], run_dir: Path, dist: Distributed) -> SaveCheckpoint:
     kept = config.checkpoint
-    retention = Retention(kept.keep, _nimg(kept.keep_every_kimg), kept.keep_best)
-    return SaveCheckpoint(_nimg(kept.every_kimg), run_dir, facts, as_yaml(for_file(config)), retention, dist)
+    retention = Retention(kept.keep, nimg_of(kept.keep_every_kimg), kept.keep_best)
+    return SaveCheckpoint(nimg_of(kept.every_kimg), run_dir, facts, as_yaml(for_file(config)), retention, dist)
 
 
 def _recovery(
@@ -198,7 +198,3 @@ def _summary(config: Config, state: State, batch: int, dist: Distributed) -> lis
         f"global batch {batch}, {share} per process",
         f"G has {sizes['G']:,} parameters, D {sizes['D']:,}; each iteration all-reduces {sent:,} bytes of gradients",
     ]
-
-
-def _nimg(kimg: float) -> int:
-    return round(kimg * 1000)

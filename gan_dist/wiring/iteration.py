@@ -47,9 +47,14 @@ def make_step(
     return Alternation(state, wrapped, growth, make_game(config), draws, updates, average, stats)
 
 
+def nimg_of(kimg: float) -> int:
+    """Return a number of images that a setting gives in thousands."""
+    return round(kimg * 1000)
+
+
 def total_nimg(config: Config) -> int:
     """Return the length of the run in images."""
-    return round(config.train.kimg * 1000)
+    return nimg_of(config.train.kimg)
 
 
 def last_stage(state: State) -> int:
