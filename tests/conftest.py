@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from forks import Forked
 from omegaconf import OmegaConf
 from PIL import Image
+from program import Program, Result
 from torch import Tensor, nn
 
 from gan_dist.cli import main
@@ -155,6 +156,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not item.get_closest_marker("slow"):
             item.add_marker("quick")
+        for mark in item.iter_markers("clause"):
+            item.user_properties.append(("clause", mark.args))  # `python tests/kinds` reads it
 
 
 class _Watch:
@@ -277,7 +280,6 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor], smallest: float = 1e-7)
 
 # --- the command line -------------------------------------------------------------------------------------------------
 
-Result = subprocess.CompletedProcess[str]
 Train = Callable[..., Result]
 
 
@@ -339,11 +341,10 @@ def run_there(cwd: Path, *arguments: str, env: dict[str, str] | None = None) -> 
     )
 
 
-def _in_order(arguments: tuple[str, ...], tiny: bool) -> list[str]:
+def _in_order(arguments: Sequence[str], tiny: bool = True) -> list[str]:
     """Tiny settings come after a config file and before the given ones."""
-    configs = [argument for argument in arguments if "=" not in argument]
-    overrides = [argument for argument in arguments if "=" in argument]
-    return [*configs, *(TINY if tiny else []), *overrides]
+    files = [argument for argument in arguments if "=" not in argument or argument.endswith((".yaml", ".yml"))]
+    return [*files, *(TINY if tiny else []), *(argument for argument in arguments if argument not in files)]
 
 
 @pytest.fixture
@@ -364,3 +365,11 @@ def train_process(tmp_path: Path) -> Train:
         return run_there(tmp_path, str(ROOT / "train.py"), *_in_order(arguments, tiny), env=env)
 
     return run
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Iterator[Program]:
+    """The command line in an empty directory, of the tree that `python tests/kinds` names."""
+    program = Program(tmp_path, run_here, _in_order)
+    yield program
+    program.end()
