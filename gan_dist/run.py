@@ -1,53 +1,33 @@
-"""What the commands do: `train` starts or resumes a run, `evaluate` measures checkpoints, `prefetch` downloads files.
-
-This file also manages the run directory, and turns errors of libraries into advice for the user.
-"""
+"""The life of one run: its directory and lock, resuming, its log, the training, and the last words."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
-from torch import nn
 
-from gan_dist.advice import advise
-from gan_dist.checkpoint.find import find_checkpoint, list_checkpoints, read_facts
+from gan_dist.checkpoint.find import find_checkpoint, list_checkpoints
 from gan_dist.checkpoint.lock import lock_run
 from gan_dist.checkpoint.write import clean_up, set_aside
-from gan_dist.data.datasets import describe, load_dataset
-from gan_dist.data.in_memory import ImageTensor, count_readable
-from gan_dist.data.shared import load_shared
+from gan_dist.data.datasets import describe
 from gan_dist.errors import ConfigError, UserError
-from gan_dist.kernels.layout import adapt
 from gan_dist.kernels.switches import numerics
-from gan_dist.metrics import Evaluator
-from gan_dist.metrics.checkpoints import evaluate_checkpoints
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.parallel.signals import StopSignals
+from gan_dist.parallel.together import together
 from gan_dist.report.log import log_to
 from gan_dist.report.plot import plot_run
-from gan_dist.report.tracking import read_metrics
 from gan_dist.settings.config import as_yaml, for_file, load_config
 from gan_dist.settings.precision import resolve
 from gan_dist.settings.schema import Config, Precision
 from gan_dist.wiring.build import WiredRun, build
 from gan_dist.wiring.checks import changed_environment, check_names, check_parts, check_resume
-from gan_dist.wiring.data import cache_dir, class_probabilities, source_of, stage_dir
-from gan_dist.wiring.kinds import kind_of
-from gan_dist.wiring.networks import generator_of
-
-T = TypeVar("T")
+from gan_dist.wiring.data import source_of
 
 log = logging.getLogger("gan_dist")
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Training
 
 
 def train(config: Config, signals: StopSignals) -> bool:
@@ -62,6 +42,7 @@ def train(config: Config, signals: StopSignals) -> bool:
         UserError: something outside the program is wrong; the message says what to do.
     """
     started, settings = time.perf_counter(), config.train
+    log_to(None)
     check_names(config)
     cpu = settings.device == "cpu" or not torch.cuda.is_available()
     settings.precision = resolve(replace(settings, precision=_saved_precision(config)), on_gpu=not cpu)
@@ -74,7 +55,7 @@ def train(config: Config, signals: StopSignals) -> bool:
             _last_words(run_dir, nimg, time.perf_counter() - started, finished, dist)
         return finished
 
-    return _together(dist, work)
+    return together(dist, work)
 
 
 def _train(config: Config, dist: Distributed, signals: StopSignals) -> tuple[bool, Path, int]:
@@ -94,7 +75,6 @@ def _train(config: Config, dist: Distributed, signals: StopSignals) -> tuple[boo
             check_resume(checkpoint, config, info)
         return checkpoint, run_dir
 
-    log_to(None)
     checkpoint, run_dir = dist.from_main(prepare)
     shape = "x".join(map(str, info.image_shape))
     log.info("%s: %s on %d images of %s", run_dir, config.model.name, info.num_images, shape)
@@ -199,85 +179,3 @@ def _last_words(run_dir: Path, nimg: int, seconds: float, finished: bool, dist: 
     if checkpoints:
         log.info("  checkpoint  %s", checkpoints[-1])
         log.info("  sample it   gan-dist sample %s --n 64 --grid", run_dir)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Errors
-
-
-def _together(dist: Distributed, work: Callable[[], T]) -> T:
-    """Call `work` in all processes. If it fails because another process failed, raise an error that says so."""
-    try:
-        result = work()
-        dist.end()
-    except Exception as error:
-        raise dist.failure(advise(error)) from error
-    return result
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Evaluating checkpoints, and downloading
-
-
-def evaluate(
-    config: Config, run_dir: Path, checkpoint: Path | None, results: Path, store: Callable[[dict[str, Any]], None]
-) -> None:
-    """Measure one checkpoint, or all checkpoints of a run. All processes call this function together.
-
-    Args:
-        config: the settings; the sections `metrics` and `data` say how to measure.
-        run_dir: the run directory.
-        checkpoint: the checkpoint to measure; None for all without a result of the same protocol in `results`.
-        results: the file with earlier results, one JSON object per line.
-        store: the main process calls it with each result.
-
-    Raises:
-        UserError: the data, the feature extractor or a checkpoint cannot be read.
-    """
-    check_names(config)
-    dist = Distributed("fp32", cpu=config.train.device == "cpu")
-
-    def work() -> None:
-        checkpoints, known = [checkpoint] if checkpoint else [], []
-        if not checkpoint:
-            checkpoints = dist.from_main(lambda: list_checkpoints(run_dir))
-            known = dist.from_main(lambda: read_metrics(results))
-        with numerics("fp32", exact=True):
-            evaluator = _make_evaluator(config, dist)
-            for result in evaluate_checkpoints(checkpoints, evaluator, load, known):
-                if dist.is_main:
-                    store(result)
-
-    def load(path: Path) -> tuple[nn.Module, float]:
-        # The network gets the memory layout that it has in training, so that both give bit-identical results.
-        G = adapt(generator_of(path).to(dist.device), config.train.precision)
-        return G, read_facts(path)["nimg"] / 1000
-
-    _together(dist, work)
-
-
-def _make_evaluator(config: Config, dist: Distributed) -> Evaluator:
-    source, kind = source_of(config.data), kind_of(config.data)
-    info = dist.from_main(lambda: describe(source))
-    kind.check_metrics(config, info)
-    dataset, _ = load_shared(source, info, dist, stage_dir())
-    return kind.make_evaluator(config, info, dataset, class_probabilities(dataset, info, config), dist)
-
-
-def prefetch(config: Config) -> Iterator[str]:
-    """Download and check everything that a run needs. Yields a line about the data set and one about the extractor.
-
-    Raises:
-        UserError: a download failed, or a file is damaged.
-    """
-    check_names(config)
-    dist, source, kind = Distributed("fp32", cpu=True), source_of(config.data), kind_of(config.data)
-    info = describe(source)
-    check_parts(config, info, dist)
-    dataset = load_dataset(source, info)
-    good = len(dataset) if isinstance(dataset, ImageTensor) else count_readable(dataset)
-    if good != info.num_images and config.data.name != "folder":
-        raise UserError(f"data.name={config.data.name}: only {good} of {info.num_images} images can be read")
-    yield f"data     {config.data.name}: {kind.describe(config, info, good)}"
-    if config.metrics.every_kimg and (extractor := kind.prepare_extractor(config, info, dataset, dist)):
-        yield f"metrics  {extractor} in {cache_dir().resolve()}"

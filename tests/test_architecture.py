@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROWS = [
     ["__main__"],
     ["cli"],
-    ["run"],
+    ["run", "evaluation", "prefetch"],
     ["planning"],
     ["wiring"],
     ["sampling"],
@@ -36,7 +36,7 @@ OWNERS = {
     "torch.distributed": ["parallel"],
     "wandb": ["report"],
     "omegaconf": ["settings"],
-    "gan_dist.settings": ["settings", "cli", "run", "planning", "wiring"],
+    "gan_dist.settings": ["settings", "cli", "run", "evaluation", "prefetch", "planning", "wiring"],
 }
 MOST_LINES, MOST_PARAMETERS, MOST_FUNCTION, MOST_FIELDS = 300, 8, 60, 10
 

@@ -36,7 +36,7 @@ def evaluate(arguments: list[str]) -> int:
     )
     options = parser.parse_intermixed_args(arguments)
 
-    from gan_dist import run
+    from gan_dist import evaluation
     from gan_dist.checkpoint.find import find_checkpoint
     from gan_dist.checkpoint.lock import refuse_links
     from gan_dist.wiring.kinds import kind_of
@@ -50,7 +50,9 @@ def evaluate(arguments: list[str]) -> int:
         config.metrics.num_images = number
         check(config)
     results = options.run / FILE
-    run.evaluate(config, options.run, None if every else checkpoint, results, lambda result: _store(results, result))
+    evaluation.evaluate(
+        config, options.run, None if every else checkpoint, results, lambda result: _store(results, result)
+    )
     return 0
 
 

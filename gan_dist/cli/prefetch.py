@@ -20,11 +20,11 @@ def prefetch(arguments: list[str]) -> int:
         print(USAGE, end="")
         return 0
     config = read_config(arguments)
-    from gan_dist import run
+    from gan_dist import prefetch
     from gan_dist.report.log import log_to
 
     log_to(None)
-    for line in run.prefetch(config):
+    for line in prefetch.prefetch(config):
         print(line, flush=True)
     print("nothing more is needed from the network")
     return 0

@@ -107,9 +107,8 @@ def main() -> int:
             print("  no row: nothing tests this clause")
     missing = [clause for clause in CLAUSES if not by_clause[clause]]
     wrong = [row for row, outcome in after.items() if outcome != "passed"]
-    print(
-        f"\n{len(after)} rows: {len(after) - len(wrong)} pass on this tree, {len(wrong)} do not; no row: {missing or 'none'}"
-    )
+    gaps = missing or "none"
+    print(f"\n{len(after)} rows; {len(wrong)} do not pass on this tree; clauses without a row: {gaps}")
     return int(bool(wrong or (missing and not options.pytest)))
 
 

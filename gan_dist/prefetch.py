@@ -1,0 +1,33 @@
+"""Download and check what a run needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gan_dist.data.datasets import describe, load_dataset
+from gan_dist.data.in_memory import ImageTensor, count_readable
+from gan_dist.errors import UserError
+from gan_dist.parallel.distributed import Distributed
+from gan_dist.settings.schema import Config
+from gan_dist.wiring.checks import check_names, check_parts
+from gan_dist.wiring.data import cache_dir, source_of
+from gan_dist.wiring.kinds import kind_of
+
+
+def prefetch(config: Config) -> Iterator[str]:
+    """Download and check everything that a run needs. Yields a line about the data set and one about the extractor.
+
+    Raises:
+        UserError: a download failed, or a file is damaged.
+    """
+    check_names(config)
+    dist, source, kind = Distributed("fp32", cpu=True), source_of(config.data), kind_of(config.data)
+    info = describe(source)
+    check_parts(config, info, dist)
+    dataset = load_dataset(source, info)
+    good = len(dataset) if isinstance(dataset, ImageTensor) else count_readable(dataset)
+    if good != info.num_images and config.data.name != "folder":
+        raise UserError(f"data.name={config.data.name}: only {good} of {info.num_images} images can be read")
+    yield f"data     {config.data.name}: {kind.describe(config, info, good)}"
+    if config.metrics.every_kimg and (extractor := kind.prepare_extractor(config, info, dataset, dist)):
+        yield f"metrics  {extractor} in {cache_dir().resolve()}"
