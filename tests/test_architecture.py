@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeGuard
 
 import pytest
 from conftest import ROOT
@@ -38,6 +39,8 @@ OWNERS = {
     "omegaconf": ["settings"],
     "gan_dist.settings": ["settings", "cli", "run", "evaluation", "prefetch", "planning", "wiring"],
 }
+# Attributes that others read: of callbacks, and of networks.
+INTERFACE = {"every_nimg", "num_features"}
 MOST_LINES, MOST_PARAMETERS, MOST_FUNCTION, MOST_FIELDS = 300, 8, 60, 10
 
 
@@ -95,14 +98,89 @@ def test_sizes(path: Path) -> None:
         assert (function.end_lineno or 0) - function.lineno + 1 <= MOST_FUNCTION, where
 
 
+def _is_data_class(node: ast.AST) -> TypeGuard[ast.ClassDef]:
+    return isinstance(node, ast.ClassDef) and any("dataclass" in ast.unparse(d) for d in node.decorator_list)
+
+
+def _fields(node: ast.ClassDef) -> list[ast.AnnAssign]:
+    return [item for item in node.body if isinstance(item, ast.AnnAssign)]
+
+
 @by_file
 def test_data_classes_are_small(path: Path) -> None:
     if _folder(path) == "settings":
         return
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ClassDef) and any("dataclass" in ast.unparse(d) for d in node.decorator_list):
-            fields = [item for item in node.body if isinstance(item, ast.AnnAssign)]
-            assert len(fields) <= MOST_FIELDS, node.name
+        if _is_data_class(node):
+            assert len(_fields(node)) <= MOST_FIELDS, node.name
+
+
+def test_who_is_handed_a_data_class_reads_its_fields() -> None:
+    """For each field there is a file that reads it and gets the class, or a class that holds it, as an argument.
+
+    A class that nobody gets as an argument is a result: its fields are read where it was made. Its own methods count too.
+    """
+    trees = {path: ast.parse(path.read_text()) for path in FILES if _folder(path) != "settings"}
+    read = {path: {*_read_attributes(tree), *_texts(tree)} for path, tree in trees.items()}  # by name, or by getattr
+    classes = {node.name: node for tree in trees.values() for node in ast.walk(tree) if _is_data_class(node)}
+    takers = {
+        name: {p for p, tree in trees.items() if any(name in kinds for kinds in _kinds_of_parameters(tree))}
+        for name in classes
+    }
+    for name, node in classes.items():
+        holders = {h for h, other in classes.items() if any(name in ast.unparse(f.annotation) for f in _fields(other))}
+        files = set().union(takers[name], *(takers[holder] for holder in holders)) or set(trees)
+        for field in _fields(node):
+            key = ast.unparse(field.target)
+            if key not in ("opt_G", "opt_D"):  # these are read as `getattr(state, f"opt_{name}")`
+                assert any(key in read[path] for path in files) or key in _read_attributes(node), f"{name}.{key}"
+
+
+@by_file
+def test_what_a_class_is_given_it_uses(path: Path) -> None:
+    """What a constructor keeps of its parameters is read by the class, and not only to construct something else."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ClassDef) or _folder(path) == "models":  # its attributes are what others read
+            continue
+        given = {a.arg for f in _functions(node) if f.name == "__init__" for a in (*f.args.args, *f.args.kwonlyargs)}
+        kept = {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)}
+        handed = [
+            argument.attr
+            for call in ast.walk(node)
+            if isinstance(call, ast.Call) and ast.unparse(call.func)[:1].isupper()
+            for argument in (*call.args, *(keyword.value for keyword in call.keywords))
+            if isinstance(argument, ast.Attribute)
+        ]
+        read = _read_attributes(node)
+        for name in (given & kept) - INTERFACE:
+            assert read.count(name) > handed.count(name), f"{node.name}.{name}"
+
+
+@by_file
+def test_no_function_only_forwards(path: Path) -> None:
+    """None hands exactly its own arguments on to another function, unless it is a cache of it."""
+    for function in _functions(ast.parse(path.read_text())):
+        body = [s for s in function.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
+        call = getattr(body[0], "value", None) if len(body) == 1 else None
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or function.decorator_list:
+            continue
+        handed = [ast.unparse(a) for a in (*call.args, *(keyword.value for keyword in call.keywords))]
+        assert not handed or handed != [a.arg for a in function.args.args], function.name
+
+
+def _read_attributes(tree: ast.AST) -> list[str]:
+    return [n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load)]
+
+
+def _texts(tree: ast.AST) -> list[str]:
+    return [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+
+
+def _kinds_of_parameters(tree: ast.AST) -> Iterator[list[str]]:
+    """For each function the names in the annotations of its parameters."""
+    for function in _functions(tree):
+        arguments = (*function.args.args, *function.args.kwonlyargs)
+        yield [name for a in arguments if a.annotation for name in re.findall(r"\w+", ast.unparse(a.annotation))]
 
 
 def test_the_steps_read_like_the_paper() -> None:
