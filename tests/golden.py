@@ -33,7 +33,12 @@ def losses(recipe: str, dist: Distributed, folder: Path) -> list[float]:
     config.log.every_kimg = 0
     config.train.kimg = ITERATIONS * config.train.batch_size * config.train.n_critic / 1000
     config.growth.batch_sizes = []
-    run = build(config, describe(source_of(config.data)), folder, None, dist)
+    # Initial weights and spectral norms are usually computed in fp32, whose rounding differs between processors.
+    torch.set_default_dtype(torch.float64)
+    try:
+        run = build(config, describe(source_of(config.data)), folder, None, dist)
+    finally:
+        torch.set_default_dtype(torch.float32)
     found = []
 
     def add(name: str, value: Tensor) -> None:  # in fp64, before the means are rounded to fp32
