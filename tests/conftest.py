@@ -16,7 +16,9 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import numpy as np
@@ -30,7 +32,7 @@ from program import Program, Result
 from torch import Tensor, nn
 
 from gan_dist.cli import main
-from gan_dist.data.datasets import describe
+from gan_dist.data.datasets import DATASETS, describe
 from gan_dist.data.points import POINTS
 from gan_dist.models._layers import MinibatchStd
 from gan_dist.parallel.accelerate_adapter import forget_state
@@ -38,6 +40,9 @@ from gan_dist.settings.config import check, load_config
 from gan_dist.settings.schema import Config, Growth
 from gan_dist.wiring.data import source_of
 from gan_dist.wiring.networks import make_discriminator, make_generator
+
+if TYPE_CHECKING:
+    from slurm_jobs import Slurm
 
 ROOT = Path(__file__).parent.parent
 
@@ -67,6 +72,11 @@ SMALL = {
         *("model.g_args={blocks: 1, group_size: 4}", "model.d_args={blocks: 1, group_size: 4}"),
     ],
 }
+
+
+# Handwritten digits are decoded and resized once for each size, not again for each run of this process.
+_digits = DATASETS["digits"]
+DATASETS["digits"] = replace(_digits, load=functools.cache(_digits.load))
 
 
 @functools.cache
@@ -133,8 +143,9 @@ OF_EACH_ARCHITECTURE = {recipe_file(name).model.name: name for name in reversed(
 
 # Files whose tests take minutes come first, the longest of all at the very start, so that no worker of pytest-xdist is
 # left alone with one at the end.
-ORDER = ["test_slurm", "test_shared_gpu", "test_distributed", "test_resume", "test_processes", "test_reliability"]
-ORDER += ["test_benchmarks", "test_quality", "test_run", "test_fuzz", "test_tracking", "test_compile"]
+ORDER = ["test_slurm", "test_distributed", "test_slurm_jobs", "test_resume", "test_processes", "test_shared_gpu"]
+ORDER += ["test_reliability", "test_benchmarks", "test_quality", "test_run", "test_fuzz", "test_tracking"]
+ORDER += ["test_compile", "test_accelerate_versions", "test_group_of_one", "test_stacked"]
 LIMIT = 2.0  # seconds of this process's CPU time that a quick test may take, where `_calculate` takes REFERENCE seconds
 REFERENCE = 0.04
 
@@ -373,3 +384,17 @@ def program(tmp_path: Path) -> Iterator[Program]:
     program = Program(tmp_path, run_here, _in_order)
     yield program
     program.end()
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    """A SLURM of two nodes that are both this machine, and the way to submit jobs to it."""
+    from slurm_cluster import cluster, missing
+    from slurm_jobs import Slurm
+
+    if missing():
+        pytest.skip(f"needs {', '.join(missing())}: apt-get install slurm-wlm munge")
+    with cluster() as env:
+        env.pop("OMP_NUM_THREADS", None)
+        env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+        yield Slurm(env, tmp_path_factory.mktemp("slurm"))

@@ -118,7 +118,7 @@ def test_data_classes_are_small(path: Path) -> None:
 def test_who_is_handed_a_data_class_reads_its_fields() -> None:
     """For each field there is a file that reads it and gets the class, or a class that holds it, as an argument.
 
-    A class that nobody gets as an argument is a result: its fields are read where it was made. Its own methods count too.
+    A class that nobody gets as an argument is a result, read where it was made. Methods of the class itself count too.
     """
     trees = {path: ast.parse(path.read_text()) for path in FILES if _folder(path) != "settings"}
     read = {path: {*_read_attributes(tree), *_texts(tree)} for path, tree in trees.items()}  # by name, or by getattr

@@ -7,7 +7,7 @@ import io
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -56,9 +56,7 @@ def for_file(config: Config) -> Config:
 
 def as_dict(config: Config) -> dict[str, Any]:
     """Return the settings as nested dicts."""
-    values = OmegaConf.to_container(OmegaConf.structured(config))
-    assert isinstance(values, dict)
-    return values  # type: ignore[return-value]
+    return asdict(config)
 
 
 def _sources(path: Path | None, overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
