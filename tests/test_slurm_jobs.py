@@ -34,7 +34,10 @@ def unwarned(slurm: Slurm) -> Job:
 
 
 def _asleep(job: Job, until: signal.Signals | None) -> None:
-    """Suspend a job's only process in its first iterations, which leaves the CPUs to others, until a signal waits."""
+    """Suspend a job's only process in its first iterations, which leaves the CPUs to others, until a signal waits.
+
+    Without a signal, it stays suspended until the time limit has passed. Its next start gets more time in either case.
+    """
 
     def suspend() -> None:
         job.wait_for("1.0/40 kimg")
@@ -44,8 +47,9 @@ def _asleep(job: Job, until: signal.Signals | None) -> None:
             if until:
                 wait_until(lambda: _is_pending(pid, until), 90)
                 os.kill(pid, signal.SIGCONT)
-        if until:  # a slow machine would need all of a minute to start again
-            run(["scontrol", "update", f"JobId={job.id}", "TimeLimit=30"], job.env)
+        if not until:
+            job.wait_for("this job goes on later")
+        run(["scontrol", "update", f"JobId={job.id}", "TimeLimit=30"], job.env)  # a slow machine needs it
 
     threading.Thread(target=suspend, daemon=True).start()
 
