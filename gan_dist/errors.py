@@ -4,8 +4,8 @@
 class UserError(Exception):
     """Something that the user can act on: a file, a directory, the network, a setting, a training that diverges.
 
-    The message is one line that says what is wrong, where, and what to do. Line breaks and control characters in it are
-    replaced.
+    The message is one line that says what is wrong, where, and what to do. Line breaks in it are replaced by spaces,
+    and other control characters are escaped.
 
     Attributes:
         exit_status: the exit status of the program.
@@ -18,8 +18,7 @@ class UserError(Exception):
     def __init__(self, message: str) -> None:
         if message.startswith("Caught "):  # DataLoader puts a worker's traceback in front of the worker's message
             message = message.strip().splitlines()[-1].partition("Error: ")[2]
-        line = " ".join(message.split())
-        super().__init__("".join(c if c.isprintable() else "?" for c in line))
+        super().__init__(escaped(" ".join(message.split())))
 
 
 class ConfigError(UserError):
@@ -27,3 +26,11 @@ class ConfigError(UserError):
 
     exit_status = 2
     everywhere = True
+
+
+def escaped(text: str) -> str:
+    r"""Replace each character that cannot be printed by an escape sequence such as `\x1b` or `\n`.
+
+    Names of files and metrics may come from strangers, and a terminal would obey the control characters in them.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -47,7 +47,7 @@ def evaluate(
         checkpoints, known = [checkpoint] if checkpoint else [], []
         if not checkpoint:
             checkpoints = dist.from_main(lambda: list_checkpoints(run_dir))
-            known = dist.from_main(lambda: read_metrics(results))
+            known = dist.from_main(lambda: list(read_metrics(results)))
         with numerics("fp32", exact=True):
             evaluator = _make_evaluator(config, dist)
             for result in evaluate_checkpoints(checkpoints, evaluator, load, known):

@@ -15,11 +15,11 @@ from gan_dist.checkpoint.write import clean_up, set_aside
 from gan_dist.data.datasets import describe
 from gan_dist.errors import ConfigError, UserError
 from gan_dist.kernels.switches import numerics
+from gan_dist.last_words import Ending, harmless, say_last_words
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.parallel.signals import StopSignals
 from gan_dist.parallel.together import together
 from gan_dist.report.log import log_to
-from gan_dist.report.plot import plot_run
 from gan_dist.settings.config import as_yaml, for_file, load_config
 from gan_dist.settings.precision import resolve
 from gan_dist.settings.schema import Config, Precision
@@ -50,16 +50,17 @@ def train(config: Config, signals: StopSignals) -> bool:
 
     def work() -> bool:
         with numerics(settings.precision, settings.exact):
-            finished, run_dir, nimg = _train(config, dist, signals)
+            ending = _train(config, dist, signals)
         if dist.is_main:
-            _last_words(run_dir, nimg, time.perf_counter() - started, finished, dist)
-        return finished
+            with harmless("the last words are incomplete"):
+                say_last_words(ending, time.perf_counter() - started)
+        return ending.finished
 
     return together(dist, work)
 
 
-def _train(config: Config, dist: Distributed, signals: StopSignals) -> tuple[bool, Path, int]:
-    """Prepare the run directory, build the run and train it; returns (finished, run directory, images seen)."""
+def _train(config: Config, dist: Distributed, signals: StopSignals) -> Ending:
+    """Prepare the run directory, build the run and train it; returns how that has ended."""
     info = dist.from_main(lambda: describe(source_of(config.data)))
     check_parts(config, info, dist)
     locks = []
@@ -90,7 +91,9 @@ def _train(config: Config, dist: Distributed, signals: StopSignals) -> tuple[boo
         log.info("going on from %s", checkpoint)
         if dist.is_main and (changed := changed_environment(checkpoint, dist)):
             log.warning("%s: the same bits as in one go are not promised", changed)
-    return _train_to_the_end(run, run_dir, signals, config.tracking.artifact), run_dir, run.state.nimg
+    first, points = run.state.nimg, info.image_shape[1:] == (1, 1)
+    finished = _train_to_the_end(run, run_dir, signals, config.tracking.artifact)
+    return Ending(run_dir, finished, first, run.state.nimg, points, dist.world_size)
 
 
 def _train_to_the_end(run: WiredRun, run_dir: Path, signals: StopSignals, upload: bool) -> bool:
@@ -106,7 +109,9 @@ def _train_to_the_end(run: WiredRun, run_dir: Path, signals: StopSignals, upload
         raise
     finally:
         run.bar.close()
-    artifact = find_checkpoint(run_dir) if run.dist.is_main and finished and upload else None
+    artifact = None
+    with harmless("the trackers do not get the model"):
+        artifact = find_checkpoint(run_dir) if run.dist.is_main and finished and upload else None
     run.tracker.finish("finished" if finished else "stopped", artifact)
     return finished
 
@@ -158,24 +163,3 @@ def _write_config(config: Config, path: Path) -> None:
         temporary.rename(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
-
-
-def _last_words(run_dir: Path, nimg: int, seconds: float, finished: bool, dist: Distributed) -> None:
-    """Draw the run's plot, and log how the run ended and where its pictures, metrics and checkpoints are."""
-    checkpoints = list_checkpoints(run_dir)
-    if finished:
-        log.info("finished: %.1f kimg in %.0f s", nimg / 1000, seconds)
-    else:
-        launcher = "python" if dist.world_size == 1 else "accelerate launch --multi_gpu"
-        command = f"{launcher} train.py run.dir={run_dir} resume=latest"
-        log.info("stopped at %.1f kimg; go on with: %s", nimg / 1000, command)
-    grids = sorted((run_dir / "samples").glob("grid-*.png"))
-    if grids:
-        log.info("  samples     %s", grids[-1])
-    try:
-        log.info("  metrics     %s and %s", run_dir / "metrics.jsonl", plot_run(run_dir))
-    except OSError as error:  # for example a full disk
-        log.warning("could not draw the run: %s", error)
-    if checkpoints:
-        log.info("  checkpoint  %s", checkpoints[-1])
-        log.info("  sample it   gan-dist sample %s --n 64 --grid", run_dir)

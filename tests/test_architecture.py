@@ -19,7 +19,7 @@ ROWS = [
     ["__main__"],
     ["cli"],
     ["run", "evaluation", "prefetch"],
-    ["planning"],
+    ["planning", "last_words"],
     ["wiring"],
     ["sampling"],
     ["engine"],

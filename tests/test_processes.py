@@ -221,7 +221,8 @@ def test_signal_to_one_process_stops_all_in_the_same_iteration(tmp_path: Path) -
     processes[1].send_signal(signal.SIGTERM)
     outputs = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [75, 75], outputs
-    assert "go on with: accelerate launch --multi_gpu train.py run.dir=run resume=latest" in outputs[0][0]
+    launch = "accelerate launch --multi_gpu --num_processes 2"
+    assert f"go on with: {launch} train.py run.dir=run resume=latest" in outputs[0][0]
     newest = max((tmp_path / "run/checkpoints").iterdir())
     assert f"stopped at {int(newest.name) / 1000:.1f} kimg" in outputs[0][0]
 

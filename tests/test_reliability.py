@@ -604,7 +604,7 @@ def test_killed_data_worker_ends_the_run_with_one_line(images: Path, tmp_path: P
     _, error = process.communicate(timeout=60)
     assert process.returncode == 1
     assert error.count("\n") == 1, error
-    assert "a data worker was killed" in error
+    assert "a data worker has died" in error
     assert find_checkpoint(tmp_path / "run")
 
 

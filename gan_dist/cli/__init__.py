@@ -7,6 +7,7 @@ torch only after the arguments are checked, because the import takes seconds.
 from __future__ import annotations
 
 import importlib
+import io
 import multiprocessing
 import os
 import sys
@@ -14,7 +15,7 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 
-from gan_dist.errors import UserError
+from gan_dist.errors import UserError, escaped
 
 USAGE = """\
 gan-dist: train generative adversarial networks on one GPU, on many GPUs, and on SLURM clusters
@@ -45,27 +46,80 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     # If a process of the run is lost, this package prints one line; torch's own fifty lines of warnings are hidden.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    _prepare_streams()
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     try:
-        if command in ("-h", "--help"):
-            print(USAGE, end="")
-            return 0
-        if command in COMMANDS:
-            run = getattr(importlib.import_module(f"gan_dist.cli.{command}"), command)
-            return _note(run(rest)) if command == "train" else run(rest)
-        print(f"gan-dist: unknown command {command!r}; choose one of {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
+        return _call(command, rest)
     except UserError as error:
         return _report(error)
     except BrokenPipeError:  # the reader of the output has ended, as in `gan-dist --help | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return _leave(1)
+    except OSError as error:
+        what = error.filename or type(error).__name__
+        return _report(UserError(f"{what}: {error.strerror or error}"))
     except KeyboardInterrupt:
-        print("gan-dist: interrupted", file=sys.stderr)
+        _complain("interrupted")
         return _leave(130)
     except Exception:
-        traceback.print_exc()
+        with suppress(OSError):
+            traceback.print_exc()
         return _leave(1)
+    finally:
+        _drop_output()
+
+
+def _call(command: str, rest: list[str]) -> int:
+    """Call the function of a command with its arguments, and return the exit status.
+
+    Raises:
+        OSError: the output of a command could not be written. For `train` this is no failure: its log reports it.
+    """
+    if command in ("-h", "--help"):
+        print(USAGE, end="", flush=True)
+        return 0
+    if command not in COMMANDS:
+        _complain(f"unknown command {command!r}; choose one of {', '.join(COMMANDS)}")
+        return 2
+    status: int = getattr(importlib.import_module(f"gan_dist.cli.{command}"), command)(rest)
+    if command == "train":
+        return _note(status)
+    sys.stdout.flush()
+    return status
+
+
+def _prepare_streams() -> None:
+    """Make it possible to print to standard output and standard error, whatever they are.
+
+    A closed one is replaced by /dev/null. Otherwise the next file that is opened would get its number, and a library
+    that prints would write into this file. A character that a stream's encoding does not have is printed as an escape
+    sequence.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest free number: this one
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            with suppress(OSError):
+                stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """Drop output that cannot be written. Otherwise Python would try again at its end, and change the exit status."""
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+
+
+def _complain(message: str) -> None:
+    """Print a line on standard error, if that can be written."""
+    with suppress(OSError):
+        print(f"gan-dist: {escaped(message)}", file=sys.stderr, flush=True)
 
 
 def _report(error: UserError) -> int:
@@ -73,7 +127,7 @@ def _report(error: UserError) -> int:
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if rank == 0 or not error.everywhere:
         who = f"rank {rank}: " if world_size > 1 else ""
-        print(f"gan-dist: {who}error: {error}", file=sys.stderr, flush=True)
+        _complain(f"{who}error: {error}")
     return _leave(error.exit_status)
 
 
@@ -86,8 +140,7 @@ def _leave(status: int) -> int:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         for worker in multiprocessing.active_children():  # DataLoader workers would keep this process's sockets open
             worker.kill()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _drop_output()
         os._exit(status)
     return status
 

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from gan_dist.errors import UserError
+from gan_dist.errors import UserError, escaped
 from gan_dist.settings.config import check, load_config
 
 FILE = "evaluations.jsonl"
@@ -57,12 +57,12 @@ def evaluate(arguments: list[str]) -> int:
 
 
 def _store(path: Path, result: dict[str, object]) -> None:
-    line = json.dumps(result)
-    for name, value in result.items():
-        print(f"{name:<16} {value:.6g}" if isinstance(value, float) else f"{name:<16} {value}")
+    """Add a result to the file, and only then print it: an output that cannot be written must not cost the result."""
     try:
         with path.open("a") as file:
-            file.write(line + "\n")
+            file.write(json.dumps(result) + "\n")
     except OSError as error:
         raise UserError(f"{path}: cannot add the result there ({error.strerror})") from None
-    print(f"added to         {path}")
+    for name, value in result.items():
+        print(escaped(f"{name:<16} {value:.6g}" if isinstance(value, float) else f"{name:<16} {value}"))
+    print(escaped(f"added to         {path}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gan_dist.cli.arguments import read_config
+from gan_dist.errors import escaped
 
 USAGE = """\
 usage: gan-dist prefetch [CONFIG.yaml] [key.sub=value ...]
@@ -25,6 +26,6 @@ def prefetch(arguments: list[str]) -> int:
 
     log_to(None)
     for line in prefetch.prefetch(config):
-        print(line, flush=True)
+        print(escaped(line), flush=True)
     print("nothing more is needed from the network")
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gan_dist.errors import ConfigError
+from gan_dist.errors import ConfigError, escaped
 
 
 def recipes(arguments: list[str]) -> int:
@@ -21,5 +21,6 @@ def recipes(arguments: list[str]) -> int:
     width = max(len(str(path)) for path in paths)
     for path in paths:
         first, *_ = path.read_text(errors="replace").splitlines() or [""]
-        print(f"{path!s:<{width}}  {first.lstrip('# ') if first.startswith('#') else ''}".rstrip())
+        about = first.lstrip("# ") if first.startswith("#") else ""
+        print(escaped(f"{path!s:<{width}}  {about}".rstrip()))
     return 0

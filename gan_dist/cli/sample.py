@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gan_dist.errors import ConfigError
+from gan_dist.errors import ConfigError, escaped
 
 
 def sample(arguments: list[str]) -> int:
@@ -42,10 +42,10 @@ def sample(arguments: list[str]) -> int:
     out.mkdir(parents=True, exist_ok=True)
     images = generate(G, options.n, options.seed, classes)
     if options.grid:
-        print(write_grid(images, classes, out))
+        print(escaped(str(write_grid(images, classes, out))))
     else:
         write_images(images, out)
-        print(f"{options.n} images in {out}")
+        print(escaped(f"{options.n} images in {out}"))
     return 0
 
 

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from gan_dist.checkpoint.find import find_checkpoint
+from gan_dist.checkpoint.find import find_checkpoint, list_checkpoints
 from gan_dist.checkpoint.restore import restore
 from gan_dist.checkpoint.state import State
 from gan_dist.checkpoint.write import set_aside
@@ -76,10 +76,13 @@ class Recovery:
         if self.dist.is_main:
             log.warning("%s", event)
         state, retries = self.state, self.state.retries + 1
+        self.save.rewind(state.nimg)  # this waits until the newest checkpoint is on disk
         if self.policy != "rollback" or retries > self.max_rollbacks:
             raise self._failure(event)
-        self.save.rewind(state.nimg)  # this waits until the newest checkpoint is on disk
-        restore(self.dist.from_main(self._newest), state)
+        checkpoint = self.dist.from_main(self._newest)
+        if checkpoint is None:
+            raise self._failure(event)
+        restore(checkpoint, state)
         state.retries = retries
         for part in (*self.rewindable, self.health):
             part.rewind(state.nimg)
@@ -88,14 +91,19 @@ class Recovery:
             log.warning("went back to %.1f kimg, to go on with other data (%s)", state.nimg / 1000, count)
         return True
 
-    def _newest(self) -> Path:
+    def _newest(self) -> Path | None:
+        """Return the newest undamaged checkpoint, after setting newer ones aside; None if nothing was saved yet."""
+        if not list_checkpoints(self.save.run_dir):
+            return None
         checkpoint = find_checkpoint(self.save.run_dir)
         set_aside(checkpoint)
         return checkpoint
 
     def _failure(self, event: str) -> UserError:
         advice = "" if self.policy == "rollback" else ", or set train.on_nonfinite=rollback"
-        where = f"the last good checkpoint is in {self.save.run_dir}/checkpoints"
+        saved = self.dist.from_main(lambda: bool(list_checkpoints(self.save.run_dir)))
+        folder = self.save.run_dir / "checkpoints"
+        where = f"the last good checkpoint is in {folder}" if saved else "no checkpoint was written before this"
         error = UserError(f"{event}; lower the learning rates{advice}; {where}")
         error.everywhere = True  # the gradients are the same in all processes
         return error

@@ -1,12 +1,20 @@
-"""Send log messages to the terminal and to a file in the run directory."""
+"""Send log messages to the terminal and to a file in the run directory. Neither may stop the training if it fails."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
+
+from gan_dist.errors import escaped
+
+# `log.info(…, extra=FILE_ONLY)` writes a message that the terminal shows in another way, for example in a progress bar.
+FILE_ONLY = {"file_only": True}
+
+log = logging.getLogger("gan_dist")
 
 
 def log_to(path: Path | None) -> None:
@@ -16,21 +24,46 @@ def log_to(path: Path | None) -> None:
         path: the messages go to the terminal and to this file, where each has its time and level. None for no file, and
             only warnings and errors on the terminal. Earlier warnings are then written to the file too.
     """
-    log = logging.getLogger("gan_dist")
-    logging.raiseExceptions = False  # print no traceback when a line cannot be logged, for example on a full disk
     early = [record for handler in log.handlers if isinstance(handler, TerminalHandler) for record in handler.early]
-    log.handlers = [TerminalHandler()]
+    terminal = TerminalHandler()
+    log.handlers = [terminal]
     log.setLevel(logging.INFO if path else logging.WARNING)
     if path:
-        file = logging.FileHandler(path)
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        file = LogFile(path)
+        # With one lock for both, two threads cannot wait for each other when each handler reports its failure by a
+        # message to the other one.
+        file.lock = terminal.lock
         log.addHandler(file)
         for record in early:
             file.handle(record)
 
 
+class LogFile(logging.FileHandler):
+    """Appends messages to a file. If the file cannot be written, for example on a full disk, this is said once."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8")
+        self._path, self._failed = path, False
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = logging.Formatter().formatTime(record)
+        return f"{time} {record.levelname} {escaped(record.getMessage())}"
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self._failed:
+            self._failed = True
+            log.warning("%s cannot be written (%s); messages are missing in it", self._path, sys.exc_info()[1])
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
 class TerminalHandler(logging.Handler):
-    """Prints messages on the terminal. `tqdm.write` puts them above the progress bar without damaging it.
+    """Prints messages on standard output. `tqdm.write` puts them above the progress bar without damaging it.
+
+    If standard output cannot be written, for example because its reader has ended, this is said once, and from then on
+    warnings and errors go to standard error.
 
     Attributes:
         early: the first messages, at most 100. A run's log file is opened after its first warnings.
@@ -39,8 +72,21 @@ class TerminalHandler(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.early: list[logging.LogRecord] = []
+        self._failed = False
 
     def emit(self, record: logging.LogRecord) -> None:
         self.early += [record][: 100 - len(self.early)]
+        if getattr(record, "file_only", False):
+            return
         prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-        tqdm.write(prefix + record.getMessage(), file=sys.stdout)
+        line = prefix + escaped(record.getMessage())
+        try:
+            tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
+        except (OSError, ValueError) as error:
+            if not self._failed:
+                self._failed = True
+                log.warning("standard output cannot be written (%s); warnings now go to standard error", error)
+            if record.levelno >= logging.WARNING:
+                with suppress(OSError, ValueError):
+                    print(line, file=sys.stderr, flush=True)

@@ -1,36 +1,145 @@
-"""Plot the losses and the FID of a run against the number of images seen."""
+"""Plot the losses and the metrics of a run against the number of images seen, while the run goes on."""
 
 from __future__ import annotations
 
+import re
+import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from gan_dist.report.tracking import read_metrics
+import numpy as np
+
+from gan_dist.report.tracking import Outcome, number, read_metrics
+
+LOSSES = ("loss_D", "loss_G")
+MOST_POINTS = 2000  # of a curve: a picture that is 500 pixels wide shows no more
+MOST_METRICS = 20  # more curves of metrics are not drawn
+SHARE = 0.01  # share of a run's time that may be spent on drawing before the end
+
+# Metric, without the name of its feature extractor -> title of the panel in which it is drawn, and scale. Any other
+# metric gets a panel of its own.
+PANELS = {
+    "fid": ("FID of G_ema (log scale)", "log"),
+    "kid": ("KID of G_ema", "linear"),
+    "is": ("Inception Score of G_ema", "linear"),
+    "precision": ("precision and recall of G_ema", "linear"),
+    "recall": ("precision and recall of G_ema", "linear"),
+    "modes": ("modes that G_ema has found", "linear"),
+    "high_quality": ("share of high-quality points of G_ema", "linear"),
+    "kl": ("KL divergence of the modes of G_ema", "linear"),
+}
 
 
-def plot_run(run_dir: Path) -> Path:
-    """Draw `plot.png` in the run directory from `metrics.jsonl`, and return its path.
+class Curve:
+    """The points of a curve. Whenever there are too many, each two neighbours are replaced by their mean.
 
-    Raises:
-        OSError: the picture cannot be written.
+    Attributes:
+        points: (kimg, value), in the order in which they were added.
+        last: the last value.
     """
-    from matplotlib.figure import Figure
 
-    lines = read_metrics(run_dir / "metrics.jsonl")
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    losses, quality = figure.subplots(1, 2)
-    for name in ("loss_D", "loss_G"):
-        points = [(line["kimg"], line[name]) for line in lines if line.get(name) is not None]
-        losses.plot(*zip(*points) if points else ([], []), label=name)
-    for name in sorted({key for line in lines for key in line if key.startswith("fid_")}):
-        points = [(line["kimg"], line[name]) for line in lines if line.get(name) is not None]
-        if points:
-            quality.plot(*zip(*points), marker="o", label=f"{name}, last {points[-1][1]:.3g}")
-            quality.set_yscale("log")
-    for axes, title in ((losses, "loss"), (quality, "FID of G_ema (log scale)")):
-        axes.set(title=title, xlabel="kimg")
-        axes.grid(alpha=0.3)
-        if axes.lines:
+    def __init__(self) -> None:
+        self.points: list[tuple[float, float]] = []
+        self.last = 0.0
+
+    def add(self, kimg: float, value: float) -> None:
+        """Add a point."""
+        self.points.append((kimg, value))
+        self.last = value
+        if len(self.points) >= MOST_POINTS:
+            pairs = zip(self.points[::2], self.points[1::2])
+            self.points = [((a + b) / 2, (x + y) / 2) for (a, x), (b, y) in pairs]
+
+    def rewind(self, kimg: float) -> None:
+        """Forget the points after `kimg`."""
+        self.points = [point for point in self.points if point[0] <= kimg]
+
+
+class PlotTracker:
+    """Draws `plot.png` in the run directory: after grids and evaluations, if that takes little time, and at the end.
+
+    Its interface is `gan_dist.report.tracking.Tracker`.
+
+    Args:
+        run_dir: the run directory. The curves begin with what `metrics.jsonl` holds.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self._losses: dict[str, Curve] = {}
+        self._metrics: dict[str, Curve] = {}
+        self._next = 0.0  # time from which the picture may be drawn again
+        for line in read_metrics(run_dir / "metrics.jsonl"):
+            self._add(line["kimg"], line)
+
+    def scalars(self, nimg: int, values: dict[str, Any]) -> None:
+        self._add(nimg / 1000, values)
+        if "protocol" in values:
+            self._draw_if_cheap()
+
+    def image(self, nimg: int, name: str, picture: np.ndarray) -> None:
+        if name == "grid":
+            self._draw_if_cheap()
+
+    def rewind(self, nimg: int) -> None:
+        for curve in (*self._losses.values(), *self._metrics.values()):
+            curve.rewind(nimg / 1000)
+
+    def finish(self, outcome: Outcome, artifact: Path | None = None) -> None:
+        self._draw()
+
+    def _add(self, kimg: float, values: dict[str, Any]) -> None:
+        """Add the losses of a line; of a line with a protocol, which is an evaluation, add all metrics."""
+        evaluation = isinstance(values.get("protocol"), dict)
+        curves = self._metrics if evaluation else self._losses
+        for name in values if evaluation else LOSSES:
+            value = number(values.get(name))
+            # Such names are also those that matplotlib does not take for formulas.
+            if value is None or name == "kimg" or not re.fullmatch(r"[\w.-]{1,60}", name):
+                continue
+            if name in curves or len(curves) < MOST_METRICS:
+                curves.setdefault(name, Curve()).add(kimg, value)
+
+    def _draw_if_cheap(self) -> None:
+        """Draw if there is a loss to show, and so seldom that drawing takes at most SHARE of the time."""
+        if self._losses and time.monotonic() >= self._next:
+            begun = time.monotonic()
+            self._draw()
+            ended = time.monotonic()
+            self._next = ended + (ended - begun) / SHARE
+
+    def _draw(self) -> None:
+        """Draw a panel for the losses and for each kind of metric. The picture replaces the last one as a whole."""
+        panels: dict[str, dict[str, Curve]] = {"loss": self._losses} if self._losses else {}
+        scales = {"loss": "linear"}
+        for name, curve in self._metrics.items():
+            title, scale = _panel(name)
+            panels.setdefault(title, {})[f"{name}, last {curve.last:.3g}"] = curve
+            scales[title] = scale
+        if not panels:
+            return
+        from matplotlib.figure import Figure
+
+        columns, rows = min(len(panels), 3), -(-len(panels) // 3)
+        figure = Figure(figsize=(5 * columns, 4 * rows), layout="constrained")
+        for i, (title, curves) in enumerate(panels.items()):
+            axes = figure.add_subplot(rows, columns, i + 1)
+            axes.set(title=title, xlabel="kimg", yscale=scales[title])
+            axes.grid(alpha=0.3)
+            for label, curve in curves.items():
+                axes.plot(*_coordinates(curve.points), marker="" if title == "loss" else "o", markersize=4, label=label)
             axes.legend()
-    path = run_dir / "plot.png"
-    figure.savefig(path, dpi=100)
-    return path
+        temporary = self._run_dir / "plot.tmp"
+        figure.savefig(temporary, dpi=100, format="png")
+        temporary.rename(self._run_dir / "plot.png")
+
+
+def _panel(metric: str) -> tuple[str, str]:
+    """Return the title and the scale of the panel of a metric."""
+    found = (panel for name, panel in PANELS.items() if metric == name or metric.startswith(f"{name}_"))
+    return next(found, (metric, "linear"))
+
+
+def _coordinates(points: Iterable[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [kimg for kimg, _ in points], [value for _, value in points]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gan_dist.report.plot import PlotTracker
 from gan_dist.report.tracking import LocalTracker, Tracker, Trackers
 from gan_dist.report.wandb_tracker import WandbTracker
 
@@ -35,6 +36,10 @@ def _local(run: TrackedRun) -> Tracker:
     return LocalTracker(run.run_dir, run.nimg)
 
 
+def _plot(run: TrackedRun) -> Tracker:
+    return PlotTracker(run.run_dir)
+
+
 def _wandb(run: TrackedRun) -> Tracker | None:
     if run.wandb_mode == "disabled" or os.environ.get("WANDB_MODE") == "disabled":
         return None
@@ -42,8 +47,9 @@ def _wandb(run: TrackedRun) -> Tracker | None:
     return WandbTracker(run.run_dir, run.wandb_mode, run.project, run.entity, name, run.config)
 
 
-# Name -> function that makes the tracker of a run, or returns None if the run is not to have it.
-TRACKERS: dict[str, Callable[[TrackedRun], Tracker | None]] = {"local": _local, "wandb": _wandb}
+# Name -> function that makes the tracker of a run, or returns None if the run is not to have it. The local tracker is
+# first, because it removes the lines of `metrics.jsonl` that the plot must not show.
+TRACKERS: dict[str, Callable[[TrackedRun], Tracker | None]] = {"local": _local, "plot": _plot, "wandb": _wandb}
 
 
 def make_trackers(run: TrackedRun) -> Trackers:

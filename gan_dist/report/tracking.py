@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -16,6 +17,7 @@ from gan_dist.errors import UserError
 
 log = logging.getLogger(__name__)
 
+LONGEST = 2**20  # characters in a line of `metrics.jsonl`; longer lines are not from this package
 
 Outcome = Literal["finished", "stopped", "failed"]  # "stopped" means: by a signal, and it can be resumed
 
@@ -23,7 +25,7 @@ Outcome = Literal["finished", "stopped", "failed"]  # "stopped" means: by a sign
 class Tracker(Protocol):
     """Records metrics and pictures. It never lets the training loop wait for a network connection.
 
-    A method may raise OSError, which `Trackers` catches; it raises no other error.
+    `Trackers` catches and logs every error that a method raises: no tracker may end the training.
     """
 
     def scalars(self, nimg: int, values: dict[str, Any]) -> None:
@@ -44,20 +46,35 @@ class Tracker(Protocol):
         """
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the objects in a `metrics.jsonl`, one per line; [] if there is no such file.
+def number(value: Any) -> float | None:
+    """Return a finite number of a JSON file as a float; None for anything else."""
+    try:
+        return float(value) if type(value) in (int, float) and math.isfinite(value) else None
+    except OverflowError:  # a whole number of hundreds of digits
+        return None
 
-    A line that is not a JSON object with a number `kimg` is left out. A crash can leave such an incomplete line.
+
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects in a `metrics.jsonl`, one per line; none if there is no such file.
+
+    The file may have hundreds of megabytes: only one line at a time is in memory. A line is left out if it is not a
+    JSON object with a number `kimg`, or longer than LONGEST. A crash can leave such an incomplete line.
     """
-    lines = []
-    for text in path.read_text(errors="replace").splitlines() if path.exists() else []:
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(line, dict) and isinstance(line.get("kimg"), int | float):
-            lines.append(line)
-    return lines
+    return (values for _, values in _lines(path))
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the lines that `read_metrics` does not leave out, without the line break, and the objects in them."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        while text := file.readline(LONGEST):
+            try:
+                values = json.loads(text)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(values, dict) and number(values.get("kimg")) is not None:
+                yield text.rstrip("\n"), values
 
 
 class LocalTracker:
@@ -82,14 +99,16 @@ class LocalTracker:
 
     def rewind(self, nimg: int) -> None:
         """Delete the lines beyond `nimg`, because the run goes on from an earlier checkpoint and writes them again."""
-        kept = [line for line in read_metrics(self.metrics) if line["kimg"] <= nimg / 1000]
         temporary = self.metrics.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(text + "\n" for text, values in _lines(self.metrics) if values["kimg"] <= nimg / 1000)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.rename(self.metrics)
 
     def scalars(self, nimg: int, values: dict[str, Any]) -> None:
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        with self.metrics.open("a") as file:
+        with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"kimg": nimg / 1000, **finite}) + "\n")
 
     def image(self, nimg: int, name: str, picture: np.ndarray) -> None:
@@ -125,5 +144,5 @@ class Trackers:
     def _guard(call: Callable[..., None], *arguments: Any) -> None:
         try:
             call(*arguments)
-        except OSError as error:  # if the disk is full, one line or picture is lost, but training goes on
+        except Exception as error:  # for example a full disk: one line or picture is lost, but training goes on
             log.warning("could not record: %s", error)

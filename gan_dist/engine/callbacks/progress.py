@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
 
 from tqdm import tqdm
 
@@ -43,11 +44,15 @@ class ProgressBar:
         )
 
     def __call__(self, state: State) -> None:
-        self.bar.update(min(state.nimg / 1000, self.total) - self.bar.n)
+        try:
+            self.bar.update(min(state.nimg / 1000, self.total) - self.bar.n)
+        except OSError:  # the terminal is gone
+            self.bar.disable = True
 
     def close(self) -> None:
         """End the progress bar, so that the terminal can be used again."""
-        self.bar.close()
+        with suppress(OSError):
+            self.bar.close()
 
 
 class LogProgress:

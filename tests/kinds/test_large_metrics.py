@@ -1,0 +1,46 @@
+"""A metrics.jsonl of a long run is read line by line, and a message about memory says what needed it."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+from program import Program
+
+RING = ["data.name=ring", "model.name=mlp", "model.g_args={tanh: false}", "model.conditional=false"]
+
+
+@pytest.mark.slow
+@pytest.mark.clause("4.3", "metrics.jsonl is read into memory as a whole, several times")
+def test_large_file_takes_no_memory(program: Program) -> None:
+    assert program.train("train.kimg=0.1", "run.dir=run").returncode == 0
+    padding = "x" * 100_000
+    with (program.cwd / "run/metrics.jsonl").open("w") as file:
+        for i in range(1000):
+            print(json.dumps({"kimg": i / 10_000, "loss_D": 1.0, "note": padding}), file=file)
+    process = program.start("train", "run.dir=run", "resume=latest", "train.kimg=100000", "log.every_kimg=0.1")
+    assert process.stdout
+    while "kimg  D " not in process.stdout.readline():
+        pass
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
+    most, now = (int(re.findall(rf"{name}:\s+(\d+) kB", status)[0]) for name in ("VmHWM", "VmRSS"))
+    assert most - now < 50_000, "kB: it took half of the file or more"
+    lines = (program.cwd / "run/metrics.jsonl").read_text().splitlines()
+    assert len(lines) > 1000, "all of them are kept"
+
+
+@pytest.mark.slow
+@pytest.mark.clause("4.3", "a lack of memory for metrics is blamed on networks, batches or data")
+def test_what_needed_the_memory_is_named(program: Program) -> None:
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**35, 2**35))"
+    metrics = ["metrics.every_kimg=1", "metrics.num_images=500000000"]
+    result = program.process("train", *TINY, *RING, *metrics, "run.dir=run", first=limit)
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert "while the metrics were computed; lower metrics.batch_size or metrics.num_images" in result.stderr
