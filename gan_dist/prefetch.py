@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 from gan_dist.data.datasets import describe, load_dataset
-from gan_dist.data.in_memory import ImageTensor, count_readable
+from gan_dist.data.remarks import remarks
 from gan_dist.errors import UserError
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.settings.schema import Config
 from gan_dist.wiring.checks import check_names, check_parts
 from gan_dist.wiring.data import cache_dir, source_of
 from gan_dist.wiring.kinds import kind_of
+
+log = logging.getLogger(__name__)
 
 
 def prefetch(config: Config) -> Iterator[str]:
@@ -25,7 +28,9 @@ def prefetch(config: Config) -> Iterator[str]:
     info = describe(source)
     check_parts(config, info, dist)
     dataset = load_dataset(source, info)
-    good = len(dataset) if isinstance(dataset, ImageTensor) else count_readable(dataset)
+    good = dataset.count_readable()
+    for remark in remarks(dataset, info):
+        log.warning("data.root=%s: %s", source.root, remark)
     if good != info.num_images and config.data.name != "folder":
         raise UserError(f"data.name={config.data.name}: only {good} of {info.num_images} images can be read")
     yield f"data     {config.data.name}: {kind.describe(config, info, good)}"

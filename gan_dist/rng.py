@@ -47,6 +47,8 @@ class Purpose(IntEnum):
     AUGMENT_D_FAKE = 18
     AUGMENT_G_FAKE = 19
     STACK = 20
+    STAND_IN = 21  # the image in place of one that cannot be read
+    REAL_PICTURE = 22
 
 
 def uniform(seed: int, purpose: Purpose, first: int, count: int, dim: int) -> np.ndarray:

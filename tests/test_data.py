@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import logging
 import struct
 import tracemalloc
 import zlib
@@ -21,9 +20,10 @@ from PIL import Image
 from gan_dist import rng
 from gan_dist.data import DataInfo, Source
 from gan_dist.data.datasets import describe, load_dataset
-from gan_dist.data.folder import ImageFiles, list_images
+from gan_dist.data.folder import ImageFiles
 from gan_dist.data.images import BrokenImage, read_image
-from gan_dist.data.in_memory import ImageTensor
+from gan_dist.data.in_memory import ImageTensor, decode_all
+from gan_dist.data.listing import list_images
 from gan_dist.data.loader import GlobalBatches, KeyedStream, make_loader
 from gan_dist.data.preprocess import images_to_float, to_uint8
 from gan_dist.data.shared import shrink
@@ -47,7 +47,7 @@ def _halves(left: tuple[int, int, int], right: tuple[int, int, int]) -> Image.Im
 
 def _corners(path: Path, channels: int = 3) -> list[tuple[int, ...]]:
     """Colours of the top left and the bottom right pixel, as read."""
-    x = read_image(path, (channels, 8, 8))
+    x = read_image(path, (channels, 8, 8)).pixels
     assert x.shape == (channels, 8, 8)
     assert x.dtype == torch.uint8
     return [tuple(x[:, 0, 0].tolist()), tuple(x[:, -1, -1].tolist())]
@@ -102,9 +102,9 @@ def test_other_sizes_are_cropped_in_the_middle_and_resized(tmp_path: Path) -> No
     image.paste(RED, (0, 0, 10, 8))
     image.paste(RED, (30, 0, 40, 8))
     image.save(tmp_path / "wide.png")
-    x = read_image(tmp_path / "wide.png", (3, 4, 4))
+    x = read_image(tmp_path / "wide.png", (3, 4, 4)).pixels
     assert (x == torch.tensor(GREEN)[:, None, None]).all()
-    assert read_image(tmp_path / "wide.png", (3, 6, 9)).shape == (3, 6, 9)
+    assert read_image(tmp_path / "wide.png", (3, 6, 9)).pixels.shape == (3, 6, 9)
 
 
 def _huge_png() -> bytes:
@@ -157,18 +157,20 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-def test_folder_is_decoded_with_broken_files_counted(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_folder_is_decoded_and_broken_files_keep_their_numbers(folder: Path) -> None:
     config = Data(name="folder", root=str(folder), image_size="8", class_folders=True)
     info = describe(source_of(config))
     assert (info.image_shape, info.num_classes, info.num_images) == ((3, 8, 8), 2, 10)
-    with caplog.at_level(logging.WARNING):
-        dataset = load_dataset(source_of(config), info)
+    dataset = load_dataset(source_of(config), info)
     assert isinstance(dataset, ImageTensor)
-    assert dataset.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert info.class_names == ("blue", "red")
+    assert dataset.labels.tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 1, 1]
     assert tuple(dataset.images[0, :, 0, 0].tolist()) == BLUE
     assert tuple(dataset.images[4, :, 0, 0].tolist()) == RED
-    assert "4 of 10 images could not be read" in caplog.text
-    assert "huge.png" in caplog.text
+    assert info.files is not None
+    assert [info.files.name(i) for i in dataset.unreadable] == [
+        f"red/{name}.{ending}" for name, ending in zip(("cut", "empty", "huge", "text"), ("png", "png", "png", "jpg"))
+    ]
     config.broken_files = "error"
     with pytest.raises(UserError, match=r"cut\.png"):
         load_dataset(source_of(config), info)
@@ -182,7 +184,7 @@ def test_folder_larger_than_memory_is_read_file_by_file(folder: Path) -> None:
     images, labels = dataset.__getitems__(list(range(10)))
     assert images.shape == (10, 3, 8, 8)
     assert labels.tolist() == [0] * 10
-    strict = ImageFiles(dataset.files, dataset.image_shape, skip_broken=False)
+    strict = ImageFiles(folder, dataset.files, dataset.image_shape, skip_broken=False)
     with pytest.raises(UserError, match="broken_files=skip"):
         strict.__getitems__(list(range(10)))
 
@@ -191,11 +193,13 @@ def test_folder_larger_than_memory_is_read_file_by_file(folder: Path) -> None:
 def test_loader_processes_give_the_same_batches_as_memory(folder: Path) -> None:
     config = Data(name="folder", root=str(folder), image_size="8", memory_gib=1e-9)
     files = load_dataset(source_of(config), describe(source_of(config)))
-    images, labels = files.__getitems__(list(range(10)))
-    memory = ImageTensor(images, labels)
+    assert isinstance(files, ImageFiles)
+    memory = decode_all(files)
+    assert len(memory.unreadable) == 4
     streams = (make_loader(data, 4, seed=1, start=8, workers=2) for data in (files, memory))
-    for (a, _), (b, _) in islice(zip(*streams), 5):
+    for (a, label_a), (b, label_b) in islice(zip(*streams), 5):
         assert torch.equal(a, b)
+        assert torch.equal(label_a, label_b)
 
 
 def test_empty_and_missing_folders_are_named(tmp_path: Path) -> None:
@@ -351,7 +355,7 @@ def test_smaller_images_of_a_stage_are_made_once_if_they_fit(tmp_path: Path) -> 
     for i in range(4):
         Image.new("RGB", (16, 16), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
     files, _ = list_images(tmp_path, False)
-    dataset, dist = ImageFiles(files, (3, 16, 16), skip_broken=True), Distributed(cpu=True)
+    dataset, dist = ImageFiles(tmp_path, files, (3, 16, 16), skip_broken=True), Distributed(cpu=True)
     info, gib = DataInfo((3, 16, 16), 0, 4), 4 * 3 * 8 * 8 / 2**30
     halves = shrink(dataset, 2, Source(memory=gib * 2**30), info, dist)
     assert isinstance(halves, ImageTensor)

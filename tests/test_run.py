@@ -71,8 +71,8 @@ def test_real_grid_has_one_class_a_column(train: Train, tmp_path: Path) -> None:
     picture = np.asarray(Image.open(tmp_path / "run/samples/real-000000.000.png"))[6::6, 6::6]
     for column in range(10):
         shown = picture[:8, 9 * column : 9 * column + 8]
-        first = digits.images[digits.target == column][0]
-        np.testing.assert_array_equal(shown, np.rint(first * 255 / 16))
+        of_class = np.rint(digits.images[digits.target == column] * 255 / 16)
+        assert (shown == of_class).all((1, 2)).any()
 
 
 @pytest.mark.slow

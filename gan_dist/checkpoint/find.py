@@ -96,7 +96,7 @@ def verify(checkpoint: Path) -> None:
 
 _FACTS: dict[str, type] = {"nimg": int, "metrics": dict, "metrics_nimg": int, "retries": int, "scalers": dict,
                            "image_shape": list, "num_classes": int, "num_images": int,
-                           "environment": dict}  # fmt: skip
+                           "environment": dict, "class_names": list, "unreadable": list}  # fmt: skip
 
 
 def read_facts(checkpoint: Path) -> dict[str, Any]:
@@ -104,12 +104,14 @@ def read_facts(checkpoint: Path) -> dict[str, Any]:
 
     Returns:
         `nimg`, `metrics`, `metrics_nimg` and `retries` as in `gan_dist.checkpoint.state.State`; `scalers`, the state of
-        each loss scale; and `image_shape`, `num_classes`, `num_images`, `data_key` and `environment` of the run.
+        each loss scale; and `image_shape`, `num_classes`, `class_names`, `num_images`, `data_key`, `unreadable` (the
+        numbers of the images that could not be read) and `environment` of the run. Checkpoints of earlier versions have
+        neither `class_names` nor `unreadable`; both are then empty.
 
     Raises:
         UserError: the file is missing or damaged.
     """
-    facts = {"environment": {}, **manifest.read_json(checkpoint, "state.json")}
+    facts = {"environment": {}, "class_names": [], "unreadable": [], **manifest.read_json(checkpoint, "state.json")}
     wrong = [name for name, kind in _FACTS.items() if type(facts.get(name)) is not kind]
     shape = facts.get("image_shape")
     if not wrong and not (len(shape) == 3 and all(type(n) is int and 0 < n < 2**16 for n in shape)):  # type: ignore[arg-type,union-attr]
@@ -118,6 +120,10 @@ def read_facts(checkpoint: Path) -> dict[str, Any]:
         wrong = ["metrics"]
     if not wrong and not all(isinstance(value, str) and value.isprintable() for value in facts["environment"].values()):
         wrong = ["environment"]
+    if not wrong and not all(isinstance(name, str) for name in facts["class_names"]):
+        wrong = ["class_names"]
+    if not wrong and not all(type(number) is int for number in facts["unreadable"]):
+        wrong = ["unreadable"]
     if wrong:
         raise UserError(f"{checkpoint}: damaged: {wrong[0]} in state.json is missing or not valid")
     return facts

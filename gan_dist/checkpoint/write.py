@@ -46,8 +46,8 @@ def take_snapshot(state: State, facts: dict[str, Any]) -> Snapshot:
 
     Args:
         state: the state of the run.
-        facts: further content of `state.json`: `image_shape`, `num_classes`, `num_images`, `data_key` and
-            `environment`. With it the networks can be built without the data.
+        facts: further content of `state.json`, which `gan_dist.checkpoint.find.read_facts` lists. With it the networks
+            can be built without the data.
     """
     tensors = {name: _to_host(getattr(state, name).state_dict()) for name in NETWORKS}
     tensors |= {name: _to_host(flatten(getattr(state, name))) for name in OPTIMIZERS}

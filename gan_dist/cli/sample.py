@@ -16,7 +16,7 @@ def sample(arguments: list[str]) -> int:
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("--n", type=int, default=64, help="number of images (default 64)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the latents (default 0)")
-    parser.add_argument("--classes", help="labels of the images, in turn, for example 3,7 (default: all)")
+    parser.add_argument("--classes", help="labels or names of classes, in turn, for example 3,7 (default: all)")
     parser.add_argument("--checkpoint", default="latest", help="latest (default), best, or a name in RUN/checkpoints")
     parser.add_argument("--out", type=Path, help="directory to write to (default: RUN/generated)")
     parser.add_argument("--grid", action="store_true", help="write one picture of all images, not one file per image")
@@ -31,7 +31,7 @@ def sample(arguments: list[str]) -> int:
     if tuple(G.image_shape)[1:] == (1, 1):  # type: ignore[arg-type]
         raise ConfigError(f"{options.run}: its generator makes points, not images; RUN/samples has pictures of them")
     num_classes: int = G.num_classes  # type: ignore[assignment]
-    classes = _classes(options.classes, num_classes)
+    classes = _classes(options.classes, num_classes, G.class_names)  # type: ignore[arg-type]
     out: Path = options.out or options.run / "generated"
     from gan_dist.checkpoint.lock import refuse_links
     from gan_dist.report.pictures import write_grid, write_images
@@ -49,16 +49,19 @@ def sample(arguments: list[str]) -> int:
     return 0
 
 
-def _classes(text: str | None, num_classes: int) -> list[int]:
+def _classes(text: str | None, num_classes: int, names: list[str]) -> list[int]:
+    """Return the labels that the user asks for, by the names of the classes or by their numbers.
+
+    If names are numbers themselves, a number is a name first.
+    """
     if text is None:
         return list(range(num_classes))
     if not num_classes:
         raise ConfigError(f"--classes={text}: this run is unconditional; leave it out")
-    try:
-        classes = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(f"--classes={text} must be labels separated by commas, for example 3,7") from None
-    wrong = [label for label in classes if not 0 <= label < num_classes]
+    known = {str(label): label for label in range(num_classes)} | {name: label for label, name in enumerate(names)}
+    parts = [text] if text in known else text.split(",")
+    wrong = [part for part in parts if part.strip() not in known and part not in known]
     if wrong:
-        raise ConfigError(f"--classes={text}: {wrong[0]} is none of the labels 0 to {num_classes - 1}")
-    return classes
+        there_are = f", and none of the classes {', '.join(names[:20])}" if names else ""
+        raise ConfigError(f"--classes={text}: {wrong[0]} is none of the labels 0 to {num_classes - 1}{there_are}")
+    return [known[part] if part in known else known[part.strip()] for part in parts]

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from gan_dist.data.files import FileList
+
 
 @dataclass(frozen=True)
 class Source:
@@ -21,7 +23,7 @@ class Source:
         channels: 1 (grayscale), 3 (RGB) or 4 (RGBA); 0 for the data set's own number.
         stacked: stack three grayscale images as the channels of one image.
         class_folders: for "folder", each subfolder is a class.
-        skip_broken: skip images that cannot be read, with a warning, instead of raising an error.
+        skip_broken: let other images stand in for those that cannot be read, instead of raising an error.
         memory: largest size in bytes of the decoded images to be kept in memory. The files of a larger data set are
             decoded when they are needed.
     """
@@ -44,10 +46,13 @@ class DataInfo:
         image_shape: (C, H, W) of the images after conversion.
         num_classes: number of classes; labels are in 0 … num_classes - 1. 0 if the data set has no labels.
         num_images: number of images in the training split.
-        files: for "folder", the path and the label of each image; empty for other data sets.
+        files: for "folder", all images; None for other data sets.
+        class_names: for "folder", the names of the classes, in the order of their labels; empty for other data sets,
+            whose classes have numbers only.
     """
 
     image_shape: tuple[int, int, int]
     num_classes: int
     num_images: int
-    files: tuple[tuple[Path, int], ...] = ()
+    files: FileList | None = None
+    class_names: tuple[str, ...] = ()

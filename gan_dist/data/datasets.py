@@ -5,9 +5,8 @@ To add a data set, write a function that loads it and add a row to `DATASETS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,15 @@ from PIL import Image
 from torch import Tensor
 
 from gan_dist.data import DataInfo, Source
-from gan_dist.data.folder import ImageFiles, list_images
+from gan_dist.data.files import FileList
+from gan_dist.data.folder import ImageFiles
 from gan_dist.data.images import to_tensor
 from gan_dist.data.in_memory import Images, ImageTensor, decode_all
+from gan_dist.data.listing import list_images
 from gan_dist.data.points import NUM_POINTS, make_points
-from gan_dist.data.published import celeba_files, read_idx_files, read_torchvision
+from gan_dist.data.published import celeba_files, count_idx_images, read_idx_files, read_torchvision
 from gan_dist.data.stacked import NUM_STACKED, stack
-from gan_dist.errors import ConfigError
+from gan_dist.errors import ConfigError, UserError
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class DataSet:
 def describe(source: Source) -> DataInfo:
     """Return the properties of a data set, without loading it. For "folder" the directory is listed.
 
+    Files in MNIST's format say how many images they hold; other data sets have as many as were published.
+
     Args:
         source: the data set and the conversion of its images; `source.name` must be a key of `DATASETS`.
 
@@ -51,9 +54,11 @@ def describe(source: Source) -> DataInfo:
     own = DATASETS[source.name].info
     if source.name == "folder":
         files, classes = list_images(source.root, source.class_folders)
-        own = replace(own, num_classes=len(classes), num_images=len(files), files=tuple(files))
+        own = replace(own, num_classes=len(classes), num_images=len(files), files=files, class_names=classes)
     elif source.class_folders:
         raise ConfigError(f"data.class_folders=true needs data.name=folder, not data.name={source.name}")
+    elif DATASETS[source.name].load is _idx and (count := count_idx_images(source)):
+        own = replace(own, num_images=count)
     channels, height, width = own.image_shape
     if source.stacked:
         if channels != 1 or not own.num_classes or source.channels:
@@ -106,6 +111,7 @@ def _torchvision(source: Source, info: DataInfo) -> ImageTensor:
 
 
 def _folder(source: Source, info: DataInfo) -> Images:
+    assert info.files is not None
     return _files(info.files, source, info)
 
 
@@ -113,8 +119,8 @@ def _celeba(source: Source, info: DataInfo) -> Images:
     return _files(celeba_files(source), source, info)
 
 
-def _files(files: Sequence[tuple[Path, int]], source: Source, info: DataInfo) -> Images:
-    dataset = ImageFiles(list(files), info.image_shape, source.skip_broken)
+def _files(files: FileList, source: Source, info: DataInfo) -> Images:
+    dataset = ImageFiles(source.root, files, info.image_shape, source.skip_broken)
     size = len(files) * int(np.prod(info.image_shape))
     return decode_all(dataset) if size <= source.memory else dataset
 
@@ -125,8 +131,17 @@ def _in_memory(images: Tensor, labels: Any, source: Source, info: DataInfo) -> I
     Args:
         images: uint8 (N, C, H, W) in the data set's own shape.
         labels: their labels (N,).
+
+    Raises:
+        UserError: a label is none of the classes of the data set.
     """
     labels = torch.as_tensor(labels, dtype=torch.int64)
+    num_classes = DATASETS[source.name].info.num_classes
+    if num_classes and not (labels.min() >= 0 and labels.max() < num_classes):
+        raise UserError(
+            f"data.name={source.name} has the labels 0 to {num_classes - 1}, but data.root={source.root} holds "
+            f"labels from {labels.min()} to {labels.max()}: these are other data; data.name=folder takes any classes"
+        )
     if source.stacked:
         images = _fit(images, (1, *info.image_shape[1:]))
         images, labels = stack(images, labels, round(info.num_classes ** (1 / 3)))

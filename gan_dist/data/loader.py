@@ -77,7 +77,7 @@ class KeyedStream(Dataset):
 
     def __getitems__(self, numbers: range) -> tuple[Tensor, Tensor]:
         """Return a whole batch, as DataLoader requests it: images uint8 (N, C, H, W) and labels int64 (N,)."""
-        return self.dataset.__getitems__(self.indices(numbers))
+        return self.dataset.fetch(self.indices(numbers), numbers, self.seed)
 
 
 def _as_fetched(batch: Any) -> Any:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import gzip
+import math
 import struct
+import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gan_dist.data import Source
+from gan_dist.data.files import FileList, size_of
 from gan_dist.errors import UserError
 
 
@@ -26,33 +29,68 @@ def read_idx_files(source: Source) -> tuple[Tensor, Tensor] | None:
     Raises:
         UserError: a file is damaged, or images and labels do not belong together.
     """
+    found = _find(source)
+    if found is None:
+        return None
+    images, labels = (_read_idx(path) for path in found)
+    if images.ndim != 3 or images.shape[:1] != labels.shape:
+        raise UserError(f"{found[0]}: shape {images.shape} does not fit labels of shape {labels.shape}")
+    return torch.from_numpy(images)[:, None], torch.from_numpy(labels)
+
+
+def count_idx_images(source: Source) -> int | None:
+    """Return the number of images that the header of an IDX file claims; None if the file is not there or damaged."""
+    found = _find(source)
+    if found is None:
+        return None
+    try:
+        with _open_idx(found[0]) as file:
+            return _read_shape(file)[0] or None
+    except (OSError, EOFError, ValueError, struct.error, zlib.error):
+        return None  # `read_idx_files` says what is wrong
+
+
+def _find(source: Source) -> tuple[Path, Path] | None:
+    """Return the files of images and labels; `train-images.idx3-ubyte` is another usual spelling."""
     for folder in (source.root, source.root / source.name / "raw"):
-        found = [_find(folder, f"train-{part}-ubyte") for part in ("images-idx3", "labels-idx1")]
-        if all(found):
-            images, labels = (_read_idx(path) for path in found if path)
-            if images.ndim != 3 or images.shape[:1] != labels.shape:
-                raise UserError(f"{found[0]}: shape {images.shape} does not fit labels of shape {labels.shape}")
-            return torch.from_numpy(images)[:, None], torch.from_numpy(labels)
+        found = []
+        for stem, kind in (("train-images", "idx3-ubyte"), ("train-labels", "idx1-ubyte")):
+            names = [f"{stem}{dot}{kind}{gz}" for dot in "-." for gz in ("", ".gz")]
+            found += [path for name in names if (path := folder / name).is_file()][:1]
+        if len(found) == 2:
+            return found[0], found[1]
     return None
 
 
-def _find(folder: Path, name: str) -> Path | None:
-    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+def _open_idx(path: Path) -> BinaryIO | gzip.GzipFile:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+
+
+def _read_shape(file: BinaryIO | gzip.GzipFile) -> tuple[int, ...]:
+    """Read the header of an IDX file of bytes: two zero bytes, the type 8 (uint8), the number of dimensions, the sizes.
+
+    The sizes are big-endian int32.
+    """
+    zero, kind, ndim = struct.unpack(">HBB", file.read(4))
+    if zero or kind != 8 or not ndim:
+        raise ValueError("not an IDX file of bytes")
+    shape: tuple[int, ...] = struct.unpack(f">{ndim}i", file.read(4 * ndim))
+    if min(shape) < 0:
+        raise ValueError(f"its header claims the shape {shape}")
+    return shape
 
 
 def _read_idx(path: Path) -> np.ndarray:
-    """Read an IDX file of bytes.
-
-    The format is: two zero bytes, the type 8 (uint8), the number of dimensions, the sizes (big-endian int32), the data.
-    """
+    """Read an IDX file of bytes: the header and the data, and nothing behind them."""
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        zero, kind, ndim = struct.unpack_from(">HBB", content)
-        shape = struct.unpack_from(f">{ndim}i", content, 4)
-        if zero or kind != 8:
-            raise ValueError("not an IDX file of bytes")
-        return np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(shape).copy()
-    except (OSError, EOFError, ValueError, struct.error) as error:
+        with _open_idx(path) as file:
+            shape = _read_shape(file)
+            size = math.prod(shape)
+            content = file.read(size + 1)  # no more, because a small gzip file can hold very many bytes
+        if len(content) != size:
+            raise ValueError(f"its data are not of the shape {shape}")
+        return np.frombuffer(content, np.uint8).reshape(shape).copy()
+    except (OSError, EOFError, ValueError, OverflowError, MemoryError, struct.error, zlib.error) as error:
         raise UserError(f"{path}: damaged IDX file ({error}); fetch it again") from error
 
 
@@ -105,11 +143,12 @@ def read_torchvision(source: Source) -> tuple[Tensor, Any]:
     return images, np.zeros(len(images)) if source.name == "STL10" else labels
 
 
-def celeba_files(source: Source) -> list[tuple[Path, int]]:
-    """Return the path of each image in CelebA's training split, with the label 0; download the data set if necessary.
+def celeba_files(source: Source) -> FileList:
+    """Return the images of CelebA's training split, each with the label 0; download the data set if necessary.
 
     Raises:
         UserError: the files are not there and the download failed.
     """
     dataset = _open_torchvision(source, split="train")
-    return [(source.root / "celeba" / "img_align_celeba" / name, 0) for name in dataset.filename]
+    names = [f"celeba/img_align_celeba/{name}" for name in dataset.filename]
+    return FileList.of((name, 0, size_of(source.root / name)) for name in names)

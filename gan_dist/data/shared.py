@@ -8,8 +8,7 @@ import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -18,8 +17,10 @@ from torch.nn import functional as F
 
 from gan_dist.data import DataInfo, Source
 from gan_dist.data.datasets import load_dataset
-from gan_dist.data.folder import ImageFiles
-from gan_dist.data.in_memory import Images, ImageTensor, data_key, decode_all
+from gan_dist.data.folder import ImageFiles, in_threads
+from gan_dist.data.in_memory import Images, ImageTensor, decode_all
+from gan_dist.data.key import data_key, differences
+from gan_dist.data.remarks import remarks
 from gan_dist.errors import UserError
 from gan_dist.parallel.distributed import Distributed
 
@@ -40,7 +41,7 @@ def load_shared(source: Source, info: DataInfo, dist: Distributed, stage: Path |
             not used for a data set that is kept in memory.
 
     Returns:
-        The data set, and its `gan_dist.data.in_memory.data_key`.
+        The data set, and its key, which `gan_dist.data.key` describes.
 
     Raises:
         UserError: see `gan_dist.data.datasets.load_dataset`; or a node has other images than the main process; or there
@@ -60,7 +61,11 @@ def load_shared(source: Source, info: DataInfo, dist: Distributed, stage: Path |
     dataset = _once_per_node(load, dist) if in_memory else load()
     if stage and isinstance(dataset, ImageFiles):
         dataset = _copied_to(stage, dataset, dist)
-    return dataset, _common_key(dataset, source, info, dist)
+    key = _common_key(dataset, source, info, dist)
+    if dist.is_main:
+        for remark in remarks(dataset, info):
+            log.warning("data.root=%s: %s", source.root, remark)
+    return dataset, key
 
 
 def shrink(dataset: Images, factor: int, source: Source, info: DataInfo, dist: Distributed) -> Images:
@@ -80,10 +85,10 @@ def shrink(dataset: Images, factor: int, source: Source, info: DataInfo, dist: D
         return dataset
     if isinstance(dataset, ImageTensor):  # each pixel is the mean of a square
         parts = [F.avg_pool2d(part.float(), factor).round_().byte() for part in dataset.images.split(1024)]
-        return ImageTensor(torch.cat(parts), dataset.labels)
+        return dataset.with_images(torch.cat(parts))
     assert isinstance(dataset, ImageFiles)
     channels, height, width = dataset.image_shape
-    files = ImageFiles(dataset.files, (channels, height // factor, width // factor), dataset.skip_broken)
+    files = dataset.resized((channels, height // factor, width // factor))
     if len(files) * math.prod(files.image_shape) > source.memory:
         return files
     smaller = _once_per_node(lambda: decode_all(files), dist)
@@ -97,10 +102,18 @@ def _common_key(dataset: Images, source: Source, info: DataInfo, dist: Distribut
     Raises:
         UserError: a node has other images; the message names the node.
     """
-    count, key = dist.from_main(lambda: (len(dataset), data_key(dataset, info.num_classes)))
-    if dist.is_local_main and not dist.is_main and (len(dataset), data_key(dataset, info.num_classes)) != (count, key):
-        where = f"data.root={source.root} on {socket.gethostname()}"
-        raise UserError(f"{where}: {len(dataset)} images, which differ from the main process's {count} images")
+    key = dist.from_main(lambda: data_key(dataset, info.num_classes))
+    if dist.is_local_main and not dist.is_main:
+        here = dataset
+        if isinstance(dataset, ImageFiles):  # `info` has the sizes of the main process's files
+            files = dataset.files.with_sizes_below(dataset.root)
+            here = ImageFiles(dataset.root, files, dataset.image_shape, dataset.skip_broken, dataset.notes)
+        if changed := differences(key, data_key(here, info.num_classes)):
+            where = f"data.root={source.root} on {socket.gethostname()}"
+            unreadable = (
+                f"; {len(here.unreadable)} of {len(here)} images cannot be read here" if here.unreadable else ""
+            )
+            raise UserError(f"{where}: the images differ from the main process's: {', '.join(changed)}{unreadable}")
     return key
 
 
@@ -116,11 +129,14 @@ def _once_per_node(make: Callable[[], Images], dist: Distributed) -> ImageTensor
         return dataset
     token = dist.from_main(lambda: secrets.token_hex(8))
     path = Path(tempfile.gettempdir()) / f"gan_dist-{token}-{dist.first_local_rank}.safetensors"
+    files = None
     if dist.is_local_main:
         dataset = make()
         assert isinstance(dataset, ImageTensor)
+        files = dataset.files
+        unreadable = torch.tensor(dataset.unreadable, dtype=torch.int64)
         try:
-            save_file({"images": dataset.images, "labels": dataset.labels}, path)
+            save_file({"images": dataset.images, "labels": dataset.labels, "unreadable": unreadable}, path)
         except Exception as error:  # for a full disk safetensors raises its own error, not OSError
             raise UserError(f"{path}: cannot write the decoded images there ({error}); set TMPDIR") from error
         del dataset
@@ -129,7 +145,7 @@ def _once_per_node(make: Callable[[], Images], dist: Distributed) -> ImageTensor
     dist.barrier()
     if dist.is_local_main:
         path.unlink()
-    return ImageTensor(tensors["images"], tensors["labels"])
+    return ImageTensor(tensors["images"], tensors["labels"], tensors["unreadable"].tolist(), files)
 
 
 def _copied_to(stage: Path, files: ImageFiles, dist: Distributed) -> ImageFiles:
@@ -137,16 +153,19 @@ def _copied_to(stage: Path, files: ImageFiles, dist: Distributed) -> ImageFiles:
 
     Copies that an earlier job has left there are used again.
     """
-    copies = [(stage / path.absolute().relative_to("/"), label) for path, label in files.files]
+    root = stage / files.root.absolute().relative_to("/")
+
+    def copy(part: Sequence[int]) -> list[bool]:
+        return [_copy(files.path(i), root / files.files.name(i)) for i in part]
+
     if dist.is_local_main:
         try:
-            with ThreadPoolExecutor(16) as pool:
-                copied = sum(pool.map(_copy, (path for path, _ in files.files), (path for path, _ in copies)))
+            copied = sum(in_threads(copy, range(len(files))))
         except OSError as error:
             raise UserError(f"GAN_DIST_STAGE={stage}: cannot copy images there ({error}); unset it") from error
-        log.info("copied %d of %d images below %s", copied, len(copies), stage)
+        log.info("copied %d of %d images below %s", copied, len(files), stage)
     dist.barrier()
-    return ImageFiles(copies, files.image_shape, files.skip_broken)
+    return ImageFiles(root, files.files, files.image_shape, files.skip_broken)
 
 
 def _copy(source: Path, copy: Path) -> bool:
@@ -154,7 +173,7 @@ def _copy(source: Path, copy: Path) -> bool:
 
     The copy gets its final name only when it is complete, so a crash leaves no incomplete copy under that name.
     """
-    if not source.exists():
+    if not source.is_file():
         return False  # `ImageFiles` then treats it as a broken file
     if copy.exists() and (copy.stat().st_size, copy.stat().st_mtime) == (source.stat().st_size, source.stat().st_mtime):
         return False

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gan_dist.data.in_memory import Images, data_key
+from gan_dist.data.in_memory import Images
+from gan_dist.data.key import data_key
 from gan_dist.data.loader import make_loader
 from gan_dist.data.preprocess import images_to_float
 from gan_dist.kernels.switches import ieee_fp32

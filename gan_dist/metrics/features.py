@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,8 @@ from gan_dist.kernels.switches import ieee_fp32
 from gan_dist.metrics.extractors import Extractor
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.rng import Purpose
+
+log = logging.getLogger(__name__)
 
 MAX_REAL = 50_000  # the reference features come from at most so many images, evenly spaced in the data set
 MAX_NEIGHBOURS = 10_000  # precision and recall use at most so many real and so many generated images
@@ -68,11 +71,15 @@ class FeatureEvaluator:
     ) -> None:
         self.extractor, self.dist, self.class_probs = extractor, dist, class_probs
         self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
-        self.num_real = min(len(dataset), MAX_REAL)
-        index = [i * len(dataset) // self.num_real for i in range(self.num_real)]
+        wanted = min(len(dataset), MAX_REAL)
+        index = [i * len(dataset) // wanted for i in range(wanted)]
+        # Images that cannot be read are left out: stand-ins would count twice.
         self.real, _ = self._extract(
-            self.num_real, lambda first, count: dataset.__getitems__(index[first : first + count])[0].to(dist.device)
+            wanted, lambda first, count: dataset.readable(index[first : first + count])[1].to(dist.device)
         )
+        self.num_real = len(self.real)
+        if self.num_real < wanted and dist.is_main:
+            log.warning("metrics: %d of %d real images cannot be read and are left out", wanted - self.num_real, wanted)
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -113,17 +120,20 @@ class FeatureEvaluator:
 
         Args:
             count: number of images.
-            images: called as `images(first, n)`; returns the images first … first + n - 1, uint8 (n, C, H, W).
+            images: called as `images(first, n)`; returns the images first … first + n - 1, uint8 (n, C, H, W), or
+                fewer if some of them cannot be read.
 
         Returns:
-            Features (count, num_features) and logits (count, num_logits), float32 on the CPU.
+            Features (count, num_features) and logits (count, num_logits), float32 on the CPU; fewer if images cannot be
+            read.
         """
         batches = range(0, count, self.batch_size)
         parts = []
         # Processes share whole batches, so that a batch holds the same images for any number of processes.
         for i in self.dist.share(len(batches)):
             batch = images(batches[i], min(self.batch_size, count - batches[i]))
-            parts.append(torch.cat([output.float().cpu() for output in self.extractor(batch)], dim=1))
+            if len(batch):
+                parts.append(torch.cat([output.float().cpu() for output in self.extractor(batch)], dim=1))
         width = self.extractor.num_features + self.extractor.num_logits
         joined = self.dist.gather(torch.cat(parts) if parts else torch.empty(0, width))
         return joined[:, : self.extractor.num_features], joined[:, self.extractor.num_features :]

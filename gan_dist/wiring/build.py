@@ -14,6 +14,7 @@ from gan_dist.checkpoint.restore import restore
 from gan_dist.checkpoint.state import State
 from gan_dist.data import DataInfo
 from gan_dist.data.in_memory import Images, ImageTensor
+from gan_dist.data.listing import describe_classes
 from gan_dist.data.loader import batches_of, make_loader
 from gan_dist.data.shared import load_shared, shrink
 from gan_dist.engine.batches import Batches, Stream
@@ -22,6 +23,7 @@ from gan_dist.engine.callbacks.grid import SampleGrid
 from gan_dist.engine.callbacks.profile import Profile
 from gan_dist.engine.callbacks.progress import LogProgress, ProgressBar
 from gan_dist.engine.callbacks.save import Retention, SaveCheckpoint
+from gan_dist.engine.callbacks.unreadable import ReportUnreadable
 from gan_dist.engine.clock import Clock
 from gan_dist.engine.growth import Stage
 from gan_dist.engine.health import Health
@@ -37,7 +39,7 @@ from gan_dist.report.tracking import Tracker, Trackers
 from gan_dist.settings.config import as_dict, as_yaml, for_file
 from gan_dist.settings.schema import Config
 from gan_dist.wiring.checks import check_content
-from gan_dist.wiring.data import class_probabilities, source_of, stage_dir
+from gan_dist.wiring.data import class_probabilities, keep_classes, source_of, stage_dir
 from gan_dist.wiring.iteration import last_stage, make_step, nimg_of, total_nimg
 from gan_dist.wiring.kinds import kind_of
 from gan_dist.wiring.networks import make_state
@@ -56,7 +58,7 @@ class WiredRun:
         bar: the progress bar; the caller must close it.
         save: writes the checkpoints.
         dist: the processes.
-        summary: three lines for the log about processes, batches and networks.
+        summary: lines for the log about classes, processes, batches and networks.
     """
 
     trainer: Trainer
@@ -85,29 +87,35 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
     Raises:
         UserError: the data or the checkpoint cannot be read, or the checkpoint belongs to other data.
     """
+    if checkpoint:
+        info = keep_classes(info, checkpoint)
     dataset, key = load_shared(source_of(config.data), info, dist, stage_dir())
     if isinstance(dataset, ImageTensor):
         dataset = dataset.on(dist.device)
     state = make_state(config, info, dist)
     if checkpoint:
-        check_content(checkpoint, key)
+        for note in dist.from_main(lambda: check_content(checkpoint, key, dataset, info)):
+            if dist.is_main:
+                log.warning(note)
         restore(checkpoint, state)
     class_probs = class_probabilities(dataset, info, config)
     stats, clock = RunningMeans(dist), Clock()
     step = make_step(config, state, dist, stats, class_probs)
     batches = _batches(config, info, dataset, step, dist)
-    tracker = _trackers(config, run_dir, state.nimg) if dist.is_main else Trackers([])
+    tracker = _trackers(config, info, run_dir, state.nimg) if dist.is_main else Trackers([])
     bar = ProgressBar(state.nimg, total_nimg(config), dist)
-    save = _save(config, _facts(config, info, key, dist), run_dir, dist)
+    facts = _facts(config, info, key, dist)
+    save = _save(config, facts, run_dir, dist)
     kind = kind_of(config.data)
     if config.sample.every_kimg and state.nimg == 0:
         tracker.image(0, "real", kind.real_picture(config, info, dataset))
     log_every = nimg_of(config.log.every_kimg)
-    picture = kind.make_picture(config, class_probs, dist)
+    picture = kind.make_picture(config, info, class_probs, dist)
     callbacks: list[Callback] = [
         bar,
         LogProgress(log_every, state.nimg, total_nimg(config), stats, tracker, bar, clock, dist),
         SampleGrid(nimg_of(config.sample.every_kimg), picture, tracker, clock),
+        ReportUnreadable(log_every or 1000, dataset, info.num_classes, facts, run_dir / "unreadable.txt", dist),
         save,  # an evaluation can take longer than SIGTERM's grace period, so the checkpoint is saved first
     ]
     if config.metrics.every_kimg:
@@ -119,7 +127,9 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
         callbacks.append(Profile(run_dir / "trace.json"))
     recovery = _recovery(config, state, save, [tracker, stats, batches], dist)
     trainer = Trainer(state, step, batches, callbacks, save, recovery, clock, total_nimg(config))
-    return WiredRun(trainer, state, tracker, bar, save, dist, _summary(config, state, step.growth.batch_size, dist))
+    summary = [describe_classes(info)] if info.class_names else []
+    summary += _summary(config, state, step.growth.batch_size, dist)
+    return WiredRun(trainer, state, tracker, bar, save, dist, summary)
 
 
 def _batches(config: Config, info: DataInfo, dataset: Images, step: Alternation, dist: Distributed) -> Batches:
@@ -142,8 +152,10 @@ def _facts(config: Config, info: DataInfo, data_key: str, dist: Distributed) -> 
     return {
         "image_shape": list(info.image_shape),
         "num_classes": info.num_classes if config.model.conditional else 0,
+        "class_names": list(info.class_names),
         "num_images": info.num_images,
         "data_key": data_key,
+        "unreadable": [],  # `ReportUnreadable` adds the images that cannot be read
         "environment": dist.environment,
     }
 
@@ -170,9 +182,10 @@ def _recovery(
     return Recovery(state, health, save, rewindable, dist, policy, config.train.max_rollbacks)
 
 
-def _trackers(config: Config, run_dir: Path, nimg: int) -> Trackers:
+def _trackers(config: Config, info: DataInfo, run_dir: Path, nimg: int) -> Trackers:
     tracking = config.tracking
-    run = TrackedRun(run_dir, nimg, as_dict(config), tracking.wandb, tracking.project, tracking.entity)
+    known = as_dict(config) | ({"class_names": list(info.class_names)} if info.class_names else {})
+    run = TrackedRun(run_dir, nimg, known, tracking.wandb, tracking.project, tracking.entity)
     return make_trackers(run)
 
 

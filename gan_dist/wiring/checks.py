@@ -16,6 +16,8 @@ from gan_dist import models
 from gan_dist.checkpoint.find import config_path, read_facts
 from gan_dist.data import DataInfo
 from gan_dist.data.datasets import DATASETS
+from gan_dist.data.in_memory import Images
+from gan_dist.data.key import data_key, differences, is_in_memory, old_key
 from gan_dist.errors import ConfigError
 from gan_dist.game.augment import AUGMENTATIONS
 from gan_dist.game.losses import LOSSES
@@ -205,17 +207,48 @@ def changed_environment(checkpoint: Path, dist: Distributed) -> str:
     return ", ".join(f"{key} was {before[key]} and is {now[key]}" for key in now if before[key] != now[key])
 
 
-def check_content(checkpoint: Path, key: str) -> None:
+def check_content(checkpoint: Path, key: str, dataset: Images, info: DataInfo) -> list[str]:
     """Check that a run is resumed with the same images, after the data are loaded.
+
+    Images that could not be read are left out of the comparison, so that they may have been mended. What was compared
+    when the images were in memory need not be known if they are read file by file now, and the other way round.
 
     Args:
         checkpoint: the checkpoint to resume from.
-        key: the `gan_dist.data.in_memory.data_key` of the data set now.
+        key: the key of the data set now; see `gan_dist.data.key`.
+        dataset: the data set now.
+        info: its properties.
+
+    Returns:
+        Sentences about what has changed without being another data set.
 
     Raises:
         ConfigError: the images differ.
     """
-    if read_facts(checkpoint).get("data_key", key) != key:
+    facts = read_facts(checkpoint)
+    before, lost = str(facts.get("data_key", key)), [i for i in facts["unreadable"] if 0 <= i < len(dataset)]
+    if facts["class_names"] and facts["class_names"] != list(info.class_names):
+        old, new = (", ".join(names) for names in (facts["class_names"], info.class_names))
         raise ConfigError(
-            f"{checkpoint} belongs to another run: the data set's content differs; start a new run in another run.dir"
+            f"{checkpoint} belongs to another run: the classes were {old} and are {new}; "
+            "start a new run in another run.dir"
         )
+    if ":" not in before:  # of an earlier version
+        changed = [] if before == old_key(dataset, info.num_classes) else ["pixels or labels"]
+    else:
+        changed = differences(before, data_key(dataset, info.num_classes, without=lost) if lost else key)
+    if changed:
+        raise ConfigError(
+            f"{checkpoint} belongs to another run: the data set's content differs ({', '.join(changed)}); "
+            "start a new run in another run.dir"
+        )
+    notes = []
+    if ":" not in before and dataset.unreadable:
+        notes.append("other images than before stand in for those that cannot be read, so the run sees another order")
+    if ":" in before and is_in_memory(before) != is_in_memory(key):
+        how = "kept in memory" if is_in_memory(key) else "read file by file"
+        notes.append(f"the images are now {how}, which was not so before; they are the same images")
+    readable, _ = dataset.readable(lost[:1000])
+    if readable:
+        notes.append(f"{len(readable)} images that could not be read before can be read now; the run now sees them")
+    return notes

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import platformdirs
 import torch
 from torch import Tensor
 
+from gan_dist.checkpoint.find import read_facts
 from gan_dist.data import DataInfo, Source
 from gan_dist.data.in_memory import Images
 from gan_dist.settings.config import parse_image_size
@@ -27,6 +30,22 @@ def source_of(data: Data) -> Source:
         skip_broken=data.broken_files == "skip",
         memory=data.memory_gib * 2**30,
     )
+
+
+def keep_classes(info: DataInfo, checkpoint: Path) -> DataInfo:
+    """Return the data set with its classes in the order that they have in a run.
+
+    Checkpoints of earlier versions do not name the classes, which were then sorted as text.
+
+    Args:
+        info: the data set.
+        checkpoint: the checkpoint from which the run goes on.
+    """
+    names = read_facts(checkpoint)["class_names"] or sorted(info.class_names)
+    if info.files is None or names == list(info.class_names) or sorted(names) != sorted(info.class_names):
+        return info
+    new_labels = np.array([names.index(name) for name in info.class_names])
+    return replace(info, class_names=tuple(names), files=info.files.in_order(new_labels))
 
 
 def class_probabilities(dataset: Images, info: DataInfo, config: Config) -> Tensor | None:

@@ -101,6 +101,8 @@ def load_generator(run_dir: Path, checkpoint: str, device: str) -> nn.Module:
 def generator_of(checkpoint: Path) -> nn.Module:
     """Load G_ema from a checkpoint, in eval mode, on the CPU, with weights as saved: fp32, or fp64 for a run in fp64.
 
+    Its attribute `class_names` is a list with the name of each class; [] if the classes have no names.
+
     Args:
         checkpoint: the checkpoint's directory.
 
@@ -119,6 +121,7 @@ def generator_of(checkpoint: Path) -> nn.Module:
     except Exception as error:  # a checkpoint may come from a stranger, with sizes that no network can have
         raise ConfigError(f"{checkpoint}: {config.model.name}: {type(error).__name__}: {str(error)[:200]}") from error
     load_network(checkpoint, "G_ema", G)
+    G.class_names = facts["class_names"] if facts["num_classes"] else []  # type: ignore[assignment]
     return G.eval().requires_grad_(False)
 
 

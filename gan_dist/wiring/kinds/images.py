@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from gan_dist.metrics import Evaluator
 from gan_dist.metrics.extractors import EXTRACTORS, Extractor
 from gan_dist.metrics.features import FeatureEvaluator
 from gan_dist.parallel.distributed import Distributed
+from gan_dist.report.captions import with_captions
 from gan_dist.report.pictures import columns_of, grid_picture
+from gan_dist.rng import Purpose, permuted
 from gan_dist.sampling import sample_grid
 from gan_dist.settings.schema import Config
 from gan_dist.wiring.data import cache_dir
@@ -53,11 +56,14 @@ class ImagesKind:
             seed=metrics.seed,
         )
 
-    def make_picture(self, config: Config, class_probs: Tensor | None, dist: Distributed) -> Picture:
-        return lambda G: sample_grid(G, config.train.seed, config.sample.rows, dist)
+    def make_picture(self, config: Config, info: DataInfo, class_probs: Tensor | None, dist: Distributed) -> Picture:
+        seed, rows = config.train.seed, config.sample.rows
+        names = info.class_names if config.model.conditional else ()
+        return lambda G: _captioned(sample_grid(G, seed, rows, dist), names, rows)
 
     def real_picture(self, config: Config, info: DataInfo, dataset: Images) -> np.ndarray:
-        return real_grid(dataset, info.num_classes, config.sample.rows)
+        rows = config.sample.rows
+        return _captioned(real_grid(dataset, info.num_classes, rows, config.train.seed), info.class_names, rows)
 
     def describe(self, config: Config, info: DataInfo, num_readable: int) -> str:
         shape = "x".join(map(str, info.image_shape))
@@ -73,22 +79,45 @@ class ImagesKind:
         return make(dataset, info.num_classes, metrics.seed, cache_dir(), dist, metrics.inception_weights)
 
 
-def real_grid(dataset: Images, num_classes: int, rows: int) -> np.ndarray:
-    """Make a grid of the first real images.
+def _captioned(grid: np.ndarray, class_names: Sequence[str], rows: int) -> np.ndarray:
+    """Write the name of its class above each column of a grid, if the classes have names."""
+    columns = columns_of(len(class_names), rows)
+    return with_captions(grid, [class_names[i % len(class_names)] for i in range(columns)]) if class_names else grid
+
+
+def real_grid(dataset: Images, num_classes: int, rows: int, seed: int) -> np.ndarray:
+    """Make a grid of real images, which are drawn from the data set without repetition.
 
     Args:
         dataset: the data set.
         num_classes: number of classes; each column shows one class. 0 if there are no classes.
-        rows: number of rows. Places for which there are too few images stay white.
+        rows: number of rows. Places for which there are too few readable images stay white.
+        seed: determines which images are drawn.
 
     Returns:
         The picture, uint8 (height, width, C).
     """
     columns = columns_of(num_classes, rows)
     if num_classes:
-        of_class = [(dataset.labels == label).nonzero().flatten().tolist() for label in range(columns)]
-        wanted = [of_class[c][r] if r < len(of_class[c]) else None for r in range(rows) for c in range(columns)]
+        labels = dataset.labels.cpu()
+        of_class = [(labels == label).nonzero().flatten().tolist() for label in range(columns)]
+        drawn = [_draw(dataset, images, rows, seed) for images in of_class]
+        wanted = [drawn[c][r] if r < len(drawn[c]) else None for r in range(rows) for c in range(columns)]
     else:
-        wanted = [i if i < len(dataset) else None for i in range(rows * columns)]
-    blank = torch.full_like(dataset[0][0], 255)
-    return grid_picture(torch.stack([blank if i is None else dataset[i][0] for i in wanted]), columns)
+        images = _draw(dataset, range(len(dataset)), rows * columns, seed)
+        wanted = [images[i] if i < len(images) else None for i in range(rows * columns)]
+    none = dataset.readable([])[1]
+    blank = none.new_full(none.shape[1:], 255)
+    return grid_picture(torch.stack([blank if image is None else image for image in wanted]), columns)
+
+
+def _draw(dataset: Images, indices: Sequence[int], count: int, seed: int) -> Tensor:
+    """Return images uint8 (M, C, H, W) with some of these numbers; M is `count`, or less if too few can be read."""
+    found, n = [dataset.readable([])[1]], len(indices)
+    for first in range(0, n, count):
+        places = np.arange(first, min(first + count, n))
+        drawn = permuted(seed, Purpose.REAL_PICTURE, 0, places, n).tolist()
+        found.append(dataset.readable([indices[i] for i in drawn])[1])
+        if sum(map(len, found)) >= count:
+            break
+    return torch.cat(found)[:count]

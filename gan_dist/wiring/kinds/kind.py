@@ -53,7 +53,7 @@ class Kind(Protocol):
             dist: the processes.
         """
 
-    def make_picture(self, config: Config, class_probs: Tensor | None, dist: Distributed) -> Picture:
+    def make_picture(self, config: Config, info: DataInfo, class_probs: Tensor | None, dist: Distributed) -> Picture:
         """Make the function that draws samples of a generator. All processes call that function together."""
 
     def real_picture(self, config: Config, info: DataInfo, dataset: Images) -> np.ndarray:

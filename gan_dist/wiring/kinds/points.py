@@ -47,7 +47,7 @@ class PointsKind:
         metrics = config.metrics
         return PointsEvaluator(config.data.name, dist, class_probs, num_images=metrics.num_images, seed=metrics.seed)
 
-    def make_picture(self, config: Config, class_probs: Tensor | None, dist: Distributed) -> Picture:
+    def make_picture(self, config: Config, info: DataInfo, class_probs: Tensor | None, dist: Distributed) -> Picture:
         centres, seed = modes(config.data.name), config.train.seed
         return lambda G: scatter_picture(sample_points(G, SHOWN, seed, class_probs, dist), centres)
 

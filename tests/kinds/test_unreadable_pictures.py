@@ -1,0 +1,123 @@
+"""Pictures that cannot be read: which others stand in for them, who is told, and when the data are still the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from program import Program, Result
+
+SETTINGS = ["data.name=folder", "data.root=images", "data.image_size=8", "data.channels=1", "data.class_folders=true"]
+FILES, MEMORY = "data.memory_gib=1e-9", "data.memory_gib=4"
+
+
+def picture(path: Path, gray: int, size: int = 8) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (size, size), gray).save(path)
+
+
+@pytest.fixture
+def broken(program: Program) -> Program:
+    """A copy that broke off: two classes of 80 pictures, 30 of the second without content."""
+    for i in range(160):
+        picture(program.cwd / f"images/{'ab'[i // 80]}/{i:03d}.png", i)
+    for i in range(130, 160):
+        (program.cwd / f"images/b/{i:03d}.png").write_bytes(b"")
+    return program
+
+
+def train(program: Program, run: str, *settings: str) -> Result:
+    result = program.train(*SETTINGS, "data.workers=0", f"run.dir={run}", *settings)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+@pytest.mark.clause("1.6", "another stand-in file by file than in memory")
+@pytest.mark.clause("1.6", "one kimg writes 53,307 warnings")
+@pytest.mark.clause("1.6", "unreadable files are not listed with the run")
+def test_same_training_from_files_and_memory_with_each_broken_file_named_once(broken: Program) -> None:
+    weights = []
+    for run, memory in (("files", FILES), ("memory", MEMORY)):
+        train(broken, run, memory, "train.kimg=0.512", "sample.every_kimg=0", "checkpoint.every_kimg=0.512")
+        log = (broken.cwd / run / "log.txt").read_text()
+        assert sum("WARNING" in line for line in log.splitlines()) < 5
+        assert log.count("images/b/130.png") == 1
+        names = (broken.cwd / run / "unreadable.txt").read_text().splitlines()
+        assert names == [f"b/{i:03d}.png" for i in range(130, 160)]
+        weights.append((broken.cwd / run / "checkpoints/000000000512/G.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+@pytest.mark.clause("1.6", "workers warn for themselves, and are not heard by the main process")
+def test_workers_report_to_the_main_process(broken: Program) -> None:
+    result = broken.process(
+        *("train", *SETTINGS, FILES, "run.dir=run", "train.kimg=0.32", "train.batch_size=32", "data.workers=2"),
+        *("metrics.every_kimg=0", "sample.every_kimg=0", "log.every_kimg=0.1", "model.g_widths=[8]"),
+        *("model.d_widths=[8]", "tracking.wandb=disabled", "train.device=cpu"),
+    )
+    assert result.returncode == 0, result.stderr
+    assert "images/b/1" not in result.stderr
+    assert (broken.cwd / "run/unreadable.txt").read_text().splitlines() == [f"b/{i:03d}.png" for i in range(130, 160)]
+
+
+@pytest.mark.slow
+@pytest.mark.clause("1.6", "the reference of FID counts stand-ins, so one picture may be half of it")
+@pytest.mark.parametrize("memory", [FILES, MEMORY], ids=["files", "memory"])
+def test_references_use_good_files_only(memory: str, broken: Program) -> None:
+    train(broken, "run", memory, "train.kimg=0.032", "sample.every_kimg=0")
+    result = broken("evaluate", "run", "--n", "32")
+    assert result.returncode == 0, result.stderr
+    (line,) = (broken.cwd / "run/evaluations.jsonl").read_text().splitlines()
+    assert json.loads(line)["protocol"]["num_real"] == 130
+
+
+@pytest.mark.clause("1.6", "a set that was mended, or is read in the other way, is refused")
+@pytest.mark.parametrize(("first", "second"), [(FILES, MEMORY), (MEMORY, FILES)], ids=["to memory", "to files"])
+def test_mended_set_goes_on_in_the_other_way(first: str, second: str, broken: Program) -> None:
+    train(broken, "run", first, "train.kimg=0.512", "sample.every_kimg=0")
+    for i in range(130, 150):
+        picture(broken.cwd / f"images/b/{i:03d}.png", i)
+    result = broken("train", "run.dir=run", "resume=latest", "train.kimg=0.576", second)
+    assert result.returncode == 0, result.stderr
+    log = (broken.cwd / "run/log.txt").read_text()
+    assert "20 images that could not be read before can be read now" in log
+    assert f"now {'kept in memory' if second == MEMORY else 'read file by file'}" in log
+
+
+@pytest.mark.clause("1.6", "935 of 1,000 pictures are replaced unnoticed")
+@pytest.mark.parametrize("memory", [FILES, MEMORY], ids=["files", "memory"])
+def test_one_other_picture_is_noticed(memory: str, program: Program) -> None:
+    """In memory every pixel counts, and file by file every size."""
+    noise = np.random.default_rng(0)
+    for i in range(200):
+        path = program.cwd / f"images/{i % 2}/{i:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise.integers(0, 256, (8, 8), dtype=np.uint8)).save(path)
+    train(program, "run", memory, "train.kimg=0.032", "sample.every_kimg=0")
+    for path in sorted((program.cwd / "images").rglob("*.png"))[150:152]:  # not both can be among 64 of 200
+        Image.new("L", (8, 8)).save(path)
+    result = program("train", "run.dir=run", "resume=latest", "train.kimg=0.064")
+    assert result.returncode == 2, result.stdout
+    assert "belongs to another run: the data set's content differs" in result.stderr
+
+
+@pytest.mark.clause("1.6", "an unreadable file's name ends the run, or is not shown")
+def test_names_are_kept_apart_in_the_list(program: Program) -> None:
+    for i in range(70):
+        picture(program.cwd / f"images/a/{i}.png", i)
+    picture(program.cwd / "images/a/größe.png", 9)
+    (program.cwd / "images/a/broken\n.png").write_bytes(b"")
+    train(program, "run", FILES, "train.kimg=0.32", "sample.every_kimg=0", "model.conditional=false")
+    assert (program.cwd / "run/unreadable.txt").read_text() == "a/broken\\n.png\n"
+
+
+@pytest.mark.clause("1.5", "a class whose only picture is broken is accepted in silence")
+def test_class_without_a_readable_picture_is_said(broken: Program) -> None:
+    (broken.cwd / "images/c").mkdir()
+    (broken.cwd / "images/c/x.png").write_bytes(b"no picture")
+    result = broken("prefetch", *SETTINGS, "metrics.every_kimg=0")
+    assert "no image of the class c can be read" in result.stdout + result.stderr
