@@ -27,3 +27,10 @@ class ConfigError(UserError):
 
     exit_status = 2
     everywhere = True
+
+
+class Unreadable(UserError):
+    """A file or directory that is there could not be read, for example because of a network file system.
+
+    This says nothing about its content: it must not be taken for missing or damaged.
+    """

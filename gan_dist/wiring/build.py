@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,11 @@ from gan_dist.report.trackers import TrackedRun, make_trackers
 from gan_dist.report.tracking import Tracker, Trackers
 from gan_dist.settings.config import as_dict, as_yaml, for_file
 from gan_dist.settings.schema import Config
-from gan_dist.wiring.checks import check_content
 from gan_dist.wiring.data import class_probabilities, source_of, stage_dir
 from gan_dist.wiring.iteration import last_stage, make_step, nimg_of, total_nimg
 from gan_dist.wiring.kinds import kind_of
 from gan_dist.wiring.networks import make_state
+from gan_dist.wiring.resume import check_same_content
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ class WiredRun:
         trainer: the training loop.
         state: the state of the run.
         tracker: records metrics and pictures; the caller must call its `finish`.
+        track: starts the trackers, when nothing can refuse the run any more. W&B would keep a refused run.
         bar: the progress bar; the caller must close it.
         save: writes the checkpoints.
         dist: the processes.
@@ -62,18 +63,25 @@ class WiredRun:
     trainer: Trainer
     state: State
     tracker: Tracker
+    track: Callable[[], None]
     bar: ProgressBar
     save: SaveCheckpoint
     dist: Distributed
     summary: list[str]
 
     def train(self, signals: StopSignals) -> bool:
-        """Train; returns True if training is finished, False if a signal to one of the processes stopped it."""
+        """Start the trackers, then train.
+
+        Returns True if training is finished, False if a signal to one of the processes stopped it.
+        """
+        self.track()
         return self.trainer.run(StopAgreement(self.dist, signals))
 
 
-def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None, dist: Distributed) -> WiredRun:
-    """Build a run. All processes call this function together.
+def build(
+    config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None, dist: Distributed, accepted_key: str = ""
+) -> WiredRun:
+    """Build a run. All processes call this function together. Nothing is written into the run directory.
 
     Args:
         config: the settings, which `gan_dist.wiring.checks` has checked.
@@ -81,6 +89,7 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
         run_dir: the run directory, which exists.
         checkpoint: the checkpoint to resume from; None for a new run.
         dist: the processes.
+        accepted_key: key of other data that an earlier start from the checkpoint was allowed; "" for none.
 
     Raises:
         UserError: the data or the checkpoint cannot be read, or the checkpoint belongs to other data.
@@ -90,18 +99,25 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
         dataset = dataset.on(dist.device)
     state = make_state(config, info, dist)
     if checkpoint:
-        check_content(checkpoint, key)
+        dist.from_main(lambda: check_same_content(checkpoint, key, accepted_key, config))
         restore(checkpoint, state)
     class_probs = class_probabilities(dataset, info, config)
     stats, clock = RunningMeans(dist), Clock()
     step = make_step(config, state, dist, stats, class_probs)
     batches = _batches(config, info, dataset, step, dist)
-    tracker = _trackers(config, run_dir, state.nimg) if dist.is_main else Trackers([])
+    tracker = Trackers([])
     bar = ProgressBar(state.nimg, total_nimg(config), dist)
     save = _save(config, _facts(config, info, key, dist), run_dir, dist)
     kind = kind_of(config.data)
-    if config.sample.every_kimg and state.nimg == 0:
-        tracker.image(0, "real", kind.real_picture(config, info, dataset))
+    shows_real = dist.is_main and config.sample.every_kimg and state.nimg == 0
+    real = kind.real_picture(config, info, dataset) if shows_real else None
+
+    def track() -> None:
+        if dist.is_main:
+            tracker.trackers = _make_trackers(config, run_dir, state.nimg)
+        if real is not None:
+            tracker.image(0, "real", real)
+
     log_every = nimg_of(config.log.every_kimg)
     picture = kind.make_picture(config, class_probs, dist)
     callbacks: list[Callback] = [
@@ -119,7 +135,9 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
         callbacks.append(Profile(run_dir / "trace.json"))
     recovery = _recovery(config, state, save, [tracker, stats, batches], dist)
     trainer = Trainer(state, step, batches, callbacks, save, recovery, clock, total_nimg(config))
-    return WiredRun(trainer, state, tracker, bar, save, dist, _summary(config, state, step.growth.batch_size, dist))
+    return WiredRun(
+        trainer, state, tracker, track, bar, save, dist, _summary(config, state, step.growth.batch_size, dist)
+    )
 
 
 def _batches(config: Config, info: DataInfo, dataset: Images, step: Alternation, dist: Distributed) -> Batches:
@@ -170,9 +188,10 @@ def _recovery(
     return Recovery(state, health, save, rewindable, dist, policy, config.train.max_rollbacks)
 
 
-def _trackers(config: Config, run_dir: Path, nimg: int) -> Trackers:
+def _make_trackers(config: Config, run_dir: Path, nimg: int) -> Sequence[Tracker]:
     tracking = config.tracking
-    run = TrackedRun(run_dir, nimg, as_dict(config), tracking.wandb, tracking.project, tracking.entity)
+    settings = as_dict(replace(config, allow_changes=[]))
+    run = TrackedRun(run_dir, nimg, settings, tracking.wandb, tracking.project, tracking.entity)
     return make_trackers(run)
 
 
