@@ -28,6 +28,13 @@ class ConfigError(UserError):
     everywhere = True
 
 
+class Unreadable(UserError):
+    """A file or directory that is there could not be read, for example because of a network file system.
+
+    This says nothing about its content: it must not be taken for missing or damaged.
+    """
+
+
 def escaped(text: str) -> str:
     r"""Replace each character that cannot be printed by an escape sequence such as `\x1b` or `\n`.
 

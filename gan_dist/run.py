@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import replace
+from contextlib import ExitStack, suppress
+from itertools import count
 from pathlib import Path
 
 import torch
 
+from gan_dist.checkpoint.directory import MadeDirectory, has_checkpoints, refuse_strangers_files
 from gan_dist.checkpoint.find import find_checkpoint, list_checkpoints
 from gan_dist.checkpoint.lock import lock_run
+from gan_dist.checkpoint.run_config import Record, write_run_config
 from gan_dist.checkpoint.write import clean_up, set_aside
 from gan_dist.data.datasets import describe
 from gan_dist.errors import ConfigError, UserError
@@ -20,37 +23,51 @@ from gan_dist.parallel.distributed import Distributed
 from gan_dist.parallel.signals import StopSignals
 from gan_dist.parallel.together import together
 from gan_dist.report.log import log_to
-from gan_dist.settings.config import as_yaml, for_file, load_config
+from gan_dist.settings.config import as_yaml, for_file
 from gan_dist.settings.precision import resolve
-from gan_dist.settings.schema import Config, Precision
+from gan_dist.settings.schema import Config
 from gan_dist.wiring.build import WiredRun, build
-from gan_dist.wiring.checks import changed_environment, check_names, check_parts, check_resume
+from gan_dist.wiring.checks import check_names, check_parts
 from gan_dist.wiring.data import source_of
+from gan_dist.wiring.own_config import Asked, own_config
+from gan_dist.wiring.resume import (
+    Before,
+    changed_environment,
+    check_fit,
+    check_settings,
+    is_finished,
+    read_before,
+    say_changes,
+)
 
 log = logging.getLogger("gan_dist")
 
 
-def train(config: Config, signals: StopSignals) -> bool:
+def train(asked: Asked, signals: StopSignals) -> bool:
     """Train in all processes together; returns True if training is finished, False if a signal stopped it.
 
     Args:
-        config: the settings. `train.precision` "auto" is replaced by the precision that the run gets.
+        asked: the settings, see `gan_dist.wiring.own_config.resolve_settings`. `train.precision` "auto" is replaced by
+            the precision that the run gets.
         signals: the active context that receives signals; its first signal stops the run after a few iterations.
 
     Raises:
         ConfigError: a setting does not fit another setting, the data, or the run that is to be resumed.
         UserError: something outside the program is wrong; the message says what to do.
     """
+    config = asked.config
     started, settings = time.perf_counter(), config.train
     log_to(None)
     check_names(config)
     cpu = settings.device == "cpu" or not torch.cuda.is_available()
-    settings.precision = resolve(replace(settings, precision=_saved_precision(config)), on_gpu=not cpu)
+    settings.precision = resolve(settings, on_gpu=not cpu)
     dist = Distributed(settings.precision, cpu, settings.compress_gradients, settings.compile)
 
     def work() -> bool:
         with numerics(settings.precision, settings.exact):
-            ending = _train(config, dist, signals)
+            ending = _train(asked, dist, signals)
+        if ending is None:  # the run was finished before
+            return True
         if dist.is_main:
             with harmless("the last words are incomplete"):
                 say_last_words(ending, time.perf_counter() - started)
@@ -59,32 +76,30 @@ def train(config: Config, signals: StopSignals) -> bool:
     return together(dist, work)
 
 
-def _train(config: Config, dist: Distributed, signals: StopSignals) -> Ending:
-    """Prepare the run directory, build the run and train it; returns how that has ended."""
-    info = dist.from_main(lambda: describe(source_of(config.data)))
-    check_parts(config, info, dist)
-    locks = []
+def _train(asked: Asked, dist: Distributed, signals: StopSignals) -> Ending | None:
+    """Prepare the run directory, build the run and train it.
 
-    def prepare() -> tuple[Path | None, Path]:
-        _refuse_another_run(config)
-        run_dir = _make_run_dir(config)
-        locks.append(lock_run(run_dir))
-        clean_up(run_dir)
-        log_to(run_dir / "log.txt")
-        checkpoint = _find_start(config)
-        if checkpoint:
-            check_resume(checkpoint, config, info)
-        return checkpoint, run_dir
-
-    checkpoint, run_dir = dist.from_main(prepare)
-    shape = "x".join(map(str, info.image_shape))
-    log.info("%s: %s on %d images of %s", run_dir, config.model.name, info.num_images, shape)
-    run = build(config, info, run_dir, checkpoint, dist)
-    if dist.is_main:
-        # A failed start leaves no config.yaml behind, so it can be repeated with the same directory.
-        _write_config(for_file(config), run_dir / "config.yaml")
-        if checkpoint:
-            set_aside(checkpoint)
+    Returns:
+        How the training has ended; None if nothing was left to do.
+    """
+    config = asked.config
+    with ExitStack() as failed_start:
+        run_dir, before, done = dist.from_main(lambda: _prepare(asked, failed_start))
+        if done:
+            return None
+        checkpoint = before.checkpoint if before else None
+        info = dist.from_main(lambda: describe(source_of(config.data)))
+        check_parts(config, info, dist)
+        if before:
+            dist.from_main(lambda: check_fit(before, config, info))
+        if dist.is_main:
+            _open_log(asked, run_dir, before)
+        shape = "x".join(map(str, info.image_shape))
+        log.info("%s: %s on %d images of %s", run_dir, config.model.name, info.num_images, shape)
+        run = build(config, info, run_dir, checkpoint, dist, before.accepted_data[1] if before else "")
+        if dist.is_main:
+            _begin(asked, run, run_dir, before)
+        lock = failed_start.pop_all()  # it holds the lock until training ends
     for line in run.summary:
         log.info(line)
     if checkpoint:
@@ -93,7 +108,61 @@ def _train(config: Config, dist: Distributed, signals: StopSignals) -> Ending:
             log.warning("%s: the same bits as in one go are not promised", changed)
     first, points = run.state.nimg, info.image_shape[1:] == (1, 1)
     finished = _train_to_the_end(run, run_dir, signals, config.tracking.artifact)
+    del lock
     return Ending(run_dir, finished, first, run.state.nimg, points, dist.world_size)
+
+
+def _prepare(asked: Asked, failed_start: ExitStack) -> tuple[Path, Before | None, bool]:
+    """Make and lock the run directory, find the checkpoint, and compare its settings. For the main process.
+
+    Args:
+        asked: the settings.
+        failed_start: gets what has to be undone if the start fails.
+
+    Returns:
+        The directory; what the run was, None for a new run; and True if nothing is left to do.
+    """
+    config = asked.config
+    _refuse_another_run(config)
+    directory = _make_run_dir(config)
+    run_dir = directory.path
+    failed_start.callback(directory.remove_empty)
+    failed_start.callback(lock_run(run_dir).release)
+    failed_start.callback(directory.remove_files)  # while the lock is held
+    failed_start.callback(log_to, None)
+    clean_up(run_dir)
+    checkpoint = _find_start(config)
+    before = read_before(checkpoint, own_config(run_dir)) if checkpoint else None
+    if before:
+        check_settings(before, config)
+    if not before or not is_finished(before.checkpoint, config):
+        return run_dir, before, False
+    _open_log(asked, run_dir, before)
+    log.info("%s is finished: nothing to do; a train.kimg above %g goes on", run_dir, config.train.kimg)
+    return run_dir, before, True
+
+
+def _open_log(asked: Asked, run_dir: Path, before: Before | None) -> None:
+    """Open the run's log file, and say what differs from the run so far."""
+    log_to(run_dir / "log.txt")
+    for note in asked.notes:
+        log.warning(note)
+    if before:
+        say_changes(before, asked.config)
+
+
+def _begin(asked: Asked, run: WiredRun, run_dir: Path, before: Before | None) -> None:
+    """Write the run's `config.yaml`: from now on its directory holds a run. For the main process."""
+    facts = run.save.facts
+    record = Record(
+        starts_from=before.checkpoint.name if before else "",
+        file_sha256=asked.file_sha256,
+        num_images=facts["num_images"],
+        data_key=facts["data_key"],
+    )
+    write_run_config(run_dir, as_yaml(for_file(asked.config)), record)
+    if before:
+        set_aside(before.checkpoint)
 
 
 def _train_to_the_end(run: WiredRun, run_dir: Path, signals: StopSignals, upload: bool) -> bool:
@@ -116,35 +185,34 @@ def _train_to_the_end(run: WiredRun, run_dir: Path, signals: StopSignals, upload
     return finished
 
 
-def _saved_precision(config: Config) -> Precision:
-    """Return `train.precision`; if it is "auto" and the run is resumed, return the precision that the run had."""
-    saved = Path(config.run.dir) / "config.yaml"
-    if config.train.precision != "auto" or config.resume == "never" or not saved.exists():
-        return config.train.precision
-    return load_config(saved).train.precision
-
-
 def _refuse_another_run(config: Config) -> None:
-    """Raise an error if a new run would use another run's directory, or if the run to resume does not exist."""
+    """Refuse to begin a new run in a directory with files of another run, or to go on with a run that is not there.
+
+    Nothing is changed in the directory.
+    """
+    if not config.run.dir:
+        return
     run_dir = Path(config.run.dir)
-    if config.resume == "never" and config.run.dir and (run_dir / "config.yaml").exists():
+    if config.resume not in ("never", "auto"):
+        if not run_dir.is_dir():
+            raise UserError(f"{run_dir}: no such run directory")
+    elif not (has_checkpoints(run_dir) or own_config(run_dir)):
+        refuse_strangers_files(run_dir)
+    elif config.resume == "never":
         raise ConfigError(
             f"run.dir={run_dir} already holds a run: go on with it by resume=latest, or name another directory"
         )
-    if config.resume not in ("never", "auto") and not run_dir.is_dir():
-        raise UserError(f"{run_dir}: no such run directory")
 
 
-def _make_run_dir(config: Config) -> Path:
+def _make_run_dir(config: Config) -> MadeDirectory:
     """Make the directory `run.dir`, or a new directory runs/<time>-<name> if `run.dir` is empty."""
+    if config.run.dir:
+        return MadeDirectory(Path(config.run.dir), exist_ok=True)
     stamp = f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{config.run.name}"
-    candidates = (Path(stamp if i == 0 else f"{stamp}-{i}") for i in range(1000))
-    run_dir = Path(config.run.dir) if config.run.dir else next(path for path in candidates if not path.exists())
-    try:
-        run_dir.mkdir(parents=True, exist_ok=bool(config.run.dir))
-    except OSError as error:
-        raise UserError(f"run.dir={run_dir}: cannot make this directory ({error.strerror})") from None
-    return run_dir
+    for number in count():
+        with suppress(FileExistsError):
+            return MadeDirectory(Path(f"{stamp}-{number}" if number else stamp), exist_ok=False)
+    raise AssertionError
 
 
 def _find_start(config: Config) -> Path | None:
@@ -153,13 +221,3 @@ def _find_start(config: Config) -> Path | None:
     if config.resume == "never" or (config.resume == "auto" and not list_checkpoints(run_dir)):
         return None
     return find_checkpoint(run_dir, "latest" if config.resume == "auto" else config.resume)
-
-
-def _write_config(config: Config, path: Path) -> None:
-    """Write the config under a temporary name and then rename it, so that a crash leaves no incomplete file."""
-    temporary = path.with_suffix(".tmp")
-    try:
-        temporary.write_text(as_yaml(config))
-        temporary.rename(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None

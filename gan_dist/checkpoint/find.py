@@ -14,20 +14,42 @@ from pathlib import Path
 from typing import Any
 
 from gan_dist.checkpoint import manifest
-from gan_dist.errors import UserError
+from gan_dist.errors import Unreadable, UserError
 
 log = logging.getLogger(__name__)
 
 NETWORKS = ("G", "D", "G_ema")
 OPTIMIZERS = ("opt_G", "opt_D")
 FILES = (*(f"{name}.safetensors" for name in (*NETWORKS, *OPTIMIZERS)), "state.json", "config.yaml")
+MAX_NIMG = 10**15  # largest number of images that a run can see: the largest `train.kimg`, in images
 
 
+def name_of(nimg: int) -> str:
+    """Return the name of the checkpoint after so many images: at least 12 digits, more from 10^12 images on."""
+    return f"{nimg:012d}"
+
+
+def nimg_of(checkpoint: Path) -> int:
+    """Return the number of images seen, from the name of a checkpoint that `list_checkpoints` has found."""
+    return int(checkpoint.name)
+
+
+@manifest.patient
 def list_checkpoints(run_dir: Path) -> list[Path]:
-    """Return the directories of all checkpoints of a run, damaged ones too, sorted by images seen."""
+    """Return the directories of all checkpoints of a run, damaged ones too, sorted by images seen.
+
+    Raises:
+        Unreadable: the directory could not be listed, several times.
+    """
     folder = run_dir / "checkpoints"
-    found = folder.iterdir() if folder.is_dir() else []
-    return sorted(path for path in found if re.fullmatch(r"\d{12}", path.name))
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise Unreadable(f"{folder}: cannot be listed ({error.strerror})") from error
+    numbers = [name for name in names if re.fullmatch("[0-9]{12,16}", name) and name == name_of(int(name))]
+    return [folder / name for name in sorted(numbers, key=int)]
 
 
 def find_checkpoint(run_dir: Path, name: str = "latest") -> Path:
@@ -41,6 +63,7 @@ def find_checkpoint(run_dir: Path, name: str = "latest") -> Path:
     Raises:
         UserError: there is no such run, no such checkpoint (the message lists those that exist), or the checkpoint of
             that name is damaged.
+        Unreadable: a checkpoint could not be read. An older one is not taken in its place.
     """
     if not run_dir.is_dir():
         raise UserError(f"{run_dir}: no such run directory")
@@ -52,6 +75,8 @@ def find_checkpoint(run_dir: Path, name: str = "latest") -> Path:
     for path in wanted():
         try:
             verify(path)
+        except Unreadable:
+            raise
         except UserError as error:
             if name not in ("latest", "best"):
                 raise
@@ -67,11 +92,16 @@ def best_checkpoint(found: list[Path]) -> list[Path]:
 
     Args:
         found: the checkpoints to choose from.
+
+    Raises:
+        Unreadable: a checkpoint could not be read.
     """
     values = {}
     for path in found:
         try:
             facts = read_facts(path)
+        except Unreadable:
+            raise
         except UserError:
             continue
         if facts["metrics_nimg"] == facts["nimg"] and (fid := fid_of(facts["metrics"])) < math.inf:
@@ -116,6 +146,8 @@ def read_facts(checkpoint: Path) -> dict[str, Any]:
     shape = facts.get("image_shape")
     if not wrong and not (len(shape) == 3 and all(type(n) is int and 0 < n < 2**16 for n in shape)):  # type: ignore[arg-type,union-attr]
         wrong = ["image_shape"]
+    if not wrong and not 0 <= facts["nimg"] <= MAX_NIMG:
+        wrong = ["nimg"]
     if not wrong and not all(isinstance(value, int | float) for value in facts["metrics"].values()):
         wrong = ["metrics"]
     if not wrong and not all(isinstance(value, str) and value.isprintable() for value in facts["environment"].values()):

@@ -9,16 +9,43 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ParamSpec, TypeVar
 
-from gan_dist.errors import UserError
+from gan_dist.errors import Unreadable, UserError
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 MAX_TEXT = 2**20  # largest size of a JSON or YAML file in bytes; the program writes files of about a thousand bytes
 
+PAUSES = (0.1, 0.5, 2.0)  # seconds before each further try to read what cannot be read at the moment
 
+
+def patient(read: Callable[P, T]) -> Callable[P, T]:
+    """Let a function try again, after a pause, if it could not read a file.
+
+    Network file systems give errors such as EIO and ESTALE that pass, and so does EMFILE. Such an error must not look
+    like a damaged file. The last try raises its error.
+    """
+
+    @wraps(read)
+    def tried(*arguments: P.args, **named: P.kwargs) -> T:
+        for pause in PAUSES:
+            try:
+                return read(*arguments, **named)
+            except Unreadable:
+                time.sleep(pause)
+        return read(*arguments, **named)
+
+    return tried
+
+
+@patient
 def check_file(folder: Path, name: str) -> None:
     """Check a file of any size against the manifest, without loading the whole file into memory.
 
@@ -28,12 +55,14 @@ def check_file(folder: Path, name: str) -> None:
 
     Raises:
         UserError: the file is missing, or its size or SHA-256 is not that of the manifest.
+        Unreadable: the file could not be read, several times.
     """
     entry = _entry(folder, name)
     with _open(folder / name, entry["size"]) as file:
         _compare(folder / name, hashlib.file_digest(file, "sha256").hexdigest(), entry)  # type: ignore[arg-type]
 
 
+@patient
 def read_file(folder: Path, name: str, most: int = MAX_TEXT) -> bytes:
     """Return a file's content, checked against the manifest.
 
@@ -53,6 +82,17 @@ def read_file(folder: Path, name: str, most: int = MAX_TEXT) -> bytes:
             raise UserError(f"{folder / name}: {entry['size']} bytes are more than fit into memory") from None
     _compare(folder / name, hashlib.sha256(content).hexdigest(), entry)
     return content
+
+
+@patient
+def read_small(path: Path) -> bytes:
+    """Return the content of a small file that no manifest lists.
+
+    Raises:
+        UserError: there is no such file, or it is larger than MAX_TEXT.
+    """
+    with _open(path, most=MAX_TEXT) as file:
+        return file.read(MAX_TEXT)
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
@@ -103,4 +143,4 @@ def _open(path: Path, size: int | None = None, most: int | None = None) -> Itera
                 raise UserError(f"{path}: damaged: {found} bytes are more than {most}")
             yield file
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        raise Unreadable(f"{path}: cannot be read ({error.strerror})") from error

@@ -43,7 +43,7 @@ def unflatten(optimizer: Optimizer, tensors: dict[str, Tensor], path: Path) -> N
     for number, moments in state.items():
         parameter = parameters[number]
         found = {name: tuple(tensor.shape) for name, tensor in moments.items()}
-        expected = _moments_of(optimizer, parameter)
+        expected = moments_of(optimizer, parameter)
         if found != expected:
             raise UserError(f"{path}: {found} of parameter {number} do not fit the config, which makes {expected}")
         for name, moment in moments.items():
@@ -53,8 +53,8 @@ def unflatten(optimizer: Optimizer, tensors: dict[str, Tensor], path: Path) -> N
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
-def _moments_of(optimizer: Optimizer, parameter: Tensor) -> dict[str, tuple[int, ...]]:
-    """The names and shapes of the tensors that an optimizer keeps for a parameter.
+def moments_of(optimizer: Optimizer, parameter: Tensor) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes of the tensors that an optimizer keeps for a parameter.
 
     To find them, a copy of the optimizer makes a step with a parameter of the same shape, filled with zeros.
     """

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,9 +18,20 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from gan_dist.checkpoint.find import FILES, NETWORKS, OPTIMIZERS, best_checkpoint, list_checkpoints, verify
+from gan_dist.checkpoint.disk import flush_names, write_flushed
+from gan_dist.checkpoint.find import (
+    FILES,
+    NETWORKS,
+    OPTIMIZERS,
+    best_checkpoint,
+    list_checkpoints,
+    name_of,
+    nimg_of,
+    verify,
+)
 from gan_dist.checkpoint.moments import flatten
 from gan_dist.checkpoint.state import State
+from gan_dist.errors import Unreadable
 
 log = logging.getLogger(__name__)
 
@@ -79,29 +89,28 @@ def write_checkpoint(run_dir: Path, snapshot: Snapshot, config: str) -> Path:
         UserError: the files that were read back differ from what was written.
     """
     snapshot.arrived()
-    nimg = snapshot.facts["nimg"]
-    folder = run_dir / "checkpoints"
-    final, temporary, old = folder / f"{nimg:012d}", folder / f".tmp-{nimg:012d}", folder / f".old-{nimg:012d}"
+    name, folder = name_of(snapshot.facts["nimg"]), run_dir / "checkpoints"
+    final, temporary, old = folder / name, folder / f".tmp-{name}", folder / f".old-{name}"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
         written = {}
-        for name in FILES:
-            stem = name.removesuffix(".safetensors")
+        for file in FILES:
+            stem = file.removesuffix(".safetensors")
             if stem in snapshot.tensors:
                 content = save(snapshot.tensors[stem])
             else:
-                content = (config if name == "config.yaml" else json.dumps(snapshot.facts, indent=1) + "\n").encode()
-            written[name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-            _write(temporary / name, content)
-        _write(temporary / "manifest.json", (json.dumps(written, indent=1) + "\n").encode())
-        _flush(temporary)
+                content = (config if file == "config.yaml" else json.dumps(snapshot.facts, indent=1) + "\n").encode()
+            written[file] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            write_flushed(temporary / file, content)
+        write_flushed(temporary / "manifest.json", (json.dumps(written, indent=1) + "\n").encode())
+        flush_names(temporary)
         verify(temporary)
         if final.exists():  # the run was resumed from an earlier checkpoint and has now come to this one again
             shutil.rmtree(old, ignore_errors=True)
             final.rename(old)
         temporary.rename(final)
-        _flush(folder)
+        flush_names(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         _put_back(old, final)
@@ -135,7 +144,7 @@ def set_aside(checkpoint: Path) -> None:
         checkpoint: the checkpoint from which the run is resumed.
     """
     for path in list_checkpoints(checkpoint.parent.parent):
-        if path.name > checkpoint.name:
+        if nimg_of(path) > nimg_of(checkpoint):
             aside = path.with_name(f"aside-{path.name}")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
@@ -144,6 +153,8 @@ def set_aside(checkpoint: Path) -> None:
 
 def prune(run_dir: Path, keep: int, every_nimg: int, best: bool) -> None:
     """Delete the checkpoints that are not to be kept.
+
+    If a checkpoint cannot be read at the moment, it may be the best one, so nothing is deleted this time.
 
     Args:
         run_dir: the run directory.
@@ -154,31 +165,19 @@ def prune(run_dir: Path, keep: int, every_nimg: int, best: bool) -> None:
     found = list_checkpoints(run_dir)
     if not keep:
         return
-    kept = {*found[-keep:], *(best_checkpoint(found) if best else [])}
+    try:
+        kept = {*found[-keep:], *(best_checkpoint(found) if best else [])}
+    except Unreadable as error:
+        log.warning("%s: no old checkpoint is deleted this time", error)
+        return
     if every_nimg:
         first_of: dict[int, Path] = {}
         for path in found:
-            first_of.setdefault(int(path.name) // every_nimg, path)
+            first_of.setdefault(nimg_of(path) // every_nimg, path)
         kept |= {path for number, path in first_of.items() if number}
     for path in found:
         if path not in kept:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush(folder: Path) -> None:
-    """Flush a directory to disk, so that the names in it survive a crash of the machine."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _to_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

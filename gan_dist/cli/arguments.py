@@ -5,15 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from gan_dist.errors import ConfigError
-from gan_dist.settings.config import load_config
 from gan_dist.settings.schema import Config
+from gan_dist.wiring.own_config import Asked, resolve_settings
 
 
 def read_config(arguments: list[str]) -> Config:
-    """Read the config that the arguments of a command ask for.
+    """Read the config that the arguments of a command ask for; see `read_arguments`."""
+    return read_arguments(arguments).config
 
-    It starts from the config file if one is named, else from the config of the run that is to be resumed, else from the
-    defaults. The settings key.sub=value are applied last.
+
+def read_arguments(arguments: list[str]) -> Asked:
+    """Read the config that the arguments of a command ask for, and what the user has to know about it.
+
+    The settings key.sub=value come first, then those of the run that is to be resumed. If there is no such run, the
+    config file comes next. The defaults come last.
 
     Args:
         arguments: at most one path of a YAML file, and any number of key.sub=value.
@@ -27,10 +32,4 @@ def read_config(arguments: list[str]) -> Config:
         raise ConfigError(f"one config file at a time, not {' '.join(files)}; overrides are written key.sub=value")
     if files and files[0].startswith("-"):
         raise ConfigError(f"unknown option {files[0]}; settings are written key.sub=value, --help lists them")
-    path = Path(files[0]) if files else None
-    config = load_config(path, overrides)
-    saved = Path(config.run.dir) / "config.yaml"
-    if path is None and config.resume != "never" and saved.exists():
-        config = load_config(saved, overrides)
-    config.run.name = config.run.name or (path.stem if path else config.data.name)
-    return config
+    return resolve_settings(Path(files[0]) if files else None, overrides)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gan_dist.cli.arguments import read_config
+from gan_dist.cli.arguments import read_arguments
 from gan_dist.parallel.signals import StopSignals
 from gan_dist.settings.schema import settings_help
 
@@ -10,9 +10,9 @@ USAGE = """\
 usage: python train.py [CONFIG.yaml] [key.sub=value ...]
        gan-dist train [CONFIG.yaml] [key.sub=value ...]
 
-Without CONFIG.yaml the defaults train a class-conditional GAN on handwritten digits. If run.dir and resume name an
-existing run, its config is used instead of the defaults. A setting key.sub=value replaces the value in the file, and
-the file replaces the defaults.
+Without CONFIG.yaml the defaults train a class-conditional GAN on handwritten digits. A setting key.sub=value replaces
+the value in the file, and the file replaces the defaults. If run.dir and resume name an existing run, its own settings
+count instead of the file.
 
   python train.py configs/dcgan_fashion_mnist.yaml train.kimg=500 data.root=/path
   python train.py run.dir=runs/mine resume=latest train.kimg=1000
@@ -31,9 +31,9 @@ def train(arguments: list[str]) -> int:
     if any(argument in ("-h", "--help") for argument in arguments):
         print(USAGE + settings_help())
         return 0
-    config = read_config(arguments)
+    asked = read_arguments(arguments)
     with StopSignals() as signals:
         # This import takes seconds, because it imports torch. Wrong settings are refused before it.
         from gan_dist import run
 
-        return FINISHED if run.train(config, signals) else STOPPED
+        return FINISHED if run.train(asked, signals) else STOPPED

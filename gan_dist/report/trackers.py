@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gan_dist.report.plot import PlotTracker
-from gan_dist.report.tracking import LocalTracker, Tracker, Trackers
+from gan_dist.report.tracking import LocalTracker, Tracker
 from gan_dist.report.wandb_tracker import WandbTracker
 
 
@@ -52,7 +52,7 @@ def _wandb(run: TrackedRun) -> Tracker | None:
 TRACKERS: dict[str, Callable[[TrackedRun], Tracker | None]] = {"local": _local, "plot": _plot, "wandb": _wandb}
 
 
-def make_trackers(run: TrackedRun) -> Trackers:
-    """All trackers of a run as one."""
+def make_trackers(run: TrackedRun) -> list[Tracker]:
+    """Start all trackers of a run."""
     made = (make(run) for make in TRACKERS.values())
-    return Trackers([tracker for tracker in made if tracker is not None])
+    return [tracker for tracker in made if tracker is not None]

@@ -119,7 +119,11 @@ class LocalTracker:
 
 
 class Trackers:
-    """Several trackers used as one. Only the main process has trackers; in the others the sequence is empty."""
+    """Several trackers used as one. Only the main process has trackers; in the others the sequence is empty.
+
+    Attributes:
+        trackers: the trackers. They may be replaced: those of a run start when nothing can refuse the run any more.
+    """
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self.trackers = trackers

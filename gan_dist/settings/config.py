@@ -7,7 +7,7 @@ import io
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -50,13 +50,11 @@ def as_yaml(config: Config) -> str:
 
 
 def for_file(config: Config) -> Config:
-    """Return the settings to save with a run: without `run.dir` and `resume`, which belong to one start of the run."""
-    return replace(config, run=Run(name=config.run.name), resume="never")
+    """Return the settings to save with a run: without those that belong to one start of the run.
 
-
-def as_dict(config: Config) -> dict[str, Any]:
-    """Return the settings as nested dicts."""
-    return asdict(config)
+    These are `run.dir`, `resume` and `allow_changes`.
+    """
+    return replace(config, run=Run(name=config.run.name), resume="never", allow_changes=[])
 
 
 def _sources(path: Path | None, overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
@@ -94,6 +92,8 @@ def _read_file(path: Path) -> Any:
     if not OmegaConf.is_dict(values):
         raise ConfigError(f"{path}: a config is a mapping of settings, `section: {{key: value}}`")
     content: Any = OmegaConf.to_container(values)
+    if content.get("allow_changes"):
+        raise ConfigError(f"{path}: allow_changes belongs to one start of a run: name it on the command line instead")
     run = content.get("run")
     run_dir = Path(str(run.get("dir", ""))) if isinstance(run, dict) else Path()
     if run_dir.is_absolute() or ".." in run_dir.parts or "$" in str(run_dir):
@@ -250,19 +250,6 @@ def check(config: Config) -> None:
         raise ConfigError(f"run.name={config.run.name} must be part of a directory name: use letters, digits, - and _")
     if config.resume != "never" and not config.run.dir:
         raise ConfigError(f"resume={config.resume} needs run.dir=DIR, the run to go on with")
-
-
-# Settings that must not change when a run is resumed: they determine the networks, the optimizers' saved moments, the
-# data and the order of the data.
-_FIXED = ("model.", "growth.", "data.name", "data.image_size", "data.channels", "data.class_folders", "data.stacked",
-          "train.seed", "train.batch_size", "optim.G.name", "optim.D.name")  # fmt: skip
-
-
-def changes_that_matter(saved: Config, now: Config) -> list[str]:
-    """Return `key: old -> new` for every setting that differs but must not change when a run is resumed."""
-    names = [name for name, *_ in walk_settings() if name.startswith(_FIXED)]
-    pairs = [(name, attrgetter(name)(saved), attrgetter(name)(now)) for name in names]
-    return [f"{name}: {old} -> {new}" for name, old, new in pairs if old != new]
 
 
 def parse_image_size(text: str) -> tuple[int, int]:

@@ -181,6 +181,9 @@ class Config:
     tracking: Tracking = field(default_factory=Tracking)
     run: Run = field(default_factory=Run)
     resume: str = "never"  # never; auto: continue if run.dir holds a run; latest: it must hold a run; or a checkpoint
+    allow_changes: list[str] = field(
+        default_factory=list
+    )  # going on with a run: settings that may change its meaning, such as [loss.name]; only on the command line
 
 
 # ---------------------------------------------------------------------------------------------------------------------

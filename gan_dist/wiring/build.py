@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,13 @@ from gan_dist.parallel.signals import StopSignals
 from gan_dist.parallel.stop import StopAgreement
 from gan_dist.report.trackers import TrackedRun, make_trackers
 from gan_dist.report.tracking import Tracker, Trackers
-from gan_dist.settings.config import as_dict, as_yaml, for_file
+from gan_dist.settings.config import as_yaml, for_file
 from gan_dist.settings.schema import Config
-from gan_dist.wiring.checks import check_content
 from gan_dist.wiring.data import class_probabilities, keep_classes, source_of, stage_dir
 from gan_dist.wiring.iteration import last_stage, make_step, nimg_of, total_nimg
 from gan_dist.wiring.kinds import kind_of
 from gan_dist.wiring.networks import make_state
+from gan_dist.wiring.resume import check_same_content
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ class WiredRun:
         trainer: the training loop.
         state: the state of the run.
         tracker: records metrics and pictures; the caller must call its `finish`.
+        track: starts the trackers, when nothing can refuse the run any more. W&B would keep a refused run.
         bar: the progress bar; the caller must close it.
         save: writes the checkpoints.
         dist: the processes.
@@ -64,18 +65,25 @@ class WiredRun:
     trainer: Trainer
     state: State
     tracker: Tracker
+    track: Callable[[], None]
     bar: ProgressBar
     save: SaveCheckpoint
     dist: Distributed
     summary: list[str]
 
     def train(self, signals: StopSignals) -> bool:
-        """Train; returns True if training is finished, False if a signal to one of the processes stopped it."""
+        """Start the trackers, then train.
+
+        Returns True if training is finished, False if a signal to one of the processes stopped it.
+        """
+        self.track()
         return self.trainer.run(StopAgreement(self.dist, signals))
 
 
-def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None, dist: Distributed) -> WiredRun:
-    """Build a run. All processes call this function together.
+def build(
+    config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None, dist: Distributed, accepted_key: str = ""
+) -> WiredRun:
+    """Build a run. All processes call this function together. Nothing is written into the run directory.
 
     Args:
         config: the settings, which `gan_dist.wiring.checks` has checked.
@@ -83,6 +91,7 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
         run_dir: the run directory, which exists.
         checkpoint: the checkpoint to resume from; None for a new run.
         dist: the processes.
+        accepted_key: key of other data that an earlier start from the checkpoint was allowed; "" for none.
 
     Raises:
         UserError: the data or the checkpoint cannot be read, or the checkpoint belongs to other data.
@@ -94,7 +103,8 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
         dataset = dataset.on(dist.device)
     state = make_state(config, info, dist)
     if checkpoint:
-        for note in dist.from_main(lambda: check_content(checkpoint, key, dataset, info)):
+        same = lambda: check_same_content(checkpoint, key, accepted_key, config, dataset, info)  # noqa: E731
+        for note in dist.from_main(same):
             if dist.is_main:
                 log.warning(note)
         restore(checkpoint, state)
@@ -102,13 +112,11 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
     stats, clock = RunningMeans(dist), Clock()
     step = make_step(config, state, dist, stats, class_probs)
     batches = _batches(config, info, dataset, step, dist)
-    tracker = _trackers(config, info, run_dir, state.nimg) if dist.is_main else Trackers([])
+    tracker, track = _tracking(config, info, dataset, run_dir, state.nimg, dist)
     bar = ProgressBar(state.nimg, total_nimg(config), dist)
     facts = _facts(config, info, key, dist)
     save = _save(config, facts, run_dir, dist)
     kind = kind_of(config.data)
-    if config.sample.every_kimg and state.nimg == 0:
-        tracker.image(0, "real", kind.real_picture(config, info, dataset))
     log_every = nimg_of(config.log.every_kimg)
     picture = kind.make_picture(config, info, class_probs, dist)
     callbacks: list[Callback] = [
@@ -129,7 +137,7 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
     trainer = Trainer(state, step, batches, callbacks, save, recovery, clock, total_nimg(config))
     summary = [describe_classes(info)] if info.class_names else []
     summary += _summary(config, state, step.growth.batch_size, dist)
-    return WiredRun(trainer, state, tracker, bar, save, dist, summary)
+    return WiredRun(trainer, state, tracker, track, bar, save, dist, summary)
 
 
 def _batches(config: Config, info: DataInfo, dataset: Images, step: Alternation, dist: Distributed) -> Batches:
@@ -182,11 +190,25 @@ def _recovery(
     return Recovery(state, health, save, rewindable, dist, policy, config.train.max_rollbacks)
 
 
-def _trackers(config: Config, info: DataInfo, run_dir: Path, nimg: int) -> Trackers:
-    tracking = config.tracking
-    known = as_dict(config) | ({"class_names": list(info.class_names)} if info.class_names else {})
-    run = TrackedRun(run_dir, nimg, known, tracking.wandb, tracking.project, tracking.entity)
-    return make_trackers(run)
+def _tracking(
+    config: Config, info: DataInfo, dataset: Images, run_dir: Path, nimg: int, dist: Distributed
+) -> tuple[Trackers, Callable[[], None]]:
+    """Return the run's trackers, and a function that starts them. At the start of a run they get a real picture."""
+    tracking, trackers = config.tracking, Trackers([])
+    known = asdict(replace(config, allow_changes=[]))
+    if info.class_names:
+        known["class_names"] = list(info.class_names)
+    shows_real = dist.is_main and config.sample.every_kimg and nimg == 0
+    real = kind_of(config.data).real_picture(config, info, dataset) if shows_real else None
+
+    def start() -> None:
+        if dist.is_main:
+            run = TrackedRun(run_dir, nimg, known, tracking.wandb, tracking.project, tracking.entity)
+            trackers.trackers = make_trackers(run)
+        if real is not None:
+            trackers.image(0, "real", real)
+
+    return trackers, start
 
 
 def _summary(config: Config, state: State, batch: int, dist: Distributed) -> list[str]:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from gan_dist import models
-from gan_dist.checkpoint.find import config_path, read_facts
+from gan_dist.checkpoint.find import read_facts
 from gan_dist.data import DataInfo
 from gan_dist.data.datasets import DATASETS
 from gan_dist.data.in_memory import Images
@@ -24,7 +24,7 @@ from gan_dist.game.losses import LOSSES
 from gan_dist.metrics.extractors import EXTRACTORS
 from gan_dist.models._layers import MinibatchStd
 from gan_dist.parallel.distributed import Distributed
-from gan_dist.settings.config import changes_that_matter, choose, load_config
+from gan_dist.settings.config import choose
 from gan_dist.settings.schema import Config, Optimizer
 from gan_dist.wiring.kinds import kind_of
 from gan_dist.wiring.networks import check_args, make_discriminator, make_generator, make_optimizer
@@ -172,39 +172,6 @@ def _check_split(key: str, batch_size: int, micro: int, world_size: int, group_s
             raise ConfigError(
                 f"{name}: {size} must divide by {group_size}, as D compares groups of {group_size} images"
             )
-
-
-def check_resume(checkpoint: Path, config: Config, info: DataInfo) -> None:
-    """Check that a run is resumed with the settings that must not change, and with as many images.
-
-    Args:
-        checkpoint: the checkpoint to resume from.
-        config: the settings now.
-        info: the data set now.
-
-    Raises:
-        ConfigError: they differ; the message lists each difference as `old -> new`.
-    """
-    changes = changes_that_matter(load_config(config_path(checkpoint)), config)
-    num_images = read_facts(checkpoint)["num_images"]
-    if num_images != info.num_images:
-        changes.append(f"images in the data set: {num_images} -> {info.num_images}")
-    if changes:
-        raise ConfigError(
-            f"{checkpoint} belongs to another run: {'; '.join(changes)}; start a new run in another run.dir"
-        )
-
-
-def changed_environment(checkpoint: Path, dist: Distributed) -> str:
-    """Compare the versions, the device and the precision with those that wrote the checkpoint.
-
-    Returns:
-        The differences in words; "" if there are none. With differences, a resumed run is not bit-identical to a run
-        without a stop.
-    """
-    now = dist.environment
-    before = {**now, **read_facts(checkpoint)["environment"]}
-    return ", ".join(f"{key} was {before[key]} and is {now[key]}" for key in now if before[key] != now[key])
 
 
 def check_content(checkpoint: Path, key: str, dataset: Images, info: DataInfo) -> list[str]:

@@ -65,16 +65,17 @@ class SaveCheckpoint:
         self.retention, self.dist = retention, dist
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[bool] | None = None
-        self._newest = -1  # `nimg` of the newest checkpoint; -1 if there is none, or if it must be written again
+        # `nimg` and `metrics_nimg` of the newest checkpoint; None if there is none, or if it must be written again
+        self._newest: tuple[int, int] | None = None
         self._lowest = math.inf  # lowest FID of the checkpoints that this object has written
 
     def __call__(self, state: State) -> None:
-        if not self.dist.is_main or state.nimg == self._newest:
+        if not self.dist.is_main or _progress(state) == self._newest:
             return
         if self._pending and not self._pending.done():
             log.warning("%.1f kimg: skipped a checkpoint; the previous one is still being written", state.nimg / 1000)
             return
-        self._newest = state.nimg
+        self._newest = _progress(state)
         self._pending = self._writer.submit(self._write, take_snapshot(state, self.facts))
 
     def if_best(self, state: State) -> None:
@@ -88,7 +89,6 @@ class SaveCheckpoint:
             return
         self.wait()
         if fid_of(state.metrics) < self._lowest:
-            self._newest = -1  # a checkpoint of the same `nimg` may exist already, but it does not have the new FID
             self(state)
 
     def rewind(self, nimg: int) -> None:
@@ -97,13 +97,16 @@ class SaveCheckpoint:
         Waits until the checkpoint that is being written is on disk. `nimg` is not used.
         """
         self.wait()
-        self._newest, self._lowest = -1, math.inf
+        self._newest, self._lowest = None, math.inf
 
     def now(self, state: State) -> bool:
-        """Save a checkpoint and wait until it is on disk; returns False if this failed."""
-        if not self.dist.is_main or (self.wait() and state.nimg == self._newest):
+        """Save a checkpoint and wait until it is on disk; returns False if this failed.
+
+        A checkpoint of the same weights is written again if it does not have the newest metrics.
+        """
+        if not self.dist.is_main or (self.wait() and _progress(state) == self._newest):
             return True
-        self._newest = -1
+        self._newest = None
         self(state)
         return self.wait()
 
@@ -129,6 +132,10 @@ class SaveCheckpoint:
             prune(self.run_dir, self.retention.keep, self.retention.every_nimg, self.retention.best)
         except Exception as error:  # an error while writing must not end the training
             log.error("no checkpoint at %.1f kimg: %s", kimg, error)
-            self._newest = -1
+            self._newest = None
             return False
         return True
+
+
+def _progress(state: State) -> tuple[int, int]:
+    return state.nimg, state.metrics_nimg

@@ -1,0 +1,141 @@
+"""Find the settings that a run has already, and decide whether they or a config file count at a start.
+
+This file does without torch, so that wrong settings are refused before torch is imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gan_dist.checkpoint.find import config_path, list_checkpoints
+from gan_dist.checkpoint.run_config import Record, read_run_config, was_changed
+from gan_dist.errors import Unreadable, UserError
+from gan_dist.settings.changes import check_allowed, find_changes, in_words
+from gan_dist.settings.config import load_config
+from gan_dist.settings.schema import Config
+
+_PLACE = ("run.dir=", "resume=")
+
+
+@dataclass(frozen=True)
+class OwnConfig:
+    """The settings that a run had before this start.
+
+    Attributes:
+        path: the file that holds them: the run's `config.yaml`, or that of a checkpoint.
+        config: the settings.
+        record: what is recorded about the start that wrote them; None if nothing is, or if they were changed by hand.
+        note: what the user has to know about them; "" for nothing.
+    """
+
+    path: Path
+    config: Config
+    record: Record | None
+    note: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the arguments of a command ask for.
+
+    Attributes:
+        config: all settings.
+        file_sha256: SHA-256 of the config file with which the run was started first; "" if there was none.
+        notes: what the user has to know about where the settings come from, a line each.
+    """
+
+    config: Config
+    file_sha256: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def own_config(run_dir: Path) -> OwnConfig | None:
+    """Return the settings of the run in a directory; None if there is no run.
+
+    They are in its `config.yaml`. If that is missing, empty or broken, those of the newest checkpoint count.
+
+    Raises:
+        Unreadable: a file is there but could not be read.
+    """
+    path, record, text, reason = run_dir / "config.yaml", None, "", ""
+    try:
+        text, record = read_run_config(run_dir)
+        reason = f"{path} is {'empty' if path.exists() else 'missing'}"
+        if text.strip():
+            by_hand = f"{path} was changed by hand since the run wrote it; its settings count"
+            return OwnConfig(path, load_config(path), record, by_hand if was_changed(text) else "")
+    except Unreadable:
+        raise
+    except UserError as error:
+        reason = str(error)
+    for checkpoint in reversed(list_checkpoints(run_dir)):
+        try:
+            its_path = config_path(checkpoint)
+            return OwnConfig(its_path, load_config(its_path), None, f"{reason}: the settings of {its_path} count")
+        except Unreadable:
+            raise
+        except UserError:
+            continue
+    return None
+
+
+def resolve_settings(path: Path | None, overrides: Sequence[str]) -> Asked:
+    """Decide what counts for each setting, and read it.
+
+    Words on the command line come first, then the settings of the run that is to go on, then the config file, then the
+    defaults. So the file counts only for a new run.
+
+    Args:
+        path: the config file that the arguments name; None for none.
+        overrides: settings as `key.sub=value`.
+
+    Raises:
+        ConfigError: the file or a value is wrong.
+        Unreadable: the run's own settings are there but could not be read.
+    """
+    start = _where(path, overrides)
+    own = own_config(Path(start.run.dir)) if start.resume != "never" else None
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest() if path and path.is_file() else ""
+    if not own:
+        config = load_config(path, overrides)
+        config.run.name = config.run.name or (path.stem if path else config.data.name)
+        check_allowed(config.allow_changes)
+        return Asked(config, sha256)
+    config = load_config(own.path, [text for text in overrides if not text.startswith(_PLACE)])
+    config.run.dir, config.resume = start.run.dir, start.resume
+    config.run.name = config.run.name or config.data.name
+    check_allowed(config.allow_changes)
+    if config.train.precision == "auto":
+        config.train.precision = own.config.train.precision
+    notes = [own.note] if own.note else []
+    first = own.record.file_sha256 if own.record else sha256
+    if path and not (own.record and first == sha256) and (note := _about_file(path, overrides, config)):
+        notes.append(note)
+    return Asked(config, first, tuple(notes))
+
+
+def _where(path: Path | None, overrides: Sequence[str]) -> Config:
+    """Read `run.dir` and `resume`. If the overrides name both, the config file may be gone or broken."""
+    place = [text for text in overrides if text.startswith(_PLACE)]
+    both = len({text.partition("=")[0] for text in place}) == 2
+    return load_config(None, place) if both else load_config(path, overrides)
+
+
+def _about_file(path: Path, overrides: Sequence[str], config: Config) -> str:
+    """Say that a config file does not count, because the run has its own settings; "" if both agree."""
+    try:
+        other = load_config(path, overrides)
+    except UserError as error:
+        return f"{path} does not count, as the run goes on with its own settings; it could not be read anyway: {error}"
+    changes = find_changes(other, config)
+    if other.train.precision == "auto":
+        changes.pop("train.precision", None)
+    if not changes:
+        return ""
+    return (
+        f"{path} was changed since the first start, or is another file; it does not count, as the run goes on with its "
+        f"own settings: {in_words(changes)}; to change a setting of the run, name it on the command line"
+    )
