@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from gan_dist.checkpoint.find import FILES, NETWORKS, OPTIMIZERS, best_checkpoint, list_checkpoints, verify
+from gan_dist.checkpoint.find import FILES, NETWORKS, OPTIMIZERS, best_checkpoints, list_checkpoints, verify
 from gan_dist.checkpoint.moments import flatten
 from gan_dist.checkpoint.state import State
 
@@ -149,12 +149,12 @@ def prune(run_dir: Path, keep: int, every_nimg: int, best: bool) -> None:
         run_dir: the run directory.
         keep: number of newest checkpoints to keep; 0 to keep all.
         every_nimg: also keep the first checkpoint of every so many images; 0 for none.
-        best: also keep the checkpoint with the lowest FID.
+        best: also keep the checkpoint with the lowest FID of each protocol.
     """
     found = list_checkpoints(run_dir)
     if not keep:
         return
-    kept = {*found[-keep:], *(best_checkpoint(found) if best else [])}
+    kept = {*found[-keep:], *(best_checkpoints(found) if best else [])}
     if every_nimg:
         first_of: dict[int, Path] = {}
         for path in found:
@@ -162,7 +162,8 @@ def prune(run_dir: Path, keep: int, every_nimg: int, best: bool) -> None:
         kept |= {path for number, path in first_of.items() if number}
     for path in found:
         if path not in kept:
-            shutil.rmtree(path, ignore_errors=True)
+            # Renamed first, so that a program that reads the checkpoint now finds it gone, and not damaged.
+            shutil.rmtree(path.rename(path.with_name(f".tmp-{path.name}")), ignore_errors=True)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -79,7 +79,7 @@ class Recovery:
         if self.policy != "rollback" or retries > self.max_rollbacks:
             raise self._failure(event)
         self.save.rewind(state.nimg)  # this waits until the newest checkpoint is on disk
-        restore(self.dist.from_main(self._newest), state)
+        restore(self.dist.from_main(self._newest), state, self.save.facts["protocol"])
         state.retries = retries
         for part in (*self.rewindable, self.health):
             part.rewind(state.nimg)
