@@ -27,7 +27,8 @@ from torch import Tensor
 from benchmarks import arena
 from gan_dist.data import DataInfo
 from gan_dist.data.datasets import describe, load_dataset
-from gan_dist.data.in_memory import ImageTensor
+from gan_dist.data.in_memory import ImageTensor, data_key
+from gan_dist.metrics import Reference
 from gan_dist.metrics.extractors import EXTRACTORS, Extractor
 from gan_dist.metrics.features import FeatureEvaluator, scores
 from gan_dist.parallel.distributed import Distributed
@@ -64,7 +65,12 @@ def extractor_of(config: Config, info: DataInfo, dataset: ImageTensor, dist: Dis
     """The configured feature extractor."""
     metrics = config.metrics
     make = EXTRACTORS[metrics.extractor]
-    return make(dataset, info.num_classes, metrics.seed, cache_dir(), dist, metrics.inception_weights)
+    return make(reference_of(info, dataset), metrics.seed, cache_dir(), None, dist, metrics.inception_weights)
+
+
+def reference_of(info: DataInfo, dataset: ImageTensor) -> Reference:
+    """The data set as what generators without labels are measured against."""
+    return Reference(dataset, info, data_key(dataset, info.num_classes), None)
 
 
 def overhead(config: Config, info: DataInfo, dataset: ImageTensor, rounds: int) -> dict[str, list[float]]:
@@ -74,7 +80,7 @@ def overhead(config: Config, info: DataInfo, dataset: ImageTensor, rounds: int) 
     extractor = extractor_of(config, info, dataset, dist)
     n = config.metrics.num_images
     reference = ImageTensor(dataset.images[:n], dataset.labels[:n])
-    evaluator = kind_of(config.data).make_evaluator(config, info, reference, None, dist)
+    evaluator = kind_of(config.data).make_evaluator(config, reference_of(info, reference), None, dist)
     batch = dataset.__getitems__(list(range(config.metrics.batch_size)))[0].to(dist.device)
 
     @torch.no_grad()
@@ -157,7 +163,7 @@ def beside(
     fake = (real.float() + 25 * torch.randn(real.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 255)
     fake = fake.to(torch.uint8)
     evaluator = FeatureEvaluator(
-        extractor, dataset, dist, None, num_images=n, batch_size=250, seed=0
+        extractor, reference_of(info, dataset), dist, num_images=n, batch_size=250, seed=0
     )  # computing its reference is not timed
 
     def ours() -> dict[str, float]:

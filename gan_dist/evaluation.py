@@ -2,69 +2,160 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from gan_dist.checkpoint.find import list_checkpoints, read_facts
+from gan_dist.checkpoint.find import list_checkpoints
+from gan_dist.data import DataInfo
 from gan_dist.data.datasets import describe
 from gan_dist.data.shared import load_shared
+from gan_dist.errors import ConfigError, UserError
 from gan_dist.kernels.layout import adapt
 from gan_dist.kernels.switches import numerics
-from gan_dist.metrics import Evaluator
-from gan_dist.metrics.checkpoints import evaluate_checkpoints
+from gan_dist.metrics import Evaluator, Reference
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.parallel.together import together
 from gan_dist.report.tracking import read_metrics
+from gan_dist.settings.config import check
 from gan_dist.settings.schema import Config
 from gan_dist.wiring.checks import check_names
-from gan_dist.wiring.data import class_probabilities, source_of, stage_dir
+from gan_dist.wiring.data import class_probabilities, keep_classes, source_of, stage_dir, use_paths
+from gan_dist.wiring.figures import difference
 from gan_dist.wiring.kinds import kind_of
-from gan_dist.wiring.networks import generator_of
+from gan_dist.wiring.networks import SavedGenerator, find_generator, read_generator
+
+log = logging.getLogger(__name__)
 
 
 def evaluate(
-    config: Config, run_dir: Path, checkpoint: Path | None, results: Path, store: Callable[[dict[str, Any]], None]
+    run_dir: Path,
+    checkpoint: str,
+    settings: Sequence[str],
+    num_images: int | None,
+    results: Path,
+    store: Callable[[dict[str, Any]], None],
 ) -> None:
     """Measure one checkpoint, or all checkpoints of a run. All processes call this function together.
 
+    A run that trains meanwhile writes and deletes checkpoints, so only the main process looks into the run directory.
+
     Args:
-        config: the settings; the sections `metrics` and `data` say how to measure.
         run_dir: the run directory.
-        checkpoint: the checkpoint to measure; None for all without a result of the same protocol in `results`.
+        checkpoint: "latest", "best" or a name; "all" for all without a result of the same protocol in `results`.
+        settings: replacements key.sub=value of the run's settings. `train.device=cpu` computes on the CPU.
+        num_images: number of images to generate; None for the usual number of this kind of data.
         results: the file with earlier results, one JSON object per line.
-        store: the main process calls it with each result.
+        store: the main process calls it with each result: a dict with `checkpoint` (name of the directory), `kimg`,
+            the value of each metric, and `protocol`.
 
     Raises:
+        ConfigError: the data do not fit the run's generator.
         UserError: the data, the feature extractor or a checkpoint cannot be read.
     """
-    check_names(config)
-    dist = Distributed("fp32", cpu=config.train.device == "cpu")
+    dist = Distributed("fp32", cpu="train.device=cpu" in settings)
+    every = checkpoint == "all"
+
+    def find() -> SavedGenerator:
+        found = find_generator(run_dir, "latest" if every else checkpoint, settings)
+        _complete(found, settings, num_images)
+        return found
 
     def work() -> None:
-        checkpoints, known = [checkpoint] if checkpoint else [], []
-        if not checkpoint:
-            checkpoints = dist.from_main(lambda: list_checkpoints(run_dir))
-            known = dist.from_main(lambda: list(read_metrics(results)))
+        found = dist.from_main(find)
         with numerics("fp32", exact=True):
-            evaluator = _make_evaluator(config, dist)
-            for result in evaluate_checkpoints(checkpoints, evaluator, load, known):
+            evaluator = _make_evaluator(found, run_dir, dist)
+            generators = _all_generators(run_dir, results, evaluator.protocol, dist) if every else iter([found])
+            for saved in generators:
+                # The network gets the memory layout that it has in training, so that both give bit-identical results.
+                G = adapt(saved.make().to(dist.device), found.config.train.precision)
+                figures = {"kimg": saved.facts["nimg"] / 1000, **evaluator(G), "protocol": evaluator.protocol}
                 if dist.is_main:
-                    store(result)
-
-    def load(path: Path) -> tuple[nn.Module, float]:
-        # The network gets the memory layout that it has in training, so that both give bit-identical results.
-        G = adapt(generator_of(path).to(dist.device), config.train.precision)
-        return G, read_facts(path)["nimg"] / 1000
+                    store({"checkpoint": saved.path.name, **figures})
 
     together(dist, work)
 
 
-def _make_evaluator(config: Config, dist: Distributed) -> Evaluator:
+def _complete(found: SavedGenerator, settings: Sequence[str], num_images: int | None) -> None:
+    """Set the number of images and the paths in the settings with which a generator is measured, and check them."""
+    config = found.config
+    use_paths(config, found.facts["paths"], settings)
+    if num_images is None and not any(text.startswith("metrics.num_images=") for text in settings):
+        num_images = kind_of(config.data).num_images
+    if num_images is not None:
+        config.metrics.num_images = num_images
+    check(config)
+    check_names(config)
+
+
+def _make_evaluator(found: SavedGenerator, run_dir: Path, dist: Distributed) -> Evaluator:
+    config = found.config
     source, kind = source_of(config.data), kind_of(config.data)
-    info = dist.from_main(lambda: describe(source))
+    info = dist.from_main(lambda: keep_classes(describe(source), found.facts["class_names"]))
+    _check_fit(found, config, info)
     kind.check_metrics(config, info)
-    dataset, _ = load_shared(source, info, dist, stage_dir())
-    return kind.make_evaluator(config, info, dataset, class_probabilities(dataset, info, config), dist)
+    dataset, key = load_shared(source, info, dist, stage_dir())
+    probs = class_probabilities(dataset, info, config)
+    return kind.make_evaluator(config, Reference(dataset, info, key, probs), run_dir, dist)
+
+
+def _check_fit(found: SavedGenerator, config: Config, info: DataInfo) -> None:
+    """Check that the data have the size, the channels and the classes of the generator's images.
+
+    Raises:
+        ConfigError: they have others; a figure would compare images of two kinds.
+    """
+    shape, classes = found.facts["image_shape"], found.facts["num_classes"]
+    if list(info.image_shape) != shape:
+        made, real = ("x".join(map(str, sizes)) for sizes in (shape, info.image_shape))
+        raise ConfigError(
+            f"{found.path}: its generator makes images of {made} (channels, height, width), and the data set's are "
+            f"{real}: leave out data.name, data.image_size, data.channels and data.stacked"
+        )
+    if (info.num_classes if config.model.conditional else 0) != classes:
+        raise ConfigError(
+            f"{found.path}: its generator takes {classes or 'no'} classes, and the data set has {info.num_classes}: "
+            "leave out data.name, data.class_folders and model.conditional, or name the right data.root"
+        )
+
+
+def _all_generators(
+    run_dir: Path, results: Path, protocol: dict[str, Any], dist: Distributed
+) -> Iterator[SavedGenerator]:
+    """Read one after the other the generators of all checkpoints that have no result of this protocol yet.
+
+    A checkpoint that the run has deleted meanwhile is left out, and that is said.
+    """
+
+    def names() -> list[Path]:
+        known = list(read_metrics(results))
+        done = {result.get("checkpoint") for result in known if result.get("protocol") == protocol}
+        other = [result.get("protocol") for result in known if result.get("protocol") != protocol]
+        if other:
+            before = other[-1] if isinstance(other[-1], dict) else {}
+            log.warning(
+                "%s: %d results were measured in another way and do not count as done (the last one: %s)",
+                results,
+                len(other),
+                difference(before, protocol),
+            )
+        return [path for path in list_checkpoints(run_dir) if path.name not in done]
+
+    def read(path: Path) -> SavedGenerator | None:
+        try:
+            return read_generator(path)
+        except UserError:
+            if path.exists():
+                raise
+            return None
+
+    gone = []
+    for path in dist.from_main(names):
+        saved = dist.from_main(lambda path=path: read(path))  # type: ignore[misc]
+        if saved is None:
+            gone.append(path.name)
+        else:
+            yield saved
+    if gone and dist.is_main:
+        log.warning("%s: deleted by the run before they were measured: %s", run_dir, ", ".join(gone))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
-from gan_dist.data.datasets import describe, load_dataset
+from gan_dist.data.datasets import describe
 from gan_dist.data.remarks import remarks
+from gan_dist.data.shared import load_shared
 from gan_dist.errors import UserError
+from gan_dist.metrics import NoFigure, Reference
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.settings.schema import Config
 from gan_dist.wiring.checks import check_names, check_parts
@@ -27,12 +29,18 @@ def prefetch(config: Config) -> Iterator[str]:
     dist, source, kind = Distributed("fp32", cpu=True), source_of(config.data), kind_of(config.data)
     info = describe(source)
     check_parts(config, info, dist)
-    dataset = load_dataset(source, info)
+    dataset, key = load_shared(source, info, dist, None)
     good = dataset.count_readable()
     for remark in remarks(dataset, info):
         log.warning("data.root=%s: %s", source.root, remark)
     if good != info.num_images and config.data.name != "folder":
         raise UserError(f"data.name={config.data.name}: only {good} of {info.num_images} images can be read")
     yield f"data     {config.data.name}: {kind.describe(config, info, good)}"
-    if config.metrics.every_kimg and (extractor := kind.prepare_extractor(config, info, dataset, dist)):
-        yield f"metrics  {extractor} in {cache_dir().resolve()}"
+    if config.metrics.every_kimg:
+        try:
+            extractor = kind.prepare_extractor(config, Reference(dataset, info, key, None), dist)
+        except NoFigure as error:
+            yield f"metrics  none: {error}"
+        else:
+            if extractor:
+                yield f"metrics  {extractor} in {cache_dir().resolve()}"

@@ -163,7 +163,8 @@ def _entries(files: dict[str, bytes]) -> Any:
         return None
 
 
-FACTS = ("nimg", "metrics", "metrics_nimg", "retries", "scalers", "image_shape", "num_classes", "num_images")
+FACTS = ("nimg", "metrics", "metrics_nimg", "retries", "scalers", "image_shape", "num_classes", "num_images",
+         "protocol", "series", "paths")  # fmt: skip
 hostile = st.one_of(
     st.tuples(st.just("state.json"), st.dictionaries(st.sampled_from(FACTS), hostile_json, min_size=1, max_size=3)),
     st.tuples(st.sampled_from(FILES), st.binary(max_size=200)),

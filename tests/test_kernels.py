@@ -21,6 +21,7 @@ from gan_dist.kernels.gradients import with_regard_to
 from gan_dist.kernels.lookup import lookup
 from gan_dist.kernels.resampling import double, halve
 from gan_dist.kernels.switches import full_precision, ieee_fp32, numerics
+from gan_dist.metrics import Reference
 from gan_dist.metrics.classifier import _Quarters
 from gan_dist.metrics.features import FeatureEvaluator
 from gan_dist.models._layers import spectral_norm
@@ -199,7 +200,7 @@ class _WatchTf32(torch.utils._python_dispatch.TorchDispatchMode):
 class _Extractor:
     """A convolution, as any network for metrics has it."""
 
-    name, num_features, num_logits = "convolution", 4, 4
+    name, num_features, num_logits, weights, resizing = "convolution", 4, 4, "", "none"
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features = F.conv2d(images.float(), torch.ones(4, 1, 3, 3)).mean((2, 3))
@@ -215,7 +216,8 @@ def test_metrics_are_ieee_in_a_tf32_run() -> None:
     with numerics("tf32", exact=True):
         with _WatchTf32() as metrics:
             sizes = {"num_images": 4, "batch_size": 4, "seed": 0}
-            FeatureEvaluator(_Extractor(), ImageTensor(images, labels), dist, None, **sizes)(state.G_ema)
+            reference = Reference(ImageTensor(images, labels), info, "key", None)
+            FeatureEvaluator(_Extractor(), reference, dist, **sizes)(state.G_ema)
         with _WatchTf32() as training:
             step(iter([(images[:4], labels[:4])]))
     assert metrics.seen["convolution"] == {False}

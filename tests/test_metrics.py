@@ -14,9 +14,11 @@ from scipy import linalg
 from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+from gan_dist.data import DataInfo
 from gan_dist.data.datasets import describe, load_dataset
 from gan_dist.data.in_memory import ImageTensor
 from gan_dist.errors import UserError
+from gan_dist.metrics import Reference
 from gan_dist.metrics.classifier import trained_classifier
 from gan_dist.metrics.extractors import ClassifierExtractor, InceptionExtractor, inception_weights
 from gan_dist.metrics.features import FeatureEvaluator, scores
@@ -48,7 +50,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def extractor(digits: ImageTensor, dist: Distributed, cache: Path) -> ClassifierExtractor:
-    return ClassifierExtractor(trained_classifier(digits, 10, 0, cache, dist))
+    return ClassifierExtractor(trained_classifier(digits, 10, "digits", 0, cache, None, dist))
 
 
 def test_fid_is_the_frechet_distance_of_two_gaussians() -> None:
@@ -106,7 +108,7 @@ def test_reference_is_spread_evenly_over_a_large_data_set(dist: Distributed, mon
     """Not its first images, which may all be of one class."""
 
     class Brightness:
-        name, num_features, num_logits = "brightness", 1, 2
+        name, num_features, num_logits, weights, resizing = "brightness", 1, 2, "", "none"
 
         def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
             features = images.float().flatten(1)[:, :1]
@@ -114,7 +116,8 @@ def test_reference_is_spread_evenly_over_a_large_data_set(dist: Distributed, mon
 
     monkeypatch.setattr("gan_dist.metrics.features.MAX_REAL", 5)
     dataset = ImageTensor(torch.arange(20, dtype=torch.uint8)[:, None, None, None], torch.zeros(20))
-    evaluator = FeatureEvaluator(Brightness(), dataset, dist, None, num_images=4, batch_size=2, seed=0)
+    reference = Reference(dataset, DataInfo((1, 1, 1), 0, 20), "", None)
+    evaluator = FeatureEvaluator(Brightness(), reference, dist, num_images=4, batch_size=2, seed=0)
     assert evaluator.real.flatten().tolist() == [0, 4, 8, 12, 16]
 
 
@@ -132,7 +135,7 @@ def test_classifier_knows_its_data_and_is_trained_once(
     assert (logits.argmax(1) == digits.labels).float().mean() > 0.99
     (file,) = cache.glob("classifier-*.safetensors")
     before = file.stat().st_mtime_ns
-    again = trained_classifier(digits, 10, 0, cache, dist)
+    again = trained_classifier(digits, 10, "digits", 0, cache, None, dist)
     assert file.stat().st_mtime_ns == before
     assert torch.equal(again.head.weight, extractor.classifier.head.weight)
 
@@ -141,10 +144,9 @@ def test_classifier_knows_its_data_and_is_trained_once(
 def test_batch_size_changes_nothing(digits: ImageTensor, extractor: ClassifierExtractor, dist: Distributed) -> None:
     G = make_generator(Model(), (1, 8, 8), 10).eval()
     results = []
+    reference = Reference(digits, describe(source_of(Data())), "key", torch.full((10,), 0.1))
     for batch_size in (250, 77):
-        evaluator = FeatureEvaluator(
-            extractor, digits, dist, torch.full((10,), 0.1), num_images=503, batch_size=batch_size, seed=0
-        )
+        evaluator = FeatureEvaluator(extractor, reference, dist, num_images=503, batch_size=batch_size, seed=0)
         results.append(evaluator(G))
     assert set(results[0]) == {f"{name}_classifier" for name in ("fid", "kid", "is", "precision", "recall")}
     for name, value in results[0].items():
@@ -195,7 +197,7 @@ def test_pickle_in_place_of_a_cached_classifier_is_never_loaded(
     (file,) = cache.glob("classifier-*.safetensors")
     witness = tmp_path / "executed"
     file.write_bytes(pickle.dumps(_Malicious(witness)))
-    again = trained_classifier(digits, 10, 0, file.parent, dist)
+    again = trained_classifier(digits, 10, "digits", 0, file.parent, None, dist)
     assert not witness.exists()
     torch.testing.assert_close(again.head.weight, extractor.classifier.head.weight)
 
@@ -215,3 +217,6 @@ def test_inception_takes_every_number_of_channels(tmp_path: Path, monkeypatch: p
     torch.testing.assert_close(extractor(gray.expand(-1, 3, -1, -1))[0], features)
     torch.testing.assert_close(extractor(gray.expand(-1, 4, -1, -1))[0], features)
     torch.testing.assert_close(network(gray.expand(-1, 3, -1, -1))[0], features)
+    assert extractor.weights == InceptionExtractor(tmp_path / "random.pth", CPU).weights
+    torch.save({name: 2 * tensor for name, tensor in network.state_dict().items()}, tmp_path / "other.pth")
+    assert extractor.weights != InceptionExtractor(tmp_path / "other.pth", CPU).weights

@@ -40,8 +40,10 @@ def test_run_leaves_what_it_promises(train_process: Train, tmp_path: Path) -> No
     result = train_process("run.dir=run", "metrics.every_kimg=4", "metrics.num_images=100")
     assert result.returncode == 0, result.stderr
     run = tmp_path / "run"
+    (classifier,) = run.glob("classifier-*.safetensors")
     assert {path.name for path in run.iterdir()} == {
-        "checkpoints", "config.yaml", "log.txt", "metrics.jsonl", "plot.png", "samples", ".lock", ".owner"
+        "checkpoints", "config.yaml", "log.txt", "metrics.jsonl", "plot.png", "samples", ".lock", ".owner",
+        classifier.name
     }  # fmt: skip
     lines = _lines(run)
     assert all("kimg" in line for line in lines)

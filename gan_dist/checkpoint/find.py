@@ -7,6 +7,7 @@ of each other file. It contains no pickle. Every file is compared with the manif
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import re
@@ -57,8 +58,8 @@ def find_checkpoint(run_dir: Path, name: str = "latest") -> Path:
 
     Args:
         run_dir: the run directory.
-        name: "latest" for the newest undamaged checkpoint, "best" for the one with the lowest FID, or the name or path
-            of a checkpoint.
+        name: "latest" for the newest undamaged checkpoint, "best" for the one with the lowest FID (of the newest FID's
+            protocol), or the name or path of a checkpoint.
 
     Raises:
         UserError: there is no such run, no such checkpoint (the message lists those that exist), or the checkpoint of
@@ -70,33 +71,41 @@ def find_checkpoint(run_dir: Path, name: str = "latest") -> Path:
     found = list_checkpoints(run_dir)
     wanted = {
         "latest": lambda: reversed(found),
-        "best": lambda: best_checkpoint(found),
+        "best": lambda: best_checkpoints(found)[-1:],
     }.get(name, lambda: (path for path in found if path.name == name or path.resolve() == Path(name).resolve()))
+    deleted = False
     for path in wanted():
         try:
             verify(path)
         except Unreadable:
             raise
         except UserError as error:
-            if name not in ("latest", "best"):
+            if not path.exists():  # a run that trains meanwhile has deleted it: it is not damaged
+                deleted = True
+            elif name not in ("latest", "best"):
                 raise
-            log.warning("%s", error)
+            else:
+                log.warning("%s", error)
         else:
             return path
+    if deleted:
+        return find_checkpoint(run_dir, name)
     there = ", ".join(path.name for path in found) or "none"
     raise UserError(f"{run_dir}: no checkpoint {name!r}; there: {there}")
 
 
-def best_checkpoint(found: list[Path]) -> list[Path]:
-    """Return a list with the checkpoint that has the lowest FID; [] if no checkpoint has an FID of its own weights.
+def best_checkpoints(found: list[Path]) -> list[Path]:
+    """Return the checkpoint with the lowest FID of each protocol, that of the newest FID last.
+
+    FIDs of different protocols cannot be compared. The list is empty if no checkpoint has an FID of its own weights.
 
     Args:
-        found: the checkpoints to choose from.
+        found: the checkpoints to choose from, sorted by images seen.
 
     Raises:
         Unreadable: a checkpoint could not be read.
     """
-    values = {}
+    best: dict[str, tuple[float, Path]] = {}
     for path in found:
         try:
             facts = read_facts(path)
@@ -105,8 +114,9 @@ def best_checkpoint(found: list[Path]) -> list[Path]:
         except UserError:
             continue
         if facts["metrics_nimg"] == facts["nimg"] and (fid := fid_of(facts["metrics"])) < math.inf:
-            values[path] = fid
-    return [min(values, key=lambda path: values[path])] if values else []
+            protocol = json.dumps(facts["protocol"], sort_keys=True)
+            best[protocol] = min(best.pop(protocol, (fid, path)), (fid, path))
+    return [path for _, path in best.values()]
 
 
 def fid_of(metrics: dict[str, float]) -> float:
@@ -126,7 +136,13 @@ def verify(checkpoint: Path) -> None:
 
 _FACTS: dict[str, type] = {"nimg": int, "metrics": dict, "metrics_nimg": int, "retries": int, "scalers": dict,
                            "image_shape": list, "num_classes": int, "num_images": int,
-                           "environment": dict, "class_names": list, "unreadable": list}  # fmt: skip
+                           "environment": dict, "class_names": list, "unreadable": list, "protocol": dict,
+                           "series": int, "paths": dict}  # fmt: skip
+
+# Values of what runs of earlier versions have not recorded.
+_NOT_RECORDED: dict[str, Any] = {
+    "environment": {}, "class_names": [], "unreadable": [], "protocol": {}, "series": 1, "paths": {},
+}  # fmt: skip
 
 
 def read_facts(checkpoint: Path) -> dict[str, Any]:
@@ -134,14 +150,15 @@ def read_facts(checkpoint: Path) -> dict[str, Any]:
 
     Returns:
         `nimg`, `metrics`, `metrics_nimg` and `retries` as in `gan_dist.checkpoint.state.State`; `scalers`, the state of
-        each loss scale; and `image_shape`, `num_classes`, `class_names`, `num_images`, `data_key`, `unreadable` (the
-        numbers of the images that could not be read) and `environment` of the run. Checkpoints of earlier versions have
-        neither `class_names` nor `unreadable`; both are then empty.
+        each loss scale; `image_shape`, `num_classes`, `class_names`, `num_images`, `data_key`, `unreadable` (the
+        numbers of the images that could not be read) and `environment` of the run; `protocol` and `series` of the
+        metrics; and `paths`, absolute paths by the names of settings. What a run of an earlier version has not recorded
+        is empty.
 
     Raises:
         UserError: the file is missing or damaged.
     """
-    facts = {"environment": {}, "class_names": [], "unreadable": [], **manifest.read_json(checkpoint, "state.json")}
+    facts = {**_NOT_RECORDED, **manifest.read_json(checkpoint, "state.json")}
     wrong = [name for name, kind in _FACTS.items() if type(facts.get(name)) is not kind]
     shape = facts.get("image_shape")
     if not wrong and not (len(shape) == 3 and all(type(n) is int and 0 < n < 2**16 for n in shape)):  # type: ignore[arg-type,union-attr]
@@ -156,6 +173,8 @@ def read_facts(checkpoint: Path) -> dict[str, Any]:
         wrong = ["class_names"]
     if not wrong and not all(type(number) is int for number in facts["unreadable"]):
         wrong = ["unreadable"]
+    if not wrong and not all(isinstance(value, str) for value in facts["paths"].values()):
+        wrong = ["paths"]
     if wrong:
         raise UserError(f"{checkpoint}: damaged: {wrong[0]} in state.json is missing or not valid")
     return facts

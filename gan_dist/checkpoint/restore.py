@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load
@@ -43,12 +44,13 @@ def load_network(checkpoint: Path, name: str, module: nn.Module) -> None:
         ) from error
 
 
-def restore(checkpoint: Path, state: State) -> None:
+def restore(checkpoint: Path, state: State, protocol: dict[str, Any] | None = None) -> None:
     """Set the state of a run to that of a checkpoint: everything that the next iteration depends on.
 
     Args:
         checkpoint: the checkpoint's directory.
         state: the state to change. It must have the same networks and optimizers.
+        protocol: how the run measures its metrics now. Metrics of another protocol are left out. None for any protocol.
 
     Raises:
         UserError: a file is missing or damaged, or does not fit the networks.
@@ -67,7 +69,8 @@ def restore(checkpoint: Path, state: State) -> None:
             except (TypeError, KeyError, RuntimeError) as error:
                 raise UserError(f"{checkpoint}: damaged: the loss scale of {name} in state.json") from error
     state.nimg, state.retries = facts["nimg"], facts["retries"]
-    state.metrics, state.metrics_nimg = facts["metrics"], facts["metrics_nimg"]
+    same = protocol is None or facts["protocol"] == protocol
+    state.metrics, state.metrics_nimg = (facts["metrics"], facts["metrics_nimg"]) if same else ({}, -1)
 
 
 def _read_tensors(checkpoint: Path, name: str, like: Sequence[Tensor]) -> dict[str, Tensor]:

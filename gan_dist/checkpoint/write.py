@@ -23,7 +23,7 @@ from gan_dist.checkpoint.find import (
     FILES,
     NETWORKS,
     OPTIMIZERS,
-    best_checkpoint,
+    best_checkpoints,
     list_checkpoints,
     name_of,
     nimg_of,
@@ -160,13 +160,13 @@ def prune(run_dir: Path, keep: int, every_nimg: int, best: bool) -> None:
         run_dir: the run directory.
         keep: number of newest checkpoints to keep; 0 to keep all.
         every_nimg: also keep the first checkpoint of every so many images; 0 for none.
-        best: also keep the checkpoint with the lowest FID.
+        best: also keep the checkpoint with the lowest FID of each protocol.
     """
     found = list_checkpoints(run_dir)
     if not keep:
         return
     try:
-        kept = {*found[-keep:], *(best_checkpoint(found) if best else [])}
+        kept = {*found[-keep:], *(best_checkpoints(found) if best else [])}
     except Unreadable as error:
         log.warning("%s: no old checkpoint is deleted this time", error)
         return
@@ -177,7 +177,8 @@ def prune(run_dir: Path, keep: int, every_nimg: int, best: bool) -> None:
         kept |= {path for number, path in first_of.items() if number}
     for path in found:
         if path not in kept:
-            shutil.rmtree(path, ignore_errors=True)
+            # Renamed first, so that a program that reads the checkpoint now finds it gone, and not damaged.
+            shutil.rmtree(path.rename(path.with_name(f".tmp-{path.name}")), ignore_errors=True)
 
 
 def _to_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

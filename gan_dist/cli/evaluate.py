@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
+from typing import Any
 
 from gan_dist.errors import UserError, escaped
-from gan_dist.settings.config import check, load_config
 
 FILE = "evaluations.jsonl"
 
@@ -21,7 +20,9 @@ def evaluate(arguments: list[str]) -> int:
     )
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument(
-        "settings", nargs="*", help="key.sub=value, which replaces a setting of the run; use metrics.* and data.*"
+        "settings",
+        nargs="*",
+        help="key.sub=value, which replaces a setting of the run; use metrics.*, data.* or train.device",
     )
     parser.add_argument(
         "--checkpoint",
@@ -37,30 +38,24 @@ def evaluate(arguments: list[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
 
     from gan_dist import evaluation
-    from gan_dist.checkpoint.find import find_checkpoint
     from gan_dist.checkpoint.lock import refuse_links
-    from gan_dist.wiring.kinds import kind_of
+    from gan_dist.report.log import log_to
 
+    log_to(None)
     refuse_links(options.run)
-    every = options.checkpoint == "all"
-    checkpoint = find_checkpoint(options.run, "latest" if every else options.checkpoint)
-    config = load_config(checkpoint / "config.yaml", options.settings)
-    number = kind_of(config.data).num_images if options.n is None else options.n
-    if number is not None:
-        config.metrics.num_images = number
-        check(config)
     results = options.run / FILE
     evaluation.evaluate(
-        config, options.run, None if every else checkpoint, results, lambda result: _store(results, result)
+        options.run, options.checkpoint, options.settings, options.n, results, lambda result: _store(results, result)
     )
     return 0
 
 
-def _store(path: Path, result: dict[str, object]) -> None:
+def _store(path: Path, result: dict[str, Any]) -> None:
     """Add a result to the file, and only then print it: an output that cannot be written must not cost the result."""
+    from gan_dist.report.tracking import append_line, as_json
+
     try:
-        with path.open("a") as file:
-            file.write(json.dumps(result) + "\n")
+        append_line(path, as_json(result))
     except OSError as error:
         raise UserError(f"{path}: cannot add the result there ({error.strerror})") from None
     for name, value in result.items():

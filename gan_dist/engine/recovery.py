@@ -82,7 +82,7 @@ class Recovery:
         checkpoint = self.dist.from_main(self._newest)
         if checkpoint is None:
             raise self._failure(event)
-        restore(checkpoint, state)
+        restore(checkpoint, state, self.save.facts["protocol"])
         state.retries = retries
         for part in (*self.rewindable, self.health):
             part.rewind(state.nimg)

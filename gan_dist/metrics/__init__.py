@@ -6,9 +6,16 @@ because values from different extractors cannot be compared.
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from gan_dist.data import DataInfo
+from gan_dist.data.in_memory import Images
+from gan_dist.errors import UserError
 
 
 class Evaluator(Protocol):
@@ -16,7 +23,37 @@ class Evaluator(Protocol):
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """The facts that the metrics depend on, such as the number of images. Compare only values of one protocol."""
+        """The facts that the metrics depend on, as in JSON. Values are compared only if their protocols are equal."""
 
     def __call__(self, G: nn.Module) -> dict[str, float]:
         """Measure a generator in eval mode; returns the value of each metric by its name."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The data set against which generators are measured.
+
+    Attributes:
+        images: the data set.
+        info: its properties; see `gan_dist.data.datasets.describe`.
+        key: identifies its content; see `gan_dist.data.shared.load_shared`.
+        class_probs: probability of each label for G, (num_classes,); None if G takes no label.
+    """
+
+    images: Images
+    info: DataInfo
+    key: str
+    class_probs: Tensor | None
+
+
+class NoFigure(UserError):
+    """There can be no meaningful figure, for example because the classifier cannot tell the classes apart."""
+
+
+def weights_hash(network: nn.Module) -> str:
+    """Return the SHA-256 of the names, types, shapes and values of a network's weights, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -2,25 +2,30 @@
 
 Metrics of its features are good for comparing runs on the same data set. They cannot be compared with metrics of
 Inception features.
+
+Runs share trained classifiers through a cache, and each run keeps a copy of its own. A file of weights is not believed:
+it must hold the weights that were saved, and the classifier must still know as many real images as after its training.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gan_dist.data.in_memory import Images
-from gan_dist.data.key import data_key
 from gan_dist.data.loader import make_loader
 from gan_dist.data.preprocess import images_to_float
 from gan_dist.kernels.switches import ieee_fp32
+from gan_dist.metrics import NoFigure, weights_hash
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.rng import Purpose, torch_seed
 
@@ -28,6 +33,9 @@ log = logging.getLogger(__name__)
 
 STEPS = 1000  # training steps of the classifier
 BATCH_SIZE = 128  # images per training step
+CHECKED = 1000  # real images, evenly spaced in the data set, of which a classifier must know the classes
+TOLERANCE = 0.02  # a loaded classifier may know this share of them less than after its training, on another device
+SKILL = 0.1  # how far a classifier must come from guessing the most frequent class, 0, to knowing all images, 1
 
 
 class _Quarters(nn.Module):
@@ -75,37 +83,148 @@ class Classifier(nn.Module):
         return features, self.head(features)
 
 
-def trained_classifier(dataset: Images, num_classes: int, seed: int, cache: Path, dist: Distributed) -> Classifier:
+_INSTEAD = "set metrics.extractor=inception, or metrics.every_kimg=0 for no figures"
+
+
+def trained_classifier(
+    images: Images, num_classes: int, key: str, seed: int, cache: Path, run_dir: Path | None, dist: Distributed
+) -> Classifier:
     """Return the classifier for a data set and a seed, in eval mode, on the device of each process.
 
-    The main process loads it from the cache. If it is not there, the main process trains it, which takes seconds, and
-    saves it in the cache. All processes call this function together.
+    The main process loads it from the run directory, where the run keeps its own copy, or from the cache. If neither
+    has a usable one, the main process trains it, which takes seconds, and saves it in both. All processes call this
+    function together.
 
     Args:
-        dataset: images and labels to train on.
+        images: images and labels to train on.
         num_classes: number of classes.
+        key: identifies the content of `images`.
         seed: seed of the initial weights and the order of the images.
-        cache: directory of the cache.
+        cache: directory of the cache, which all runs share.
+        run_dir: the run directory; None if there is no run.
         dist: the processes.
+
+    Raises:
+        NoFigure: there are too few classes, too few images of each, or the classifier cannot tell the classes apart.
     """
-    with torch_seed(seed, Purpose.CLASSIFIER):
-        classifier = Classifier(dataset[0][0].shape[0], num_classes)
-    path = cache / f"classifier-{data_key(dataset, num_classes)}-{seed}.safetensors"
+    if num_classes < 2:
+        raise NoFigure(f"metrics.extractor=classifier needs at least two classes, not {num_classes}; {_INSTEAD}")
+
+    def fresh() -> Classifier:
+        with torch_seed(seed, Purpose.CLASSIFIER):
+            return Classifier(images[0][0].shape[0], num_classes).to(dist.device)
 
     def weights() -> dict[str, Tensor]:
-        try:
-            classifier.load_state_dict(load_file(path))
-        except (OSError, SafetensorError, RuntimeError):  # the file is missing or damaged
-            accuracy = _train(classifier.to(dist.device), dataset, seed)
-            log.info("trained a classifier on the data's labels for the metrics: accuracy %.1f%%", accuracy)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(f".tmp-{secrets.token_hex(4)}")
-            save_file(classifier.state_dict(), temporary)
-            temporary.rename(path)
+        if len(images) < 2 * num_classes:
+            raise NoFigure(
+                f"metrics.extractor=classifier: {len(images)} images of {num_classes} classes can only be learnt by "
+                f"heart, because most classes have a single image; {_INSTEAD}"
+            )
+        name = f"classifier-{_identity(images, num_classes, key)}-{seed}.safetensors"
+        places = [folder / name for folder in (run_dir, cache) if folder]
+        known = _Known(images, dist.device)
+        for i, path in enumerate(places):
+            if classifier := _load(path, fresh(), known):
+                missing = places[:i]  # the cache gets no weights from a run directory, which may be a stranger's
+                break
+        else:
+            classifier, missing = _trained(fresh(), images, seed, known), places
+        for path in missing:
+            _save(path, classifier, known(classifier))
         return {name: tensor.cpu() for name, tensor in classifier.state_dict().items()}
 
-    classifier.load_state_dict(dist.from_main(weights))
-    return classifier.to(dist.device).eval().requires_grad_(False)
+    shared = fresh()
+    shared.load_state_dict(dist.from_main(weights))
+    return shared.eval().requires_grad_(False)
+
+
+def _identity(images: Images, num_classes: int, key: str) -> str:
+    """Return 16 hexadecimal digits that identify what a classifier is trained on: images, their shape, and all labels.
+
+    The key of some data sets covers only a part of their labels.
+    """
+    digest = hashlib.sha256(f"{key} {len(images)} {list(images[0][0].shape)} {num_classes}".encode())
+    digest.update(images.labels.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class _Known:
+    """A function that returns for a classifier the share of real images, at most CHECKED, whose class it knows.
+
+    Attributes:
+        least: a classifier that knows a smaller share has no skill.
+
+    Args:
+        images: the data set; the images are evenly spaced in it.
+        device: the device of the classifiers.
+    """
+
+    def __init__(self, images: Images, device: torch.device) -> None:
+        count = min(len(images), CHECKED)
+        pixels, labels = images.__getitems__([i * len(images) // count for i in range(count)])
+        self._pixels, self._labels = pixels.to(device), labels.to(device)
+        guessing = torch.bincount(images.labels.cpu()).max().item() / len(images)
+        self.least = guessing + SKILL * (1 - guessing)
+
+    @torch.no_grad()
+    @ieee_fp32()
+    def __call__(self, classifier: Classifier) -> float:
+        answers = [classifier(images_to_float(part))[1].argmax(1) for part in self._pixels.split(BATCH_SIZE)]
+        return (torch.cat(answers) == self._labels).float().mean().item()
+
+
+def _load(path: Path, classifier: Classifier, known: _Known) -> Classifier | None:
+    """Load weights into a classifier and check them; returns None, with a warning, if they cannot be used."""
+    most = 2 * sum(tensor.nbytes for tensor in classifier.state_dict().values())
+    try:
+        if not path.is_file():
+            return None
+        if path.stat().st_size > most:
+            raise ValueError(f"it has more than {most} bytes")
+        with safe_open(path, "pt") as file:
+            noted = file.metadata() or {}
+            classifier.load_state_dict({name: file.get_tensor(name) for name in classifier.state_dict()})
+        if weights_hash(classifier) != noted.get("sha256"):
+            raise ValueError("these are not the weights that were saved")
+        if not all(tensor.isfinite().all() for tensor in classifier.state_dict().values()):
+            raise ValueError("weights are not finite")
+        share, least = known(classifier), max(known.least, float(noted.get("known", "1")) - TOLERANCE)
+        if not share >= least:
+            raise ValueError(f"it knows {share:.1%} of the real images, not at least {least:.1%}")
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        log.warning("%s: this classifier is not used: %s", path, " ".join(str(error).split())[:200])
+        return None
+    return classifier
+
+
+def _save(path: Path, classifier: Classifier, share: float) -> None:
+    """Save a classifier with what `_load` checks: the hash of its weights, and the share of images that it knows."""
+    temporary = path.with_suffix(f".tmp-{secrets.token_hex(4)}")
+    tensors = {name: tensor.cpu() for name, tensor in classifier.state_dict().items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, temporary, {"sha256": weights_hash(classifier), "known": f"{share:.6f}"})
+        temporary.rename(path)
+    except (OSError, SafetensorError) as error:
+        log.warning("%s: the classifier for the metrics cannot be kept there (%s)", path, error)
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _trained(classifier: Classifier, images: Images, seed: int, known: _Known) -> Classifier:
+    """Train a classifier, and return it.
+
+    Raises:
+        NoFigure: it cannot tell the classes apart.
+    """
+    accuracy = _train(classifier, images, seed)
+    log.info("trained a classifier on the data's labels for the metrics: accuracy %.1f%%", accuracy)
+    if not (share := known(classifier)) >= known.least:
+        raise NoFigure(
+            f"metrics.extractor=classifier: the trained classifier knows only {share:.1%} of the real images, not at "
+            f"least {known.least:.1%}, so its features mean nothing; {_INSTEAD}"
+        )
+    return classifier
 
 
 @ieee_fp32()

@@ -7,15 +7,16 @@ Evaluators run them in IEEE fp32, never in TF32 or half precision, whatever the 
 from __future__ import annotations
 
 import hashlib
+import socket
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from gan_dist.data.in_memory import Images
 from gan_dist.data.preprocess import images_to_float
 from gan_dist.errors import UserError
+from gan_dist.metrics import Reference, weights_hash
 from gan_dist.metrics.classifier import Classifier, trained_classifier
 from gan_dist.parallel.distributed import Distributed
 
@@ -32,11 +33,15 @@ class Extractor(Protocol):
         name: name of the extractor, which is added to the names of the metrics.
         num_features: number of features per image.
         num_logits: number of logits per image.
+        weights: SHA-256 of its weights; "" if it has none.
+        resizing: how it resizes the images, in words; "none" if it does not.
     """
 
     name: str
     num_features: int
     num_logits: int
+    weights: str
+    resizing: str
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]: ...
 
@@ -46,10 +51,12 @@ class ClassifierExtractor:
 
     name = "classifier"
     num_features = Classifier.num_features
+    resizing = "none"
 
     def __init__(self, classifier: Classifier) -> None:
         self.classifier = classifier
         self.num_logits = classifier.head.out_features
+        self.weights = weights_hash(classifier)
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         return self.classifier(images_to_float(images))
@@ -72,6 +79,7 @@ class InceptionExtractor:
     name = "inception"
     num_features = 2048
     num_logits = 1008
+    resizing = "299x299, bilinear, as TensorFlow 1"
 
     def __init__(self, weights: Path, device: torch.device) -> None:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -84,6 +92,7 @@ class InceptionExtractor:
             )
         except Exception as error:
             raise _no_weights(weights, error) from error
+        self.weights = weights_hash(self.network)
         self.network.to(device).eval().requires_grad_(False)
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,37 +137,45 @@ def _no_weights(path: Path, error: Exception) -> UserError:
 
 
 def classifier_extractor(
-    dataset: Images, num_classes: int, seed: int, cache: Path, dist: Distributed, weights: str
+    reference: Reference, seed: int, cache: Path, run_dir: Path | None, dist: Distributed, weights: str
 ) -> Extractor:
-    """Return a classifier of the data set's labels as feature extractor. It is read from the cache, or trained now.
+    """Return a classifier of the data set's labels as feature extractor.
 
-    All processes call this function together.
+    It is read from the run directory or the cache, or trained now. All processes call this function together.
 
     Args:
-        dataset: the data set.
-        num_classes: its number of classes.
+        reference: the data set.
         seed: seed of the training.
-        cache: directory in which trained classifiers are kept.
+        cache: directory in which trained classifiers are kept for all runs.
+        run_dir: the run directory, where the run keeps a copy; None if there is no run.
         dist: the processes.
         weights: not used.
+
+    Raises:
+        NoFigure: see `gan_dist.metrics.classifier.trained_classifier`.
     """
-    return ClassifierExtractor(trained_classifier(dataset, num_classes, seed, cache, dist))
+    images, num_classes = reference.images, reference.info.num_classes
+    return ClassifierExtractor(trained_classifier(images, num_classes, reference.key, seed, cache, run_dir, dist))
 
 
 def inception_extractor(
-    dataset: Images, num_classes: int, seed: int, cache: Path, dist: Distributed, weights: str
+    reference: Reference, seed: int, cache: Path, run_dir: Path | None, dist: Distributed, weights: str
 ) -> Extractor:
     """Return the standard Inception network as feature extractor. All processes call this function together.
 
     Args:
-        dataset, num_classes, seed: not used.
+        reference, seed, run_dir: not used.
         cache, weights: see `inception_weights`.
         dist: the processes.
 
     Raises:
-        UserError: there are no usable weights.
+        UserError: there are no usable weights, or this node has others than the main process.
     """
-    return InceptionExtractor(dist.from_main(lambda: inception_weights(weights, cache)), dist.device)
+    path = dist.from_main(lambda: inception_weights(weights, cache))
+    extractor = InceptionExtractor(path, dist.device)
+    if dist.from_main(lambda: extractor.weights) != extractor.weights:
+        raise UserError(f"{path} on {socket.gethostname()}: other weights than in the main process; copy its file")
+    return extractor
 
 
 # The valid values of `metrics.extractor`, each with the function that makes the extractor. All take the same arguments.

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from gan_dist import rng
-from gan_dist.data.in_memory import Images
 from gan_dist.data.preprocess import to_uint8
 from gan_dist.kernels.switches import ieee_fp32
+from gan_dist.metrics import Reference
 from gan_dist.metrics.extractors import Extractor
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.rng import Purpose
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 MAX_REAL = 50_000  # the reference features come from at most so many images, evenly spaced in the data set
 MAX_NEIGHBOURS = 10_000  # precision and recall use at most so many real and so many generated images
+FEW = 10_000  # figures of fewer generated images come with a warning
 
 
 class _Identity(nn.Module):
@@ -46,9 +47,8 @@ class FeatureEvaluator:
 
     Args:
         extractor: the feature extractor.
-        dataset: the real images. At most MAX_REAL of them are used.
+        reference: the real images. At most MAX_REAL of them are used.
         dist: the processes.
-        class_probs: probability of each label for G, (num_classes,); None if G takes no label.
         num_images: number of images to generate. FID is biased upwards if they are few, so compare only values for the
             same number.
         batch_size: images per forward pass of G and of the feature extractor.
@@ -61,16 +61,16 @@ class FeatureEvaluator:
     def __init__(
         self,
         extractor: Extractor,
-        dataset: Images,
+        reference: Reference,
         dist: Distributed,
-        class_probs: Tensor | None,
         *,
         num_images: int,
         batch_size: int,
         seed: int,
     ) -> None:
-        self.extractor, self.dist, self.class_probs = extractor, dist, class_probs
+        self.extractor, self.reference, self.dist = extractor, reference, dist
         self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
+        dataset = reference.images
         wanted = min(len(dataset), MAX_REAL)
         index = [i * len(dataset) // wanted for i in range(wanted)]
         # Images that cannot be read are left out: stand-ins would count twice.
@@ -80,6 +80,14 @@ class FeatureEvaluator:
         self.num_real = len(self.real)
         if self.num_real < wanted and dist.is_main:
             log.warning("metrics: %d of %d real images cannot be read and are left out", wanted - self.num_real, wanted)
+        if dist.is_main and (num_images < FEW or self.num_real < extractor.num_features):
+            log.warning(
+                "metrics.num_images=%d, measured against %d real images: FID of few images is far too high (one "
+                "generator had 41 at 100 images and 3.4 at 50,000); compare it only with FID of as many images, and "
+                "set metrics.num_images=50000 for one that can be compared with published ones",
+                num_images,
+                self.num_real,
+            )
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -87,11 +95,17 @@ class FeatureEvaluator:
         from importlib.metadata import version
 
         return {
+            "data": self.reference.key,
+            "image_shape": list(self.reference.info.image_shape),
+            "data_resizing": "centre, Lanczos",
             "extractor": self.extractor.name,
+            "weights": self.extractor.weights,
+            "resizing": self.extractor.resizing,
+            "precision": "fp32",
             "num_generated": self.num_images,
             "num_real": self.num_real,
             "seed": self.seed,
-            "library": f"torchmetrics {version('torchmetrics')}",
+            "library": ", ".join(f"{name} {version(name)}" for name in ("torchmetrics", "torch-fidelity")),
         }
 
     @ieee_fp32()
@@ -105,9 +119,9 @@ class FeatureEvaluator:
         def generate(first: int, count: int) -> Tensor:
             z_dim: int = G.z_dim  # type: ignore[assignment]
             z = rng.latents(self.seed, Purpose.METRIC_LATENT, first, count, z_dim, like=next(G.parameters()))
-            if self.class_probs is None:
+            if self.reference.class_probs is None:
                 return to_uint8(G(z))
-            y = rng.labels(self.seed, Purpose.METRIC_LABEL, first, count, self.class_probs)
+            y = rng.labels(self.seed, Purpose.METRIC_LABEL, first, count, self.reference.class_probs)
             return to_uint8(G(z, y.to(self.dist.device)))
 
         fake, logits = self._extract(self.num_images, generate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -12,9 +13,12 @@ from gan_dist.data.in_memory import ImageTensor
 from gan_dist.data.preprocess import to_uint8
 from gan_dist.data.stacked import join_classes
 from gan_dist.kernels.switches import ieee_fp32
+from gan_dist.metrics import Reference
 from gan_dist.metrics.extractors import Extractor
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.rng import Purpose
+
+log = logging.getLogger(__name__)
 
 
 def mode_coverage(modes: Tensor, p_data: Tensor) -> tuple[int, float]:
@@ -55,7 +59,7 @@ class StackedEvaluator:
 
     Args:
         extractor: the classifier of the grayscale images, as a feature extractor.
-        dataset: the stacked images of the data set, for the frequency of each mode.
+        reference: the stacked images of the data set, for the frequency of each mode.
         dist: the processes.
         num_images: number of images to generate.
         batch_size: images per forward pass of G.
@@ -65,22 +69,39 @@ class StackedEvaluator:
     def __init__(
         self,
         extractor: Extractor,
-        dataset: ImageTensor,
+        reference: Reference,
         dist: Distributed,
         *,
         num_images: int,
         batch_size: int,
         seed: int,
     ) -> None:
-        self.extractor, self.dist = extractor, dist
+        self.extractor, self.reference, self.dist = extractor, reference, dist
         self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
-        counts = torch.bincount(dataset.labels.cpu(), minlength=extractor.num_logits**3)
+        counts = torch.bincount(reference.images.labels.cpu(), minlength=extractor.num_logits**3)
         self.p_data = counts / counts.sum()
+        modes = int((counts > 0).sum())
+        if dist.is_main and num_images < 10 * modes:
+            log.warning(
+                "metrics.num_images=%d for %d modes: so few images miss modes, and make kl too high; compare them only "
+                "with figures of as many images (papers use 26000 for 1000 modes)",
+                num_images,
+                modes,
+            )
 
     @property
     def protocol(self) -> dict[str, Any]:
         """The conditions of the measurement, which must be reported together with its results."""
-        return {"num_generated": self.num_images, "num_modes": int((self.p_data > 0).sum()), "seed": self.seed}
+        return {
+            "data": self.reference.key,
+            "image_shape": list(self.reference.info.image_shape),
+            "data_resizing": "centre, Lanczos",
+            "weights": self.extractor.weights,
+            "precision": "fp32",
+            "num_generated": self.num_images,
+            "num_modes": int((self.p_data > 0).sum()),
+            "seed": self.seed,
+        }
 
     @torch.no_grad()
     @ieee_fp32()

@@ -77,6 +77,21 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield text.rstrip("\n"), values
 
 
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a text file. If a crash or a full disk has cut the last line, the new one does not continue it."""
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                line = f"\n{line}"
+        file.write(f"{line}\n".encode())
+
+
+def as_json(values: dict[str, Any]) -> str:
+    """Return values as a JSON object in one line. JSON has no numbers that are not finite, so they become null."""
+    return json.dumps({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()})
+
+
 class LocalTracker:
     """Writes `metrics.jsonl`, one JSON object per line, and `samples/<name>-<kimg>.png` into the run directory.
 
@@ -107,9 +122,7 @@ class LocalTracker:
         temporary.rename(self.metrics)
 
     def scalars(self, nimg: int, values: dict[str, Any]) -> None:
-        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"kimg": nimg / 1000, **finite}) + "\n")
+        append_line(self.metrics, as_json({"kimg": nimg / 1000, **values}))
 
     def image(self, nimg: int, name: str, picture: np.ndarray) -> None:
         Image.fromarray(picture.squeeze()).save(self.samples / f"{name}-{nimg / 1000:010.3f}.png")

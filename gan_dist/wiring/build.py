@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from gan_dist.checkpoint.find import read_facts
 from gan_dist.checkpoint.restore import restore
 from gan_dist.checkpoint.state import State
 from gan_dist.data import DataInfo
@@ -31,6 +32,7 @@ from gan_dist.engine.recovery import Recovery
 from gan_dist.engine.stats import RunningMeans
 from gan_dist.engine.step import Alternation
 from gan_dist.engine.trainer import Callback, Trainer
+from gan_dist.metrics import Evaluator, NoFigure, Reference
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.parallel.signals import StopSignals
 from gan_dist.parallel.stop import StopAgreement
@@ -38,7 +40,8 @@ from gan_dist.report.trackers import TrackedRun, make_trackers
 from gan_dist.report.tracking import Tracker, Trackers
 from gan_dist.settings.config import as_yaml, for_file
 from gan_dist.settings.schema import Config
-from gan_dist.wiring.data import class_probabilities, keep_classes, source_of, stage_dir
+from gan_dist.wiring.data import absolute_paths, class_probabilities, keep_classes, source_of, stage_dir
+from gan_dist.wiring.figures import figures_of
 from gan_dist.wiring.iteration import last_stage, make_step, nimg_of, total_nimg
 from gan_dist.wiring.kinds import kind_of
 from gan_dist.wiring.networks import make_state
@@ -97,24 +100,27 @@ def build(
         UserError: the data or the checkpoint cannot be read, or the checkpoint belongs to other data.
     """
     if checkpoint:
-        info = keep_classes(info, checkpoint)
+        info = keep_classes(info, read_facts(checkpoint)["class_names"])
     dataset, key = load_shared(source_of(config.data), info, dist, stage_dir())
     if isinstance(dataset, ImageTensor):
         dataset = dataset.on(dist.device)
-    state = make_state(config, info, dist)
     if checkpoint:
         same = lambda: check_same_content(checkpoint, key, accepted_key, config, dataset, info)  # noqa: E731
         for note in dist.from_main(same):
             if dist.is_main:
                 log.warning(note)
-        restore(checkpoint, state)
     class_probs = class_probabilities(dataset, info, config)
+    evaluator = _evaluator(config, Reference(dataset, info, key, class_probs), run_dir, dist)
+    figures = figures_of(evaluator, checkpoint, dist)
+    state = make_state(config, info, dist)
+    if checkpoint:
+        restore(checkpoint, state, figures["protocol"])
     stats, clock = RunningMeans(dist), Clock()
     step = make_step(config, state, dist, stats, class_probs)
     batches = _batches(config, info, dataset, step, dist)
     tracker, track = _tracking(config, info, dataset, run_dir, state.nimg, dist)
     bar = ProgressBar(state.nimg, total_nimg(config), dist)
-    facts = _facts(config, info, key, dist)
+    facts = {**_facts(config, info, key, dist), **figures}
     save = _save(config, facts, run_dir, dist)
     kind = kind_of(config.data)
     log_every = nimg_of(config.log.every_kimg)
@@ -126,11 +132,10 @@ def build(
         ReportUnreadable(log_every or 1000, dataset, info.num_classes, facts, run_dir / "unreadable.txt", dist),
         save,  # an evaluation can take longer than SIGTERM's grace period, so the checkpoint is saved first
     ]
-    if config.metrics.every_kimg:
-        evaluator = kind.make_evaluator(config, info, dataset, class_probs, dist)
+    if evaluator:
         keep_best = config.checkpoint.keep_best and config.checkpoint.every_kimg
-        after = save.if_best if keep_best else None
-        callbacks.append(Evaluate(nimg_of(config.metrics.every_kimg), evaluator, tracker, clock, dist, after))
+        after, every = save.if_best if keep_best else None, nimg_of(config.metrics.every_kimg)
+        callbacks.append(Evaluate(every, evaluator, tracker, clock, dist, after, figures["series"]))
     if config.train.profile and dist.is_main:
         callbacks.append(Profile(run_dir / "trace.json"))
     recovery = _recovery(config, state, save, [tracker, stats, batches], dist)
@@ -138,6 +143,18 @@ def build(
     summary = [describe_classes(info)] if info.class_names else []
     summary += _summary(config, state, step.growth.batch_size, dist)
     return WiredRun(trainer, state, tracker, track, bar, save, dist, summary)
+
+
+def _evaluator(config: Config, reference: Reference, run_dir: Path, dist: Distributed) -> Evaluator | None:
+    """Make the evaluator of a run; None, with a warning, if there can be no meaningful figure."""
+    if not config.metrics.every_kimg:
+        return None
+    try:
+        return kind_of(config.data).make_evaluator(config, reference, run_dir, dist)
+    except NoFigure as error:
+        if dist.is_main:
+            log.warning("no figures are measured: %s", error)
+        return None
 
 
 def _batches(config: Config, info: DataInfo, dataset: Images, step: Alternation, dist: Distributed) -> Batches:
@@ -155,9 +172,11 @@ def _batches(config: Config, info: DataInfo, dataset: Images, step: Alternation,
 def _facts(config: Config, info: DataInfo, data_key: str, dist: Distributed) -> dict[str, Any]:
     """Return what each checkpoint records about the data and the machine, in addition to the state of the run.
 
-    With it the networks can be built without the data, and a resumed run can check that data and machine are the same.
+    With it the networks can be built without the data, a resumed run can check that data and machine are the same, and
+    an evaluation that is started in another directory finds the files.
     """
     return {
+        "paths": absolute_paths(config),
         "image_shape": list(info.image_shape),
         "num_classes": info.num_classes if config.model.conditional else 0,
         "class_names": list(info.class_names),

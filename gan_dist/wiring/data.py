@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +13,12 @@ import platformdirs
 import torch
 from torch import Tensor
 
-from gan_dist.checkpoint.find import read_facts
 from gan_dist.data import DataInfo, Source
 from gan_dist.data.in_memory import Images
 from gan_dist.settings.config import parse_image_size
 from gan_dist.settings.schema import Config, Data
+
+log = logging.getLogger(__name__)
 
 
 def source_of(data: Data) -> Source:
@@ -32,16 +35,16 @@ def source_of(data: Data) -> Source:
     )
 
 
-def keep_classes(info: DataInfo, checkpoint: Path) -> DataInfo:
+def keep_classes(info: DataInfo, class_names: Sequence[str]) -> DataInfo:
     """Return the data set with its classes in the order that they have in a run.
 
     Checkpoints of earlier versions do not name the classes, which were then sorted as text.
 
     Args:
         info: the data set.
-        checkpoint: the checkpoint from which the run goes on.
+        class_names: `class_names` of the run's checkpoint.
     """
-    names = read_facts(checkpoint)["class_names"] or sorted(info.class_names)
+    names = list(class_names) or sorted(info.class_names)
     if info.files is None or names == list(info.class_names) or sorted(names) != sorted(info.class_names):
         return info
     new_labels = np.array([names.index(name) for name in info.class_names])
@@ -62,6 +65,37 @@ def class_probabilities(dataset: Images, info: DataInfo, config: Config) -> Tens
         return None
     counts = torch.bincount(dataset.labels.cpu(), minlength=info.num_classes)
     return counts / counts.sum()
+
+
+def absolute_paths(config: Config) -> dict[str, str]:
+    """Return the absolute paths of the settings that name files, by the names of the settings; "" if not set.
+
+    A run records them beside what was typed, because a relative path means another file in another directory.
+    """
+    weights = config.metrics.inception_weights
+    return {
+        "data.root": str(source_of(config.data).root.expanduser().absolute()),
+        "metrics.inception_weights": str(Path(weights).expanduser().absolute()) if weights else "",
+    }
+
+
+def use_paths(config: Config, recorded: dict[str, str], typed: Sequence[str]) -> None:
+    """Replace the paths in a run's settings by the absolute ones that the run has recorded, if they still exist.
+
+    Args:
+        config: the settings, which are changed.
+        recorded: what `absolute_paths` returned when the run was started; {} for a run of an earlier version.
+        typed: settings key.sub=value of this command line. The paths that they name are kept.
+    """
+    named = {setting.partition("=")[0] for setting in typed}
+    for section, field in ((config.data, "root"), (config.metrics, "inception_weights")):
+        name = f"{type(section).__name__.lower()}.{field}"
+        if name in named or not (path := recorded.get(name)):
+            continue
+        if Path(path).exists():
+            setattr(section, field, path)
+        elif getattr(section, field) != path:
+            log.warning("%s: %s is gone; %s in this directory is used", name, path, getattr(section, field))
 
 
 def cache_dir() -> Path:

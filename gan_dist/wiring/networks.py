@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gan_dist import models
 from gan_dist.checkpoint.find import config_path, find_checkpoint, read_facts
 from gan_dist.checkpoint.restore import load_network
 from gan_dist.checkpoint.state import State
 from gan_dist.data import DataInfo
-from gan_dist.errors import ConfigError
+from gan_dist.errors import ConfigError, UserError
 from gan_dist.kernels.layout import adapt
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.rng import Purpose, torch_seed
@@ -93,36 +95,86 @@ def make_state(config: Config, info: DataInfo, dist: Distributed) -> State:
     return State(G, D, G_ema, make_optimizer(config.optim.G, G), make_optimizer(config.optim.D, D), scalers)
 
 
+@dataclass(frozen=True)
+class SavedGenerator:
+    """G_ema of a checkpoint, with all that is needed to build it. It can be sent to other processes.
+
+    Attributes:
+        path: the checkpoint's directory.
+        config: the run's settings, with the replacements that were asked for.
+        model: the run's own section `model`.
+        facts: what `gan_dist.checkpoint.find.read_facts` returned.
+        weights: the weights as saved, on the CPU: fp32, or fp64 for a run in fp64.
+    """
+
+    path: Path
+    config: Config
+    model: Model
+    facts: dict[str, Any]
+    weights: dict[str, Tensor]
+
+    def make(self) -> nn.Module:
+        """Build the generator, in eval mode, on the CPU.
+
+        Its attribute `class_names` is a list with the name of each class; [] if the classes have no names.
+        """
+        with torch.device("meta"):
+            G = make_generator(self.model, tuple(self.facts["image_shape"]), self.facts["num_classes"])
+        G.load_state_dict(self.weights, assign=True)
+        G.class_names = self.facts["class_names"] if self.facts["num_classes"] else []  # type: ignore[assignment]
+        return G.eval().requires_grad_(False)
+
+
 def load_generator(run_dir: Path, checkpoint: str, device: str) -> nn.Module:
     """Load G_ema of a run; see `gan_dist.load_generator`."""
-    return generator_of(find_checkpoint(run_dir, checkpoint)).to(device)
+    return find_generator(run_dir, checkpoint).make().to(device)
 
 
-def generator_of(checkpoint: Path) -> nn.Module:
-    """Load G_ema from a checkpoint, in eval mode, on the CPU, with weights as saved: fp32, or fp64 for a run in fp64.
+def find_generator(run_dir: Path, name: str, settings: Sequence[str] = ()) -> SavedGenerator:
+    """Find a checkpoint of a run and read its generator.
 
-    Its attribute `class_names` is a list with the name of each class; [] if the classes have no names.
+    A run that trains meanwhile may delete the checkpoint before it is read. Then the search starts again.
+
+    Args:
+        run_dir, name: see `gan_dist.checkpoint.find.find_checkpoint`.
+        settings: see `read_generator`.
+
+    Raises:
+        UserError: see `find_checkpoint` and `read_generator`.
+    """
+    while True:
+        path = find_checkpoint(run_dir, name)
+        try:
+            return read_generator(path, settings)
+        except UserError:
+            if path.exists():
+                raise
+
+
+def read_generator(checkpoint: Path, settings: Sequence[str] = ()) -> SavedGenerator:
+    """Read G_ema from a checkpoint.
 
     Args:
         checkpoint: the checkpoint's directory.
+        settings: replacements key.sub=value of the run's settings.
 
     Raises:
         UserError: its files are damaged or do not belong together.
     """
     facts = read_facts(checkpoint)
-    config = load_config(config_path(checkpoint))
-    if config.model.name not in models.names():
-        raise ConfigError(f"{checkpoint}: model.name={config.model.name}: {choose(config.model.name, models.names())}")
-    check_args(config.model)
+    path = config_path(checkpoint)
+    model, config = load_config(path).model, load_config(path, settings)
+    if model.name not in models.names():
+        raise ConfigError(f"{checkpoint}: model.name={model.name}: {choose(model.name, models.names())}")
+    check_args(model)
     try:
         # On the meta device the network takes no memory. `load_network` gives it the memory that the file needs.
         with torch.device("meta"):
-            G = make_generator(config.model, tuple(facts["image_shape"]), facts["num_classes"])
+            G = make_generator(model, tuple(facts["image_shape"]), facts["num_classes"])
     except Exception as error:  # a checkpoint may come from a stranger, with sizes that no network can have
-        raise ConfigError(f"{checkpoint}: {config.model.name}: {type(error).__name__}: {str(error)[:200]}") from error
+        raise ConfigError(f"{checkpoint}: {model.name}: {type(error).__name__}: {str(error)[:200]}") from error
     load_network(checkpoint, "G_ema", G)
-    G.class_names = facts["class_names"] if facts["num_classes"] else []  # type: ignore[assignment]
-    return G.eval().requires_grad_(False)
+    return SavedGenerator(checkpoint, config, model, facts, G.state_dict())
 
 
 def check_args(model: Model) -> None:

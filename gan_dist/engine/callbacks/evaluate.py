@@ -27,6 +27,8 @@ class Evaluate:
         clock: is paused meanwhile.
         dist: the processes.
         after: called after each evaluation, except the one before the first iteration; None for no call.
+        series: number of the series of figures. From the second one on it is part of the names of the values, so that
+            no tracker or plot continues a series of another protocol.
     """
 
     at_start = True
@@ -40,17 +42,20 @@ class Evaluate:
         clock: Clock,
         dist: Distributed,
         after: Callable[[State], None] | None,
+        series: int = 1,
     ) -> None:
         self.every_nimg, self.evaluator = every_nimg, evaluator
         self.tracker, self.clock, self.dist = tracker, clock, dist
-        self.after = after
+        self.after, self.suffix = after, f"_series{series}" if series > 1 else ""
 
     def __call__(self, state: State) -> None:
         with self.clock.paused():
-            state.metrics, state.metrics_nimg = self.evaluator(state.G_ema), state.nimg
+            values = self.evaluator(state.G_ema)
+            state.metrics = {f"{name}{self.suffix}": value for name, value in values.items()}
+            state.metrics_nimg = state.nimg
         if self.after and state.nimg:
             self.after(state)
         if self.dist.is_main:
             self.tracker.scalars(state.nimg, {**state.metrics, "protocol": self.evaluator.protocol})
-            values = "  ".join(f"{name} {value:.4g}" for name, value in state.metrics.items())
-            log.info("%.1f kimg  %s", state.nimg / 1000, values)
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in state.metrics.items())
+            log.info("%.1f kimg  %s", state.nimg / 1000, shown)

@@ -13,7 +13,7 @@ from gan_dist.data import DataInfo
 from gan_dist.data.in_memory import Images
 from gan_dist.data.preprocess import images_to_float
 from gan_dist.errors import ConfigError
-from gan_dist.metrics import Evaluator
+from gan_dist.metrics import Evaluator, Reference
 from gan_dist.metrics.extractors import EXTRACTORS, Extractor
 from gan_dist.metrics.features import FeatureEvaluator
 from gan_dist.parallel.distributed import Distributed
@@ -36,21 +36,21 @@ class ImagesKind:
         pass
 
     def check_metrics(self, config: Config, info: DataInfo) -> None:
-        if config.metrics.extractor == "classifier" and not info.num_classes:
+        if config.metrics.extractor == "classifier" and info.num_classes < 2:
+            lacks = "has one class, and it needs at least two" if info.num_classes else "has no labels to train one on"
             raise ConfigError(
-                f"metrics.extractor=classifier, but data.name={config.data.name} has no labels to train one on; "
+                f"metrics.extractor=classifier, but data.name={config.data.name} {lacks}; "
                 "set metrics.extractor=inception, or metrics.every_kimg=0 for no metrics"
             )
 
     def make_evaluator(
-        self, config: Config, info: DataInfo, dataset: Images, class_probs: Tensor | None, dist: Distributed
+        self, config: Config, reference: Reference, run_dir: Path | None, dist: Distributed
     ) -> Evaluator:
         metrics = config.metrics
         return FeatureEvaluator(
-            self._extractor(config, info, dataset, dist),
-            dataset,
+            self._extractor(config, reference, run_dir, dist),
+            reference,
             dist,
-            class_probs,
             num_images=metrics.num_images,
             batch_size=metrics.batch_size,
             seed=metrics.seed,
@@ -70,13 +70,13 @@ class ImagesKind:
         where = "inside scikit-learn" if config.data.name == "digits" else f"in {Path(config.data.root).resolve()}"
         return f"{num_readable} of {info.num_images} images can be read, {shape}, {where}"
 
-    def prepare_extractor(self, config: Config, info: DataInfo, dataset: Images, dist: Distributed) -> str:
-        return self._extractor(config, info, dataset, dist).name
+    def prepare_extractor(self, config: Config, reference: Reference, dist: Distributed) -> str:
+        return self._extractor(config, reference, None, dist).name
 
-    def _extractor(self, config: Config, info: DataInfo, dataset: Images, dist: Distributed) -> Extractor:
+    def _extractor(self, config: Config, reference: Reference, run_dir: Path | None, dist: Distributed) -> Extractor:
         metrics = config.metrics
         make = EXTRACTORS[metrics.extractor]
-        return make(dataset, info.num_classes, metrics.seed, cache_dir(), dist, metrics.inception_weights)
+        return make(reference, metrics.seed, cache_dir(), run_dir, dist, metrics.inception_weights)
 
 
 def _captioned(grid: np.ndarray, class_names: Sequence[str], rows: int) -> np.ndarray:

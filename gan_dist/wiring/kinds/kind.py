@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from gan_dist.data import DataInfo
 from gan_dist.data.in_memory import Images
 from gan_dist.engine.draws import ToFloat
-from gan_dist.metrics import Evaluator
+from gan_dist.metrics import Evaluator, Reference
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.settings.schema import Config
 
@@ -39,7 +40,7 @@ class Kind(Protocol):
         """Raise ConfigError if the section `metrics` does not fit this kind."""
 
     def make_evaluator(
-        self, config: Config, info: DataInfo, dataset: Images, class_probs: Tensor | None, dist: Distributed
+        self, config: Config, reference: Reference, run_dir: Path | None, dist: Distributed
     ) -> Evaluator:
         """Make the evaluator that measures a generator of this kind.
 
@@ -47,10 +48,12 @@ class Kind(Protocol):
 
         Args:
             config: the settings.
-            info: what `gan_dist.data.datasets.describe` returned.
-            dataset: the data set.
-            class_probs: probability of each label for G, (num_classes,); None if G takes no label.
+            reference: the data set.
+            run_dir: the run directory, where a run keeps its own classifier; None if there is no run.
             dist: the processes.
+
+        Raises:
+            NoFigure: there can be no meaningful figure.
         """
 
     def make_picture(self, config: Config, info: DataInfo, class_probs: Tensor | None, dist: Distributed) -> Picture:
@@ -68,10 +71,12 @@ class Kind(Protocol):
             num_readable: number of images that can be read.
         """
 
-    def prepare_extractor(self, config: Config, info: DataInfo, dataset: Images, dist: Distributed) -> str:
+    def prepare_extractor(self, config: Config, reference: Reference, dist: Distributed) -> str:
         """Download or train the feature extractor, unless it is in the cache.
 
         Returns:
-            Its name, or "" if nothing is prepared: points need no extractor, and stacked images train theirs when their
-            evaluator is made.
+            Its name, or "" for points, which need no extractor.
+
+        Raises:
+            NoFigure: there can be no meaningful figure.
         """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from torch import Tensor
 
@@ -10,7 +12,7 @@ from gan_dist.data.in_memory import Images
 from gan_dist.data.points import modes
 from gan_dist.data.preprocess import points_to_float
 from gan_dist.errors import ConfigError
-from gan_dist.metrics import Evaluator
+from gan_dist.metrics import Evaluator, Reference
 from gan_dist.metrics.points import PointsEvaluator, sample_points
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.report.scatter import scatter_picture
@@ -42,10 +44,10 @@ class PointsKind:
         pass
 
     def make_evaluator(
-        self, config: Config, info: DataInfo, dataset: Images, class_probs: Tensor | None, dist: Distributed
+        self, config: Config, reference: Reference, run_dir: Path | None, dist: Distributed
     ) -> Evaluator:
-        metrics = config.metrics
-        return PointsEvaluator(config.data.name, dist, class_probs, num_images=metrics.num_images, seed=metrics.seed)
+        name, probs, metrics = config.data.name, reference.class_probs, config.metrics
+        return PointsEvaluator(name, dist, probs, num_images=metrics.num_images, seed=metrics.seed)
 
     def make_picture(self, config: Config, info: DataInfo, class_probs: Tensor | None, dist: Distributed) -> Picture:
         centres, seed = modes(config.data.name), config.train.seed
@@ -58,5 +60,5 @@ class PointsKind:
     def describe(self, config: Config, info: DataInfo, num_readable: int) -> str:
         return f"{info.num_images} points, which the program computes"
 
-    def prepare_extractor(self, config: Config, info: DataInfo, dataset: Images, dist: Distributed) -> str:
+    def prepare_extractor(self, config: Config, reference: Reference, dist: Distributed) -> str:
         return ""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from pathlib import Path
 
 from gan_dist.data import DataInfo
-from gan_dist.data.in_memory import Images, ImageTensor
+from gan_dist.data.in_memory import ImageTensor
 from gan_dist.errors import ConfigError
-from gan_dist.metrics import Evaluator
+from gan_dist.metrics import Evaluator, Reference
 from gan_dist.metrics.classifier import trained_classifier
-from gan_dist.metrics.extractors import ClassifierExtractor
+from gan_dist.metrics.extractors import ClassifierExtractor, Extractor
 from gan_dist.metrics.stacked import StackedEvaluator, first_channel
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.settings.schema import Config
@@ -32,19 +32,22 @@ class StackedKind(ImagesKind):
         pass
 
     def make_evaluator(
-        self, config: Config, info: DataInfo, dataset: Images, class_probs: Tensor | None, dist: Distributed
+        self, config: Config, reference: Reference, run_dir: Path | None, dist: Distributed
     ) -> Evaluator:
-        assert isinstance(dataset, ImageTensor)
-        metrics, num_classes = config.metrics, round(info.num_classes ** (1 / 3))
-        grayscale = first_channel(dataset, num_classes)
+        metrics = config.metrics
         return StackedEvaluator(
-            ClassifierExtractor(trained_classifier(grayscale, num_classes, metrics.seed, cache_dir(), dist)),
-            dataset,
+            self._extractor(config, reference, run_dir, dist),
+            reference,
             dist,
             num_images=metrics.num_images,
             batch_size=metrics.batch_size,
             seed=metrics.seed,
         )
 
-    def prepare_extractor(self, config: Config, info: DataInfo, dataset: Images, dist: Distributed) -> str:
-        return ""
+    def _extractor(self, config: Config, reference: Reference, run_dir: Path | None, dist: Distributed) -> Extractor:
+        """Return the classifier of the grayscale images, whatever `metrics.extractor` is."""
+        assert isinstance(reference.images, ImageTensor)
+        num_classes = round(reference.info.num_classes ** (1 / 3))
+        grayscale, seed = first_channel(reference.images, num_classes), config.metrics.seed
+        key = f"{reference.key} first channel"
+        return ClassifierExtractor(trained_classifier(grayscale, num_classes, key, seed, cache_dir(), run_dir, dist))
