@@ -675,6 +675,8 @@ def test_run_is_locked_and_neither_overwritten_nor_begun_by_mistake(
     monkeypatch.setattr("gan_dist.run.build", build_a_run)
     assert main(["train", *SMALL, "run.dir=run"]) == 1
     assert capsys.readouterr().err == "gan-dist: error: locked\n"
+    assert not Path("run").exists(), "a failed start leaves no directory"
+    Path("run").mkdir()
     Path("run/config.yaml").write_text("train: {kimg: 1}\n")
     assert main(["train", *SMALL, "run.dir=run"]) == 2
     assert "run.dir=run already holds a run: go on with it by resume=latest" in capsys.readouterr().err

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from gan_dist.checkpoint.find import list_checkpoints
+from gan_dist.checkpoint.lock import refuse_links
 from gan_dist.errors import ConfigError, Unreadable, UserError
 
 # The names that a run and the commands for it write into its directory.
@@ -32,9 +33,11 @@ def refuse_strangers_files(run_dir: Path) -> None:
 
     Raises:
         ConfigError: there is such a file; the message names it.
+        UserError: there is a link in the directory.
         Unreadable: the directory could not be read.
     """
     try:
+        refuse_links(run_dir)
         names = _names(run_dir) if run_dir.is_dir() else set()
         for name in WRITTEN:
             path = run_dir / name
