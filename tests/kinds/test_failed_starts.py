@@ -15,7 +15,7 @@ FAILURES = {
     "missing data": ["data.name=folder", "data.root=nothing", "model.conditional=false"],
     "batch larger than the data": ["train.batch_size=4096"],
     "impossible argument": ["model.g_args={nothing: 1}"],
-    "labels that are not there": ["data.name=ring", "model.g_args={tanh: false}"],
+    "points for a model of images": ["data.name=ring", "model.conditional=false"],
     "broken image": ["data.name=folder", "data.root=pictures", "data.image_size=8", "model.conditional=false",
                      "train.batch_size=4", "data.broken_files=error"],
 }  # fmt: skip
