@@ -136,7 +136,7 @@ def test_signal_saves_and_says_how_to_go_on(number: signal.Signals, train: Train
     assert error == ""
     assert "go on with: python train.py run.dir=run resume=latest" in rest
     newest = max((tmp_path / "run/checkpoints").iterdir())
-    again = train("run.dir=run", "resume=latest", f"train.kimg={int(newest.name) / 1000}", tiny=False)
+    again = train("run.dir=run", "resume=latest", f"train.kimg={int(newest.name) / 1000 + 0.1}", tiny=False)
     assert again.returncode == 0, again.stderr
     assert f"going on from run/checkpoints/{newest.name}" in again.stdout
 

@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 from program import Program
 
+pytestmark = pytest.mark.slow
+
 FAILURES = {
     "missing Inception file": ["metrics.every_kimg=1", "metrics.extractor=inception",
                                "metrics.inception_weights=no.pth"],
