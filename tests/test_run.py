@@ -138,7 +138,7 @@ def test_signal_saves_and_says_how_to_go_on(number: signal.Signals, train: Train
     assert error == ""
     assert "go on with: python train.py run.dir=run resume=latest" in rest
     newest = max((tmp_path / "run/checkpoints").iterdir())
-    again = train("run.dir=run", "resume=latest", f"train.kimg={int(newest.name) / 1000}", tiny=False)
+    again = train("run.dir=run", "resume=latest", f"train.kimg={int(newest.name) / 1000 + 0.1}", tiny=False)
     assert again.returncode == 0, again.stderr
     assert f"going on from run/checkpoints/{newest.name}" in again.stdout
 
@@ -300,6 +300,10 @@ def test_run_that_goes_on_keeps_its_precision_and_says_where_it_changes(train: T
     assert "not promised" not in again.stdout
     assert load_config(tmp_path / "run/config.yaml").train.precision == "bf16"
     other = train(config, "run.dir=run", "resume=auto", "train.kimg=3", "train.precision=tf32")
+    assert other.returncode == 2
+    assert "train.precision: bf16 -> tf32" in other.stderr
+    allowed = "allow_changes=[train.precision]"
+    other = train(config, "run.dir=run", "resume=auto", "train.kimg=3", "train.precision=tf32", allowed)
     assert other.returncode == 0
     assert "precision was bf16 and is tf32: the same bits as in one go are not promised" in other.stdout
     assert "precision tf32, which is fp32 on a CPU" in other.stdout

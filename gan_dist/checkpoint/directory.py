@@ -7,11 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from gan_dist.checkpoint.find import list_checkpoints
+from gan_dist.checkpoint.lock import refuse_links
 from gan_dist.errors import ConfigError, Unreadable, UserError
 
 # The names that a run and the commands for it write into its directory.
 WRITTEN = ("config.yaml", "checkpoints", "metrics.jsonl", "log.txt", "samples", "plot.png", "wandb", "wandb_id.txt",
-           "evaluations.jsonl", "generated", "trace.json")  # fmt: skip
+           "starts.jsonl", "evaluations.jsonl", "generated", "trace.json")  # fmt: skip
+_FOLDERS = ("checkpoints", "samples", "wandb", "generated")
 _OF_THE_LOCK = (".lock", ".owner")
 
 
@@ -27,18 +29,21 @@ def has_checkpoints(run_dir: Path) -> bool:
 def refuse_strangers_files(run_dir: Path) -> None:
     """Refuse a directory for a new run if it holds files of names that the run would write. Nothing is changed.
 
-    An empty directory of such a name does no harm. Neither does the `log.txt` of a start that was killed before it
-    began, which has left the lock's file beside it: it only grows.
+    An empty directory that the run would fill does no harm. Neither does the `log.txt` of a start that was killed
+    before it began, which has left the lock's file beside it: it only grows.
 
     Raises:
         ConfigError: there is such a file; the message names it.
+        UserError: there is a link in the directory.
         Unreadable: the directory could not be read.
     """
     try:
+        refuse_links(run_dir)
         names = _names(run_dir) if run_dir.is_dir() else set()
         for name in WRITTEN:
             path = run_dir / name
-            harmless = (path.is_dir() and not _names(path)) or (name == "log.txt" and ".owner" in names)
+            empty = name in _FOLDERS and path.is_dir() and not _names(path)
+            harmless = empty or (name == "log.txt" and ".owner" in names)
             if name not in names or harmless:
                 continue
             raise ConfigError(

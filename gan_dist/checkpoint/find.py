@@ -25,11 +25,6 @@ FILES = (*(f"{name}.safetensors" for name in (*NETWORKS, *OPTIMIZERS)), "state.j
 MAX_NIMG = 10**15  # largest number of images that a run can see: the largest `train.kimg`, in images
 
 
-def name_of(nimg: int) -> str:
-    """Return the name of the checkpoint after so many images: at least 12 digits, more from 10^12 images on."""
-    return f"{nimg:012d}"
-
-
 def nimg_of(checkpoint: Path) -> int:
     """Return the number of images seen, from the name of a checkpoint that `list_checkpoints` has found."""
     return int(checkpoint.name)
@@ -38,6 +33,8 @@ def nimg_of(checkpoint: Path) -> int:
 @manifest.patient
 def list_checkpoints(run_dir: Path) -> list[Path]:
     """Return the directories of all checkpoints of a run, damaged ones too, sorted by images seen.
+
+    Their names are the images seen, with at least 12 digits and with more from 10^12 images on.
 
     Raises:
         Unreadable: the directory could not be listed, several times.
@@ -49,7 +46,7 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
         return []
     except OSError as error:
         raise Unreadable(f"{folder}: cannot be listed ({error.strerror})") from error
-    numbers = [name for name in names if re.fullmatch("[0-9]{12,16}", name) and name == name_of(int(name))]
+    numbers = [name for name in names if re.fullmatch("[0-9]{12,16}", name) and name == f"{int(name):012d}"]
     return [folder / name for name in sorted(numbers, key=int)]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,17 +19,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from gan_dist.checkpoint.disk import flush_names, write_flushed
-from gan_dist.checkpoint.find import (
-    FILES,
-    NETWORKS,
-    OPTIMIZERS,
-    best_checkpoints,
-    list_checkpoints,
-    name_of,
-    nimg_of,
-    verify,
-)
+from gan_dist.checkpoint.find import FILES, NETWORKS, OPTIMIZERS, best_checkpoints, list_checkpoints, nimg_of, verify
 from gan_dist.checkpoint.moments import flatten
 from gan_dist.checkpoint.state import State
 from gan_dist.errors import Unreadable
@@ -89,28 +80,29 @@ def write_checkpoint(run_dir: Path, snapshot: Snapshot, config: str) -> Path:
         UserError: the files that were read back differ from what was written.
     """
     snapshot.arrived()
-    name, folder = name_of(snapshot.facts["nimg"]), run_dir / "checkpoints"
-    final, temporary, old = folder / name, folder / f".tmp-{name}", folder / f".old-{name}"
+    nimg = snapshot.facts["nimg"]
+    folder = run_dir / "checkpoints"
+    final, temporary, old = folder / f"{nimg:012d}", folder / f".tmp-{nimg:012d}", folder / f".old-{nimg:012d}"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
         written = {}
-        for file in FILES:
-            stem = file.removesuffix(".safetensors")
+        for name in FILES:
+            stem = name.removesuffix(".safetensors")
             if stem in snapshot.tensors:
                 content = save(snapshot.tensors[stem])
             else:
-                content = (config if file == "config.yaml" else json.dumps(snapshot.facts, indent=1) + "\n").encode()
-            written[file] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-            write_flushed(temporary / file, content)
-        write_flushed(temporary / "manifest.json", (json.dumps(written, indent=1) + "\n").encode())
-        flush_names(temporary)
+                content = (config if name == "config.yaml" else json.dumps(snapshot.facts, indent=1) + "\n").encode()
+            written[name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            _write(temporary / name, content)
+        _write(temporary / "manifest.json", (json.dumps(written, indent=1) + "\n").encode())
+        _flush(temporary)
         verify(temporary)
         if final.exists():  # the run was resumed from an earlier checkpoint and has now come to this one again
             shutil.rmtree(old, ignore_errors=True)
             final.rename(old)
         temporary.rename(final)
-        flush_names(folder)
+        _flush(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         _put_back(old, final)
@@ -179,6 +171,22 @@ def prune(run_dir: Path, keep: int, every_nimg: int, best: bool) -> None:
         if path not in kept:
             # Renamed first, so that a program that reads the checkpoint now finds it gone, and not damaged.
             shutil.rmtree(path.rename(path.with_name(f".tmp-{path.name}")), ignore_errors=True)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush(folder: Path) -> None:
+    """Flush a directory to disk, so that the names in it survive a crash of the machine."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _to_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

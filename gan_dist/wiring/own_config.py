@@ -137,5 +137,5 @@ def _about_file(path: Path, overrides: Sequence[str], config: Config) -> str:
         return ""
     return (
         f"{path} was changed since the first start, or is another file; it does not count, as the run goes on with its "
-        f"own settings: {in_words(changes)}; to change a setting of the run, name it on the command line"
+        f"own settings (file -> run): {in_words(changes)}; to change a setting of the run, name it on the command line"
     )
