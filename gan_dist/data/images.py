@@ -12,7 +12,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from gan_dist.data.budget import Budget
@@ -86,6 +86,8 @@ def read_image(path: Path, image_shape: tuple[int, int, int]) -> Picture:
                 return Picture(pixels, _holds_several(image), deep, int(pixels.max()) < 32)
     except BrokenImage as error:
         raise BrokenImage(f"{path}: {error}") from None
+    except UnidentifiedImageError:  # its message names the open file, not the path
+        raise BrokenImage(f"{path}: cannot identify image file") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ValueError and others
         raise BrokenImage(f"{path}: not a readable image ({type(error).__name__}: {error})") from error
 

@@ -25,7 +25,7 @@ class Data:
     channels: Literal[0, 1, 3, 4] = 0  # 1: grayscale, 3: RGB, 4: RGBA, 0: the data set's own (folder: 3)
     stacked: bool = False  # stack three grayscale images as the channels of one image; 10 classes give 1,000 modes
     class_folders: bool = False  # folder: each subfolder of root is a class
-    broken_files: Literal["skip", "error"] = "skip"  # if an image cannot be read: skip it with a warning, or stop
+    broken_files: Literal["skip", "error"] = "skip"  # if an image cannot be read: others stand in for it, or stop
     hflip: bool = False  # mirror each image with probability 1/2
     memory_gib: float = 4.0  # a data set of up to this many GiB is decoded once and kept in memory as uint8
     workers: int = 2  # DataLoader workers of each process, for a data set that is larger than data.memory_gib
