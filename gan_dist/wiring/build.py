@@ -53,7 +53,7 @@ class WiredRun:
         trainer: the training loop.
         state: the state of the run.
         tracker: records metrics and pictures; the caller must call its `finish`.
-        bar: the progress bar; the caller must close it.
+        bar: the progress bar.
         save: writes the checkpoints.
         dist: the processes.
         summary: three lines for the log about processes, batches and networks.
@@ -70,6 +70,13 @@ class WiredRun:
     def train(self, signals: StopSignals) -> bool:
         """Train; returns True if training is finished, False if a signal to one of the processes stopped it."""
         return self.trainer.run(StopAgreement(self.dist, signals))
+
+    def close(self) -> None:
+        """End the progress bar, so that the terminal can be used again, and the profiler. Call this after `train`."""
+        self.bar.close()
+        for callback in self.trainer.callbacks:
+            if isinstance(callback, Profile):
+                callback.close()
 
 
 def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None, dist: Distributed) -> WiredRun:
@@ -107,7 +114,7 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
     callbacks: list[Callback] = [
         bar,
         LogProgress(log_every, state.nimg, total_nimg(config), stats, tracker, bar, clock, dist),
-        SampleGrid(nimg_of(config.sample.every_kimg), picture, tracker, clock),
+        SampleGrid(nimg_of(config.sample.every_kimg), state.nimg, picture, tracker, clock),
         save,  # an evaluation can take longer than SIGTERM's grace period, so the checkpoint is saved first
     ]
     if config.metrics.every_kimg:

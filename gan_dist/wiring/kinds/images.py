@@ -86,8 +86,11 @@ def real_grid(dataset: Images, num_classes: int, rows: int) -> np.ndarray:
     """
     columns = columns_of(num_classes, rows)
     if num_classes:
-        of_class = [(dataset.labels == label).nonzero().flatten().tolist() for label in range(columns)]
-        wanted = [of_class[c][r] if r < len(of_class[c]) else None for r in range(rows) for c in range(columns)]
+        shown = min(num_classes, columns)
+        of_class = [(dataset.labels == label).nonzero().flatten().tolist() for label in range(shown)]
+        # Column c shows class c modulo `shown`; of the columns of a class, each shows the next images.
+        places = [(c % shown, r * (columns // shown) + c // shown) for r in range(rows) for c in range(columns)]
+        wanted = [of_class[label][i] if i < len(of_class[label]) else None for label, i in places]
     else:
         wanted = [i if i < len(dataset) else None for i in range(rows * columns)]
     blank = torch.full_like(dataset[0][0], 255)
