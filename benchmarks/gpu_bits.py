@@ -124,7 +124,9 @@ def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> str:
 def figures(run_dir: Path) -> list[dict[str, Any]]:
     """The logged figures, without the speed."""
     lines = read_metrics(run_dir / "metrics.jsonl")
-    return [{name: value for name, value in line.items() if name != "images_per_sec"} for line in lines]
+    return [
+        {name: value for name, value in line.items() if name not in ("images_per_sec", "memory_gib")} for line in lines
+    ]
 
 
 def recipes() -> list[str]:

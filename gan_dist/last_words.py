@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gan_dist.checkpoint.find import list_checkpoints
+from gan_dist.report.log import in_kimg
 
 log = logging.getLogger(__name__)
 
@@ -59,18 +60,18 @@ def say_last_words(ending: Ending, seconds: float) -> None:
         ending: how it has ended.
         seconds: how long this start of the run has taken.
     """
-    run_dir, kimg = ending.run_dir, ending.nimg / 1000
-    trained = (ending.nimg - ending.first_nimg) / 1000
+    run_dir, kimg = ending.run_dir, in_kimg(ending.nimg)
+    trained = ending.nimg - ending.first_nimg
     if not ending.finished:
         command = f"{_program(ending.processes)} {shlex.quote(f'run.dir={run_dir}')} resume=latest"
-        log.info("stopped at %.1f kimg; go on with: %s", kimg, command)
+        log.info("stopped at %s kimg; go on with: %s", kimg, command)
     elif trained <= 0:
-        log.info("nothing was left to train: the run has %.1f kimg already", kimg)
+        log.info("nothing was left to train: the run has %s kimg already", kimg)
     elif ending.first_nimg:
-        log.info("finished: %.1f kimg, the last %.1f of them in %.0f s", kimg, trained, seconds)
+        log.info("finished: %s kimg, the last %s of them in %.0f s", kimg, in_kimg(trained), seconds)
     else:
-        log.info("finished: %.1f kimg in %.0f s", kimg, seconds)
-    grids = [path for path in sorted((run_dir / "samples").glob("grid-*.png")) if _kimg_of(path) <= kimg]
+        log.info("finished: %s kimg in %.0f s", kimg, seconds)
+    grids = [path for path in sorted((run_dir / "samples").glob("grid-*.png")) if _kimg_of(path) <= ending.nimg / 1000]
     checkpoints = [path for path in list_checkpoints(run_dir) if int(path.name) <= ending.nimg]
     places = {
         "samples": grids[-1:],

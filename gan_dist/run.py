@@ -23,6 +23,7 @@ from gan_dist.parallel.distributed import Distributed
 from gan_dist.parallel.signals import StopSignals
 from gan_dist.parallel.together import together
 from gan_dist.report.log import log_to
+from gan_dist.report.versions import record_start
 from gan_dist.settings.config import as_yaml, for_file
 from gan_dist.settings.precision import resolve
 from gan_dist.settings.schema import Config
@@ -166,10 +167,13 @@ def _begin(asked: Asked, run: WiredRun, run_dir: Path, before: Before | None) ->
 
 
 def _train_to_the_end(run: WiredRun, run_dir: Path, signals: StopSignals, upload: bool) -> bool:
-    """Run the training loop, then close the progress bar and the trackers, after an error too.
+    """Run the training loop, then end the progress bar, the profiler and the trackers, after an error too.
 
     Returns True if training is finished; if `upload` is True, the trackers then get the last checkpoint.
     """
+    if run.dist.is_main:
+        facts = {"kimg": run.state.nimg / 1000, "processes": run.dist.world_size, **run.dist.environment}
+        record_start(run_dir, facts)
     try:
         finished = run.train(signals)
     except Exception:
@@ -177,7 +181,8 @@ def _train_to_the_end(run: WiredRun, run_dir: Path, signals: StopSignals, upload
         run.tracker.finish("failed")
         raise
     finally:
-        run.bar.close()
+        with harmless("the progress bar or the profiler did not end"):
+            run.close()
     artifact = None
     with harmless("the trackers do not get the model"):
         artifact = find_checkpoint(run_dir) if run.dist.is_main and finished and upload else None

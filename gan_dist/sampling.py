@@ -56,7 +56,7 @@ def sample_grid(G: nn.Module, seed: int, rows: int, dist: Distributed) -> np.nda
     Args:
         G: the generator, in eval mode. If it is conditional, each column of the grid shows one class.
         seed: the latents z depend on nothing else, so the grids of one run show how the same samples change.
-        rows: number of rows; an unconditional generator gets as many columns.
+        rows: number of rows; the grid has about as many columns, see `gan_dist.report.pictures.columns_of`.
         dist: the processes.
 
     Returns:

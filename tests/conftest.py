@@ -36,6 +36,7 @@ from gan_dist.data.datasets import DATASETS, describe
 from gan_dist.data.points import POINTS
 from gan_dist.models._layers import MinibatchStd
 from gan_dist.parallel.accelerate_adapter import forget_state
+from gan_dist.report.versions import package
 from gan_dist.settings.config import check, load_config
 from gan_dist.settings.schema import Config, Growth
 from gan_dist.wiring.data import source_of
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from slurm_jobs import Slurm
 
 ROOT = Path(__file__).parent.parent
+package()  # it asks git once for the commit; later, in a quick test, this would count as a process that the test starts
 
 # Small enough for a second or two of training on one core.
 TINY = [

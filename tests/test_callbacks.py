@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from gan_dist.checkpoint.state import State
 from gan_dist.engine.callbacks.evaluate import Evaluate
@@ -14,7 +15,7 @@ from gan_dist.engine.callbacks.grid import SampleGrid
 from gan_dist.engine.callbacks.progress import LogProgress
 from gan_dist.engine.clock import Clock
 
-MAIN: Any = SimpleNamespace(is_main=True)
+MAIN: Any = SimpleNamespace(is_main=True, device=torch.device("cpu"))
 
 
 class _Recorder:
@@ -39,7 +40,7 @@ def test_pictures_and_figures_are_of_the_average() -> None:
     """Not of G itself, which is noisier."""
     tracker: Any = _Recorder()
     draw: Any = lambda G: G  # noqa: E731
-    SampleGrid(10, draw, tracker, Clock())(_state(30))
+    SampleGrid(10, 20, draw, tracker, Clock())(_state(30))
     assert tracker.told == [(30, "G_ema")]
     measured: list[Any] = []
     evaluator: Any = lambda G: measured.append(G) or {"fid": 3.0}  # type: ignore[func-returns-value]  # noqa: E731

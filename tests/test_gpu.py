@@ -64,7 +64,9 @@ def _result(run_dir: Path) -> dict[str, object]:
     """Every file of the last checkpoint, and every logged line but its speed."""
     checkpoint = max((run_dir / "checkpoints").iterdir())
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    lines = [{name: value for name, value in line.items() if name != "images_per_sec"} for line in lines]
+    lines = [
+        {name: value for name, value in line.items() if name not in ("images_per_sec", "memory_gib")} for line in lines
+    ]
     return {name: (checkpoint / name).read_bytes() for name in FILES} | {"metrics.jsonl": lines}
 
 

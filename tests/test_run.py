@@ -42,14 +42,15 @@ def test_run_leaves_what_it_promises(train_process: Train, tmp_path: Path) -> No
     run = tmp_path / "run"
     (classifier,) = run.glob("classifier-*.safetensors")
     assert {path.name for path in run.iterdir()} == {
-        "checkpoints", "config.yaml", "log.txt", "metrics.jsonl", "plot.png", "samples", ".lock", ".owner",
-        classifier.name
+        "checkpoints", "config.yaml", "log.txt", "metrics.jsonl", "plot.png", "samples", "starts.jsonl",
+        ".lock", ".owner", classifier.name,
     }  # fmt: skip
     lines = _lines(run)
     assert all("kimg" in line for line in lines)
     training = [line for line in lines if "loss_D" in line]
     assert len(training) == 4
     names = {"loss_D", "loss_G", "D_real", "D_fake", "grad_norm_D", "grad_norm_G", "images_per_sec"}
+    names.add("memory_gib")
     assert all(names <= line.keys() for line in training)
     evaluations = [line for line in lines if "fid_classifier" in line]
     assert [line["kimg"] for line in evaluations] == [0, 4]

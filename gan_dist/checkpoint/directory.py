@@ -12,7 +12,7 @@ from gan_dist.errors import ConfigError, Unreadable, UserError
 
 # The names that a run and the commands for it write into its directory.
 WRITTEN = ("config.yaml", "checkpoints", "metrics.jsonl", "log.txt", "samples", "plot.png", "wandb", "wandb_id.txt",
-           "starts.jsonl", "evaluations.jsonl", "generated", "trace.json")  # fmt: skip
+           "starts.jsonl", "unreadable.txt", "evaluations.jsonl", "generated", "trace.json")  # fmt: skip
 _FOLDERS = ("checkpoints", "samples", "wandb", "generated")
 _OF_THE_LOCK = (".lock", ".owner")
 

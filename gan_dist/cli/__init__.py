@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from gan_dist.errors import UserError, escaped
+from gan_dist.report.versions import package, versions
 
 USAGE = """\
 gan-dist: train generative adversarial networks on one GPU, on many GPUs, and on SLURM clusters
@@ -26,6 +27,7 @@ gan-dist: train generative adversarial networks on one GPU, on many GPUs, and on
   gan-dist recipes [DIR]                               list the configs in a directory (default: configs)
   gan-dist prefetch [CONFIG.yaml] [key.sub=value ...]  download data and weights, for nodes without internet
   gan-dist plan [CONFIG.yaml] --gpus 8,64 ...          estimate time and memory of a run on 8 and on 64 GPUs
+  gan-dist --version                                   print the versions of gan_dist, Python and the libraries
 
 `gan-dist COMMAND --help` explains a command; `gan-dist train --help` lists every setting.
 """
@@ -76,6 +78,10 @@ def _call(command: str, rest: list[str]) -> int:
     """
     if command in ("-h", "--help"):
         print(USAGE, end="", flush=True)
+        return 0
+    if command == "--version":
+        print(package())
+        print(", ".join(f"{name} {version}" for name, version in versions().items()), flush=True)
         return 0
     if command not in COMMANDS:
         _complain(f"unknown command {command!r}; choose one of {', '.join(COMMANDS)}")

@@ -17,6 +17,11 @@ FILE_ONLY = {"file_only": True}
 log = logging.getLogger("gan_dist")
 
 
+def in_kimg(nimg: int) -> str:
+    """Return a number of images in thousands: with one decimal, or, below a thousand, with all of them."""
+    return f"{nimg / 1000:.1f}" if nimg >= 1000 or nimg % 100 == 0 else f"{nimg / 1000:.3f}"
+
+
 def log_to(path: Path | None) -> None:
     """Set up the package's log.
 

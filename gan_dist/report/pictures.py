@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-MAX_COLUMNS = 16  # largest number of columns of a grid with one column per class
+MAX_COLUMNS = 16  # largest number of classes that get columns of their own in a grid
 
 
 def grid_picture(images: Tensor, columns: int) -> np.ndarray:
@@ -35,9 +35,15 @@ def grid_picture(images: Tensor, columns: int) -> np.ndarray:
     return F.pad(picture, (0, 0, gap, 0, gap, 0)).numpy()
 
 
-def columns_of(num_classes: int, rows: int) -> int:
-    """Return the number of columns of a grid: one per class, but at most 16; without classes as many as rows."""
-    return min(num_classes, MAX_COLUMNS) or rows
+def columns_of(num_classes: int, near: int) -> int:
+    """Return a number of columns near `near`, with which column i of a grid shows class i modulo the number of classes.
+
+    Each class has the same number of columns, at least one. Of more than 16 classes, the first 16 get one each. Without
+    classes the number is `near`.
+    """
+    if num_classes > MAX_COLUMNS:
+        return MAX_COLUMNS
+    return num_classes * max(1, round(near / num_classes)) if num_classes else near
 
 
 def write_images(images: Iterator[Tensor], folder: Path) -> None:
@@ -51,15 +57,16 @@ def write_grid(images: Iterator[Tensor], classes: Sequence[int], folder: Path) -
 
     Args:
         images: uint8 (C, H, W) each.
-        classes: labels of the images, in turn. Up to 16 labels get a column each; more labels fill rows of 16 in the
-            order of the images. If empty, the grid is almost square.
+        classes: labels of the images, in turn. Up to 16 labels get a column each, or several if that makes the grid
+            more like a square. If there are more labels or none, the grid is almost square.
         folder: where to write; the directory exists.
 
     Returns:
         The path of the picture.
     """
     stack = torch.stack(list(images))
-    columns = min(len(classes), MAX_COLUMNS) or math.isqrt(len(stack) - 1) + 1
+    near = math.isqrt(len(stack) - 1) + 1
+    columns = min(columns_of(len(classes), near) if len(classes) <= MAX_COLUMNS else near, len(stack))
     missing = -len(stack) % columns
     stack = torch.cat([stack, stack.new_full((missing, *stack.shape[1:]), 255)])
     path = folder / "grid.png"

@@ -128,7 +128,7 @@ class Log:
 @dataclass
 class Sample:
     every_kimg: float = 100.0  # save a grid of images of G_ema from fixed latents; 0: never
-    rows: int = 8  # rows of the grid; it has a column per class, or as many columns as rows if there are no classes
+    rows: int = 8  # rows of the grid; it has about as many columns, each of one class if there are classes
 
 
 @dataclass

@@ -59,7 +59,7 @@ class WiredRun:
         state: the state of the run.
         tracker: records metrics and pictures; the caller must call its `finish`.
         track: starts the trackers, when nothing can refuse the run any more. W&B would keep a refused run.
-        bar: the progress bar; the caller must close it.
+        bar: the progress bar.
         save: writes the checkpoints.
         dist: the processes.
         summary: lines for the log about classes, processes, batches and networks.
@@ -81,6 +81,13 @@ class WiredRun:
         """
         self.track()
         return self.trainer.run(StopAgreement(self.dist, signals))
+
+    def close(self) -> None:
+        """End the progress bar, so that the terminal can be used again, and the profiler. Call this after `train`."""
+        self.bar.close()
+        for callback in self.trainer.callbacks:
+            if isinstance(callback, Profile):
+                callback.close()
 
 
 def build(
@@ -128,7 +135,7 @@ def build(
     callbacks: list[Callback] = [
         bar,
         LogProgress(log_every, state.nimg, total_nimg(config), stats, tracker, bar, clock, dist),
-        SampleGrid(nimg_of(config.sample.every_kimg), picture, tracker, clock),
+        SampleGrid(nimg_of(config.sample.every_kimg), state.nimg, picture, tracker, clock),
         ReportUnreadable(log_every or 1000, dataset, info.num_classes, facts, run_dir / "unreadable.txt", dist),
         save,  # an evaluation can take longer than SIGTERM's grace period, so the checkpoint is saved first
     ]

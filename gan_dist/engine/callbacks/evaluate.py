@@ -9,6 +9,7 @@ from gan_dist.checkpoint.state import State
 from gan_dist.engine.clock import Clock
 from gan_dist.metrics import Evaluator
 from gan_dist.parallel.distributed import Distributed
+from gan_dist.report.log import in_kimg
 from gan_dist.report.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class Evaluate:
         if self.after and state.nimg:
             self.after(state)
         if self.dist.is_main:
-            self.tracker.scalars(state.nimg, {**state.metrics, "protocol": self.evaluator.protocol})
-            shown = "  ".join(f"{name} {value:.4g}" for name, value in state.metrics.items())
-            log.info("%.1f kimg  %s", state.nimg / 1000, shown)
+            with self.clock.paused():
+                self.tracker.scalars(state.nimg, {**state.metrics, "protocol": self.evaluator.protocol})
+            values = "  ".join(f"{name} {value:.4g}" for name, value in state.metrics.items())
+            log.info("%s kimg  %s", in_kimg(state.nimg), values)

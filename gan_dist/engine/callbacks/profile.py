@@ -28,18 +28,32 @@ class Profile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._iterations, self._traced = 0, False
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
         when = schedule(skip_first=SKIPPED, wait=0, warmup=WARM, active=TRACED, repeat=1)
         self._profile = profile(activities=activities, schedule=when, on_trace_ready=self._write, record_shapes=True)
         self._profile.start()
 
     def __call__(self, state: State) -> None:
+        self._iterations += 1
         self._profile.step()
 
+    def close(self) -> None:
+        """End the profiler, which writes what it has recorded; if that is nothing, say so."""
+        self._profile.stop()
+        if not self._traced:
+            log.warning(
+                "train.profile=true: no trace was written, because it begins after %d iterations, and this start of "
+                "the run made %d",
+                SKIPPED + WARM,
+                self._iterations,
+            )
+
     def _write(self, traced: profile) -> None:
+        self._traced = True
         try:
             traced.export_chrome_trace(str(self.path))
         except (OSError, RuntimeError) as error:  # for example a full disk
             log.warning("%s: cannot write the trace: %s", self.path, error)
         else:
-            log.info("traced %d iterations into %s", TRACED, self.path)
+            log.info("traced %d iterations into %s", self._iterations - SKIPPED - WARM, self.path)

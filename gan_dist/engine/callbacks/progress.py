@@ -1,4 +1,4 @@
-"""Show the progress of training: a progress bar on a terminal, else log lines; and pass the values to the trackers."""
+"""Show the progress of training: log lines, a progress bar on a terminal; and pass the values to the trackers."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import logging
 import sys
 from contextlib import suppress
 
+import torch
 from tqdm import tqdm
 
 from gan_dist.checkpoint.state import State
 from gan_dist.engine.clock import Clock
 from gan_dist.engine.stats import RunningMeans
+from gan_dist.errors import escaped
 from gan_dist.parallel.distributed import Distributed
+from gan_dist.report.log import FILE_ONLY, in_kimg
 from gan_dist.report.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
-_SHOWN = ("fid", "modes", "high_quality")  # metrics whose names begin so are shown
+_SHOWN = ("fid", "modes", "high_quality")  # metrics whose names begin so are shown in the progress bar
 
 
 class ProgressBar:
@@ -34,12 +37,14 @@ class ProgressBar:
 
     def __init__(self, start_nimg: int, total_nimg: int, dist: Distributed) -> None:
         self.total = total_nimg / 1000
+        decimals = 1 if self.total >= 1 else 3
+        place = f"{{n:.{decimals}f}}/{self.total:.10g} kimg"
         self.bar = tqdm(
             total=self.total,
             initial=start_nimg / 1000,
             unit="kimg",
             disable=not (dist.is_main and sys.stderr.isatty()),
-            bar_format="{percentage:3.0f}%|{bar:20}| {n:.1f}/{total:.0f} kimg [{elapsed}<{remaining}]{postfix}",
+            bar_format=f"{{percentage:3.0f}}%|{{bar:20}}| {place} [{{elapsed}}<{{remaining}}]{{postfix}}",
             mininterval=0.25,
         )
 
@@ -56,9 +61,10 @@ class ProgressBar:
 
 
 class LogProgress:
-    """Reports the means of losses, logits and gradient norms since the last report, and the speed in images/s.
+    """Reports the means of losses, logits and gradient norms since the last report, speed (images/s) and memory.
 
-    The values go to the trackers and to the progress bar. Without a terminal they are logged with the remaining time.
+    The values go to the trackers and to the log file, and to the terminal, where a progress bar shows them if there is
+    one. The bar also shows the newest metrics, with the number of images at which they were measured.
 
     Args:
         every_nimg: number of images between two reports.
@@ -99,12 +105,30 @@ class LogProgress:
         (then, nimg), now = self._last, self.clock.seconds()
         self._last = (now, state.nimg)
         speed = (state.nimg - nimg) / max(now - then, 1e-9)
-        self.tracker.scalars(state.nimg, {**values, "images_per_sec": speed})
+        memory = _peak_memory(self.dist.device)
+        self.tracker.scalars(state.nimg, {**values, "images_per_sec": speed, "memory_gib": memory})
 
-        shown = [f"D {values['loss_D']:.3f}", f"G {values['loss_G']:.3f}", f"{speed:.0f} img/s"]
-        shown += [f"{name} {value:.3g}" for name, value in state.metrics.items() if name.startswith(_SHOWN)]
-        self.bar.bar.set_postfix_str("  ".join(shown), refresh=False)
-        if self.bar.bar.disable:
-            left = (self.total_nimg - state.nimg) / max(speed, 1e-9)
-            where = f"{state.nimg / 1000:.1f}/{self.total_nimg / 1000:.0f} kimg"
-            log.info("%s  %s  left %s", where, "  ".join(shown), tqdm.format_interval(left))
+        shown = f"D {values['loss_D']:.3f}  G {values['loss_G']:.3f}  {speed:.0f} img/s"
+        left = max(0, self.total_nimg - state.nimg) / max(speed, 1e-9)
+        log.info(
+            "%s/%.10g kimg  %s  %.2g GiB  left %s",
+            in_kimg(state.nimg),
+            self.total_nimg / 1000,
+            shown,
+            memory,
+            tqdm.format_interval(left),
+            extra=None if self.bar.bar.disable else FILE_ONLY,
+        )
+        metrics = [f"{name} {value:.3g}" for name, value in state.metrics.items() if name.startswith(_SHOWN)]
+        if metrics:
+            shown += f"  {'  '.join(metrics)} at {in_kimg(state.metrics_nimg)} kimg"
+        self.bar.bar.set_postfix_str(escaped(shown), refresh=False)
+
+
+def _peak_memory(device: torch.device) -> float:
+    """Return the most memory that this process has used so far: of its GPU if it has one, else of the machine. GiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource  # Unix only
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

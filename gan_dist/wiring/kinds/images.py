@@ -99,10 +99,12 @@ def real_grid(dataset: Images, num_classes: int, rows: int, seed: int) -> np.nda
     """
     columns = columns_of(num_classes, rows)
     if num_classes:
-        labels = dataset.labels.cpu()
-        of_class = [(labels == label).nonzero().flatten().tolist() for label in range(columns)]
-        drawn = [_draw(dataset, images, rows, seed) for images in of_class]
-        wanted = [drawn[c][r] if r < len(drawn[c]) else None for r in range(rows) for c in range(columns)]
+        labels, shown = dataset.labels.cpu(), min(num_classes, columns)
+        of_class = [(labels == label).nonzero().flatten().tolist() for label in range(shown)]
+        drawn = [_draw(dataset, images, rows * columns // shown, seed) for images in of_class]
+        # Column c shows class c modulo `shown`; of the columns of a class, each shows the next images.
+        places = [(c % shown, r * (columns // shown) + c // shown) for r in range(rows) for c in range(columns)]
+        wanted = [drawn[label][i] if i < len(drawn[label]) else None for label, i in places]
     else:
         images = _draw(dataset, range(len(dataset)), rows * columns, seed)
         wanted = [images[i] if i < len(images) else None for i in range(rows * columns)]
