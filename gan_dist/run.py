@@ -114,7 +114,7 @@ def _train_to_the_end(run: WiredRun, run_dir: Path, signals: StopSignals, upload
 def _saved_precision(config: Config) -> Precision:
     """Return `train.precision`; if it is "auto" and the run is resumed, return the precision that the run had."""
     saved = Path(config.run.dir) / "config.yaml"
-    if config.train.precision != "auto" or config.resume == "never" or not saved.exists():
+    if config.train.precision != "auto" or config.resume == "never" or not saved.is_file():
         return config.train.precision
     return load_config(saved).train.precision
 

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from gan_dist.errors import UserError
+from gan_dist.files import replacing
 
 USAGE = """\
 gan-dist: train generative adversarial networks on one GPU, on many GPUs, and on SLURM clusters
@@ -99,6 +100,6 @@ def _note(status: int) -> int:
     """
     path = os.environ.get("GAN_DIST_STATUS_FILE")
     if path and os.environ.get("RANK", "0") == "0":
-        with suppress(OSError):
-            Path(path).write_text(f"{status}\n")
+        with suppress(OSError), replacing(Path(path), flush=False) as file:
+            file.write(f"{status}\n".encode())
     return status

@@ -30,7 +30,7 @@ def read_config(arguments: list[str]) -> Config:
     path = Path(files[0]) if files else None
     config = load_config(path, overrides)
     saved = Path(config.run.dir) / "config.yaml"
-    if path is None and config.resume != "never" and saved.exists():
+    if path is None and config.resume != "never" and saved.is_file():
         config = load_config(saved, overrides)
     config.run.name = config.run.name or (path.stem if path else config.data.name)
     return config

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from gan_dist.errors import UserError
+from gan_dist.files import open_to_append
 from gan_dist.settings.config import check, load_config
 
 FILE = "evaluations.jsonl"
@@ -61,8 +62,8 @@ def _store(path: Path, result: dict[str, object]) -> None:
     for name, value in result.items():
         print(f"{name:<16} {value:.6g}" if isinstance(value, float) else f"{name:<16} {value}")
     try:
-        with path.open("a") as file:
-            file.write(line + "\n")
+        with open_to_append(path) as file:
+            file.write(f"{line}\n".encode())
     except OSError as error:
         raise UserError(f"{path}: cannot add the result there ({error.strerror})") from None
     print(f"added to         {path}")

@@ -7,18 +7,19 @@ Inception features.
 from __future__ import annotations
 
 import logging
-import secrets
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gan_dist.data.in_memory import Images, data_key
 from gan_dist.data.loader import make_loader
 from gan_dist.data.preprocess import images_to_float
+from gan_dist.errors import UserError
+from gan_dist.files import read_file, replacing
 from gan_dist.kernels.switches import ieee_fp32
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.rng import Purpose, torch_seed
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 STEPS = 1000  # training steps of the classifier
 BATCH_SIZE = 128  # images per training step
+MOST_BYTES = 2**27  # largest size of a classifier in the cache; with 10 classes one has about 600 kB
 
 
 class _Quarters(nn.Module):
@@ -86,6 +88,9 @@ def trained_classifier(dataset: Images, num_classes: int, seed: int, cache: Path
         seed: seed of the initial weights and the order of the images.
         cache: directory of the cache.
         dist: the processes.
+
+    Raises:
+        UserError: the classifier must be trained, and the cache cannot be written.
     """
     with torch_seed(seed, Purpose.CLASSIFIER):
         classifier = Classifier(dataset[0][0].shape[0], num_classes)
@@ -93,18 +98,28 @@ def trained_classifier(dataset: Images, num_classes: int, seed: int, cache: Path
 
     def weights() -> dict[str, Tensor]:
         try:
-            classifier.load_state_dict(load_file(path))
+            classifier.load_state_dict(load(read_file(path, MOST_BYTES, links=True)))
         except (OSError, SafetensorError, RuntimeError):  # the file is missing or damaged
-            accuracy = _train(classifier.to(dist.device), dataset, seed)
-            log.info("trained a classifier on the data's labels for the metrics: accuracy %.1f%%", accuracy)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(f".tmp-{secrets.token_hex(4)}")
-            save_file(classifier.state_dict(), temporary)
-            temporary.rename(path)
+            _train_into(path, classifier.to(dist.device), dataset, seed)
         return {name: tensor.cpu() for name, tensor in classifier.state_dict().items()}
 
     classifier.load_state_dict(dist.from_main(weights))
     return classifier.to(dist.device).eval().requires_grad_(False)
+
+
+def _train_into(path: Path, classifier: Classifier, dataset: Images, seed: int) -> None:
+    """Train a classifier and write it into the cache. The file is opened first, because training takes a while."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            accuracy = _train(classifier, dataset, seed)
+            file.write(save({name: tensor.cpu() for name, tensor in classifier.state_dict().items()}))
+    except OSError as error:
+        raise UserError(
+            f"{path.parent}: the classifier for the metrics cannot be written there ({error.strerror}); "
+            "set GAN_DIST_CACHE to another directory, or metrics.every_kimg=0 for no metrics"
+        ) from error
+    log.info("trained a classifier on the data's labels for the metrics: accuracy %.1f%%", accuracy)
 
 
 @ieee_fp32()

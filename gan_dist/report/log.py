@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
+
+from gan_dist.files import open_to_append
 
 
 def log_to(path: Path | None) -> None:
@@ -22,11 +26,27 @@ def log_to(path: Path | None) -> None:
     log.handlers = [TerminalHandler()]
     log.setLevel(logging.INFO if path else logging.WARNING)
     if path:
-        file = logging.FileHandler(path)
+        file = LogFile(path)
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(file)
         for record in early:
             file.handle(record)
+
+
+class LogFile(logging.FileHandler):
+    """Adds messages to a file. If a backup by hard links shares the file, it is copied before it is changed."""
+
+    def _open(self) -> io.TextIOWrapper:
+        return io.TextIOWrapper(open_to_append(Path(self.baseFilename)), encoding="utf-8")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            if self.stream and os.fstat(self.stream.fileno()).st_nlink > 1:
+                self.stream.close()
+                self.stream = None  # `emit` then opens it anew
+            super().emit(record)
+        except OSError:
+            self.handleError(record)
 
 
 class TerminalHandler(logging.Handler):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gan_dist.files import replacing
 from gan_dist.report.tracking import read_metrics
 
 
@@ -32,5 +33,6 @@ def plot_run(run_dir: Path) -> Path:
         if axes.lines:
             axes.legend()
     path = run_dir / "plot.png"
-    figure.savefig(path, dpi=100)
+    with replacing(path, flush=False) as file:
+        figure.savefig(file, dpi=100, format="png")
     return path

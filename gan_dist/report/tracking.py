@@ -13,10 +13,12 @@ import numpy as np
 from PIL import Image
 
 from gan_dist.errors import UserError
+from gan_dist.files import open_regular, open_to_append, replacing
 
 log = logging.getLogger(__name__)
 
 
+MOST_METRICS, MOST_LINE = 2**32, 2**20  # largest size of a `metrics.jsonl` and of a line in it, in bytes
 Outcome = Literal["finished", "stopped", "failed"]  # "stopped" means: by a signal, and it can be resumed
 
 
@@ -48,15 +50,23 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the objects in a `metrics.jsonl`, one per line; [] if there is no such file.
 
     A line that is not a JSON object with a number `kimg` is left out. A crash can leave such an incomplete line.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or is larger than MOST_METRICS.
     """
     lines = []
-    for text in path.read_text(errors="replace").splitlines() if path.exists() else []:
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(line, dict) and isinstance(line.get("kimg"), int | float):
-            lines.append(line)
+    try:
+        file = open_regular(path, MOST_METRICS)
+    except FileNotFoundError:
+        return []
+    with file:
+        while text := file.readline(MOST_LINE):
+            try:
+                line = json.loads(text)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(line, dict) and isinstance(line.get("kimg"), int | float):
+                lines.append(line)
     return lines
 
 
@@ -83,17 +93,17 @@ class LocalTracker:
     def rewind(self, nimg: int) -> None:
         """Delete the lines beyond `nimg`, because the run goes on from an earlier checkpoint and writes them again."""
         kept = [line for line in read_metrics(self.metrics) if line["kimg"] <= nimg / 1000]
-        temporary = self.metrics.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.rename(self.metrics)
+        with replacing(self.metrics) as file:
+            file.writelines((json.dumps(line) + "\n").encode() for line in kept)
 
     def scalars(self, nimg: int, values: dict[str, Any]) -> None:
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        with self.metrics.open("a") as file:
-            file.write(json.dumps({"kimg": nimg / 1000, **finite}) + "\n")
+        with open_to_append(self.metrics) as file:
+            file.write((json.dumps({"kimg": nimg / 1000, **finite}) + "\n").encode())
 
     def image(self, nimg: int, name: str, picture: np.ndarray) -> None:
-        Image.fromarray(picture.squeeze()).save(self.samples / f"{name}-{nimg / 1000:010.3f}.png")
+        with replacing(self.samples / f"{name}-{nimg / 1000:010.3f}.png", flush=False) as file:
+            Image.fromarray(picture.squeeze()).save(file, "PNG")
 
     def finish(self, outcome: Outcome, artifact: Path | None = None) -> None:
         pass
