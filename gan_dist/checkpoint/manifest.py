@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, ParamSpec, TypeVar
 
 from gan_dist.errors import Unreadable, UserError
+from gan_dist.files import NotRegular, open_regular
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -133,14 +134,16 @@ def _parse(path: Path, content: bytes) -> dict[str, Any]:
 def _open(path: Path, size: int | None = None, most: int | None = None) -> Iterator[BinaryIO]:
     """Open a regular file, but not through a link. Check that it has `size` bytes and at most `most`, if given."""
     try:
-        if path.is_symlink() or not path.is_file():
-            raise UserError(f"{path}: damaged: {'a link' if path.is_symlink() else 'no such file'}")
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             found = os.fstat(file.fileno()).st_size
             if size is not None and found != size:
                 raise UserError(f"{path}: damaged: {found} bytes, not {size}")
             if most is not None and found > most:
                 raise UserError(f"{path}: damaged: {found} bytes are more than {most}")
             yield file
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{path}: damaged: no such file") from error
+    except NotRegular as error:
+        raise UserError(f"{path}: damaged: {error.strerror}") from error
     except OSError as error:
         raise Unreadable(f"{path}: cannot be read ({error.strerror})") from error

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from gan_dist.checkpoint.find import FILES, NETWORKS, OPTIMIZERS, best_checkpoin
 from gan_dist.checkpoint.moments import flatten
 from gan_dist.checkpoint.state import State
 from gan_dist.errors import Unreadable
+from gan_dist.files import flush_file, flush_folder
 
 log = logging.getLogger(__name__)
 
@@ -96,13 +96,13 @@ def write_checkpoint(run_dir: Path, snapshot: Snapshot, config: str) -> Path:
             written[name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
             _write(temporary / name, content)
         _write(temporary / "manifest.json", (json.dumps(written, indent=1) + "\n").encode())
-        _flush(temporary)
+        flush_folder(temporary)
         verify(temporary)
         if final.exists():  # the run was resumed from an earlier checkpoint and has now come to this one again
             shutil.rmtree(old, ignore_errors=True)
             final.rename(old)
         temporary.rename(final)
-        _flush(folder)
+        flush_folder(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         _put_back(old, final)
@@ -176,17 +176,7 @@ def prune(run_dir: Path, keep: int, every_nimg: int, best: bool) -> None:
 def _write(path: Path, content: bytes) -> None:
     with path.open("wb") as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush(folder: Path) -> None:
-    """Flush a directory to disk, so that the names in it survive a crash of the machine."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        flush_file(file)
 
 
 def _to_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from gan_dist.errors import UserError, escaped
+from gan_dist.files import replacing
 from gan_dist.report.versions import package, versions
 
 USAGE = """\
@@ -158,6 +159,6 @@ def _note(status: int) -> int:
     """
     path = os.environ.get("GAN_DIST_STATUS_FILE")
     if path and os.environ.get("RANK", "0") == "0":
-        with suppress(OSError):
-            Path(path).write_text(f"{status}\n")
+        with suppress(OSError), replacing(Path(path), flush=False) as file:
+            file.write(f"{status}\n".encode())
     return status

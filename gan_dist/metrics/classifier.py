@@ -11,19 +11,20 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import secrets
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gan_dist.data.in_memory import Images
 from gan_dist.data.loader import make_loader
 from gan_dist.data.preprocess import images_to_float
+from gan_dist.errors import UserError
+from gan_dist.files import check_disk, open_regular, replacing
 from gan_dist.kernels.switches import ieee_fp32
 from gan_dist.metrics import NoFigure, weights_hash
 from gan_dist.parallel.distributed import Distributed
@@ -128,7 +129,8 @@ def trained_classifier(
                 missing = places[:i]  # the cache gets no weights from a run directory, which may be a stranger's
                 break
         else:
-            classifier, missing = _trained(fresh(), images, seed, known), places
+            missing = _writable(places)
+            classifier = _trained(fresh(), images, seed, known)
         for path in missing:
             _save(path, classifier, known(classifier))
         return {name: tensor.cpu() for name, tensor in classifier.state_dict().items()}
@@ -177,11 +179,7 @@ def _load(path: Path, classifier: Classifier, known: _Known) -> Classifier | Non
     """Load weights into a classifier and check them; returns None, with a warning, if they cannot be used."""
     most = 2 * sum(tensor.nbytes for tensor in classifier.state_dict().values())
     try:
-        if not path.is_file():
-            return None
-        if path.stat().st_size > most:
-            raise ValueError(f"it has more than {most} bytes")
-        with safe_open(path, "pt") as file:
+        with open_regular(path, most, links=True) as opened, safe_open(f"/dev/fd/{opened.fileno()}", "pt") as file:
             noted = file.metadata() or {}
             classifier.load_state_dict({name: file.get_tensor(name) for name in classifier.state_dict()})
         if weights_hash(classifier) != noted.get("sha256"):
@@ -191,24 +189,43 @@ def _load(path: Path, classifier: Classifier, known: _Known) -> Classifier | Non
         share, least = known(classifier), max(known.least, float(noted.get("known", "1")) - TOLERANCE)
         if not share >= least:
             raise ValueError(f"it knows {share:.1%} of the real images, not at least {least:.1%}")
+    except FileNotFoundError:
+        return None
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         log.warning("%s: this classifier is not used: %s", path, " ".join(str(error).split())[:200])
         return None
     return classifier
 
 
+def _writable(places: Sequence[Path]) -> list[Path]:
+    """Return the files that can be written, with a warning for each other one. This is tried before the training.
+
+    Raises:
+        UserError: none can be written.
+    """
+    writable = []
+    for path in places:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            check_disk(path.parent)
+            writable.append(path)
+        except OSError as error:
+            problem = f"{path.parent}: the classifier for the metrics cannot be written there ({error.strerror})"
+            log.warning("%s; set GAN_DIST_CACHE to another directory", problem)
+    if not writable:
+        raise UserError(f"{problem}; set GAN_DIST_CACHE to another directory, or metrics.every_kimg=0 for no metrics")
+    return writable
+
+
 def _save(path: Path, classifier: Classifier, share: float) -> None:
     """Save a classifier with what `_load` checks: the hash of its weights, and the share of images that it knows."""
-    temporary = path.with_suffix(f".tmp-{secrets.token_hex(4)}")
     tensors = {name: tensor.cpu() for name, tensor in classifier.state_dict().items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, {"sha256": weights_hash(classifier), "known": f"{share:.6f}"})
-        temporary.rename(path)
-    except (OSError, SafetensorError) as error:
+        with replacing(path) as file:
+            file.write(save(tensors, {"sha256": weights_hash(classifier), "known": f"{share:.6f}"}))
+    except OSError as error:
         log.warning("%s: the classifier for the metrics cannot be kept there (%s)", path, error)
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def _trained(classifier: Classifier, images: Images, seed: int, known: _Known) -> Classifier:

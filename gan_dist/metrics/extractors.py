@@ -16,12 +16,15 @@ from torch import Tensor
 
 from gan_dist.data.preprocess import images_to_float
 from gan_dist.errors import UserError
+from gan_dist.files import open_regular
 from gan_dist.metrics import Reference, weights_hash
 from gan_dist.metrics.classifier import Classifier, trained_classifier
 from gan_dist.parallel.distributed import Distributed
 
 _INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 _INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+
+MOST_BYTES = 2**30  # largest size of a file of weights; that of Inception has 95 MB
 
 
 class Extractor(Protocol):
@@ -85,11 +88,14 @@ class InceptionExtractor:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         try:
-            # torch-fidelity would load any pickle, which can run code. This line fails if the file is not only weights.
-            torch.load(weights, weights_only=True, map_location="cpu")
-            self.network = FeatureExtractorInceptionV3(
-                "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(weights)
-            )
+            with open_regular(weights, MOST_BYTES, links=True) as file:
+                path = f"/dev/fd/{file.fileno()}"  # torch-fidelity wants a path; this one is that of the open file
+                # torch-fidelity would load any pickle, which can run code. This line fails if there are not only
+                # weights in the file.
+                torch.load(path, weights_only=True, map_location="cpu")
+                self.network = FeatureExtractorInceptionV3(
+                    "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=path
+                )
         except Exception as error:
             raise _no_weights(weights, error) from error
         self.weights = weights_hash(self.network)
@@ -120,8 +126,8 @@ def inception_weights(weights: str, cache: Path) -> Path:
         if not path.exists():
             cache.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), _INCEPTION_SHA256, progress=False)
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != _INCEPTION_SHA256:
+        with open_regular(path, MOST_BYTES, links=True) as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != _INCEPTION_SHA256:  # type: ignore[arg-type]
                 raise ValueError("damaged: its SHA-256 is wrong")
     except Exception as error:  # network, file and disk can cause errors of many types
         raise _no_weights(path, error) from error

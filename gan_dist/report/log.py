@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from gan_dist.errors import escaped
+from gan_dist.files import open_to_append
 
 # `log.info(…, extra=FILE_ONLY)` writes a message that the terminal shows in another way, for example in a progress bar.
 FILE_ONLY = {"file_only": True}
@@ -44,11 +47,26 @@ def log_to(path: Path | None) -> None:
 
 
 class LogFile(logging.FileHandler):
-    """Appends messages to a file. If the file cannot be written, for example on a full disk, this is said once."""
+    """Appends messages to a file. If the file cannot be written, for example on a full disk, this is said once.
+
+    If a backup by hard links shares the file, it is copied before it is changed.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, encoding="utf-8")
         self._path, self._failed = path, False
+
+    def _open(self) -> io.TextIOWrapper:
+        return io.TextIOWrapper(open_to_append(Path(self.baseFilename)), encoding="utf-8")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            if self.stream and os.fstat(self.stream.fileno()).st_nlink > 1:
+                self.stream.close()
+                self.stream = None  # `emit` then opens it anew
+            super().emit(record)
+        except OSError:
+            self.handleError(record)
 
     def format(self, record: logging.LogRecord) -> str:
         time = logging.Formatter().formatTime(record)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gan_dist.files import replacing
 from gan_dist.report.tracking import Outcome, number, read_metrics
 
 LOSSES = ("loss_D", "loss_G")
@@ -130,9 +131,8 @@ class PlotTracker:
             for label, curve in curves.items():
                 axes.plot(*_coordinates(curve.points), marker="" if title == "loss" else "o", markersize=4, label=label)
             axes.legend()
-        temporary = self._run_dir / "plot.tmp"
-        figure.savefig(temporary, dpi=100, format="png")
-        temporary.rename(self._run_dir / "plot.png")
+        with replacing(self._run_dir / "plot.png", flush=False) as file:
+            figure.savefig(file, dpi=100, format="png")
 
 
 def _panel(metric: str) -> tuple[str, str]:

@@ -14,11 +14,12 @@ import numpy as np
 from PIL import Image
 
 from gan_dist.errors import UserError
+from gan_dist.files import open_regular, open_to_append, replacing
 
 log = logging.getLogger(__name__)
 
-LONGEST = 2**20  # characters in a line of `metrics.jsonl`; longer lines are not from this package
 
+MOST_METRICS, MOST_LINE = 2**32, 2**20  # largest size of a `metrics.jsonl` and of a line in it, in bytes
 Outcome = Literal["finished", "stopped", "failed"]  # "stopped" means: by a signal, and it can be resumed
 
 
@@ -58,32 +59,37 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the objects in a `metrics.jsonl`, one per line; none if there is no such file.
 
     The file may have hundreds of megabytes: only one line at a time is in memory. A line is left out if it is not a
-    JSON object with a number `kimg`, or longer than LONGEST. A crash can leave such an incomplete line.
+    JSON object with a number `kimg`, or longer than MOST_LINE. A crash can leave such an incomplete line.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or is larger than MOST_METRICS.
     """
     return (values for _, values in _lines(path))
 
 
-def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """Yield the lines that `read_metrics` does not leave out, without the line break, and the objects in them."""
-    if not path.exists():
+    try:
+        file = open_regular(path, MOST_METRICS)
+    except FileNotFoundError:
         return
-    with path.open(encoding="utf-8", errors="replace") as file:
-        while text := file.readline(LONGEST):
+    with file:
+        while text := file.readline(MOST_LINE):
             try:
                 values = json.loads(text)
             except (ValueError, RecursionError):
                 continue
             if isinstance(values, dict) and number(values.get("kimg")) is not None:
-                yield text.rstrip("\n"), values
+                yield text.rstrip(b"\n"), values
 
 
 def append_line(path: Path, line: str) -> None:
     """Add a line to a text file. If a crash or a full disk has cut the last line, the new one does not continue it."""
-    with path.open("ab+") as file:
+    with open_to_append(path) as file:
         if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                line = f"\n{line}"
+            with open_regular(path) as before:
+                before.seek(-1, os.SEEK_END)
+                line = line if before.read(1) == b"\n" else f"\n{line}"
         file.write(f"{line}\n".encode())
 
 
@@ -114,18 +120,15 @@ class LocalTracker:
 
     def rewind(self, nimg: int) -> None:
         """Delete the lines beyond `nimg`, because the run goes on from an earlier checkpoint and writes them again."""
-        temporary = self.metrics.with_suffix(".tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(text + "\n" for text, values in _lines(self.metrics) if values["kimg"] <= nimg / 1000)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(self.metrics)
+        with replacing(self.metrics) as file:
+            file.writelines(text + b"\n" for text, values in _lines(self.metrics) if values["kimg"] <= nimg / 1000)
 
     def scalars(self, nimg: int, values: dict[str, Any]) -> None:
         append_line(self.metrics, as_json({"kimg": nimg / 1000, **values}))
 
     def image(self, nimg: int, name: str, picture: np.ndarray) -> None:
-        Image.fromarray(picture.squeeze()).save(self.samples / f"{name}-{nimg / 1000:010.3f}.png")
+        with replacing(self.samples / f"{name}-{nimg / 1000:010.3f}.png", flush=False) as file:
+            Image.fromarray(picture.squeeze()).save(file, "PNG")
 
     def finish(self, outcome: Outcome, artifact: Path | None = None) -> None:
         pass

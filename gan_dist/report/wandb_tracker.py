@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from gan_dist.files import read_file, replacing
 from gan_dist.report.tracking import Outcome
 
 log = logging.getLogger(__name__)
@@ -130,12 +131,18 @@ class WandbTracker:
         import wandb
 
         id_file = self._run_dir / "wandb_id.txt"
-        if not id_file.exists() or not re.fullmatch(r"\w{1,64}\s*", id_file.read_text()):
-            id_file.write_text(secrets.token_hex(4) + "\n")
+        try:
+            run_id = read_file(id_file, 100).decode().strip()
+        except (OSError, ValueError):
+            run_id = ""
+        if not re.fullmatch(r"\w{1,64}", run_id):
+            run_id = secrets.token_hex(4)
+            with replacing(id_file) as file:
+                file.write(f"{run_id}\n".encode())
         return wandb.init(
             mode=mode,  # type: ignore[arg-type]
             dir=str(self._run_dir),
-            id=id_file.read_text().strip(),
+            id=run_id,
             resume="allow",
             settings=wandb.Settings(silent=True, console="off", init_timeout=self.INIT_SECONDS),
             **self._arguments,

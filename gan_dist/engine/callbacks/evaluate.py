@@ -59,5 +59,5 @@ class Evaluate:
         if self.dist.is_main:
             with self.clock.paused():
                 self.tracker.scalars(state.nimg, {**state.metrics, "protocol": self.evaluator.protocol})
-            values = "  ".join(f"{name} {value:.4g}" for name, value in state.metrics.items())
-            log.info("%s kimg  %s", in_kimg(state.nimg), values)
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in state.metrics.items())
+            log.info("%s kimg  %s", in_kimg(state.nimg), shown)

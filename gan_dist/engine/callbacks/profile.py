@@ -52,6 +52,7 @@ class Profile:
     def _write(self, traced: profile) -> None:
         self._traced = True
         try:
+            self.path.unlink(missing_ok=True)  # a backup by hard links may share the file
             traced.export_chrome_trace(str(self.path))
         except (OSError, RuntimeError) as error:  # for example a full disk
             log.warning("%s: cannot write the trace: %s", self.path, error)
