@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import struct
+import threading
 import tracemalloc
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +21,9 @@ from PIL import Image
 
 from gan_dist import rng
 from gan_dist.data import DataInfo, Source
+from gan_dist.data.budget import Budget
 from gan_dist.data.datasets import describe, load_dataset
+from gan_dist.data.files import FileList
 from gan_dist.data.folder import ImageFiles
 from gan_dist.data.images import BrokenImage, read_image
 from gan_dist.data.in_memory import ImageTensor, decode_all
@@ -326,6 +330,47 @@ def test_start_of_a_process_costs_its_share_and_a_block(monkeypatch: pytest.Monk
     assert len(set(indices)) == 8
     assert looked_up <= 4 * (8 + BLOCK) * rng.ROUNDS
     assert peak < 100_000, "bytes"
+
+
+def test_stand_ins_are_drawn_evenly_and_by_number_alone() -> None:
+    """A hundred good images, each behind a broken one: no neighbour is preferred, and nothing depends on batches."""
+    n = 200
+    images = torch.arange(n, dtype=torch.uint8)[:, None, None, None]
+    dataset = ImageTensor(images, torch.arange(n), unreadable=range(0, n, 2))
+    stream = KeyedStream(dataset, seed=3)
+    shown, labels = stream.__getitems__(range(20 * n))
+    assert torch.equal(shown.flatten().long(), labels), "a stand-in has its own label"
+    counts = torch.bincount(labels, minlength=n)
+    assert counts[::2].sum() == 0
+    assert counts.max() < 75, "40 on average; 5 standard deviations of the 20 that are drawn"
+    assert counts.min() >= 20, "each good image is shown once in each epoch"
+    parts = [stream.__getitems__(range(first, first + 50))[1] for first in range(0, 20 * n, 50)]
+    assert torch.equal(torch.cat(parts), labels)
+
+
+def test_threads_share_a_budget() -> None:
+    budget, active, most = Budget(10), 0, 0
+
+    def work(amount: int) -> None:
+        nonlocal active, most
+        with budget.of(amount):
+            active += min(amount, 10)
+            most = max(most, active)
+            threading.Event().wait(0.001)
+            active -= min(amount, 10)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, [3, 6, 20, 1] * 10))
+    assert (most, active) == (10, 0), "a request for more than the budget waits for all of it"
+
+
+def test_files_get_the_order_of_the_classes_of_a_run() -> None:
+    files = FileList.of([("1/a.png", 0, 5), ("1/b.png", 0, 6), ("2/a.png", 1, 7), ("10/ö.png", 2, 8)])
+    ordered = files.in_order(np.array([0, 2, 1]))  # as text: 1, 10, 2
+    names = [ordered.name(i) for i in range(4)]
+    assert names == ["1/a.png", "1/b.png", "10/ö.png", "2/a.png"]
+    assert ordered.labels.tolist() == [0, 0, 1, 2]
+    assert ordered.sizes.tolist() == [5, 6, 8, 7]
 
 
 def test_preprocess_and_its_inverse() -> None:

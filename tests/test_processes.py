@@ -210,7 +210,10 @@ def test_node_with_other_images_is_named(tmp_path: Path) -> None:
     processes = start_ranks(2, command, tmp_path, LOCAL_WORLD_SIZE="1", LOCAL_RANK="0", TORCH_CPP_LOG_LEVEL="ERROR")
     errors = [process.communicate(timeout=60)[1] for process in processes]
     assert [process.returncode for process in processes] == [1, 1]
-    where = f"data.root=images on {socket.gethostname()}: 63 images, which differ from the main process's 64 images"
+    where = (
+        f"data.root=images on {socket.gethostname()}: the images differ from the main process's: pixels of 64 images, "
+        "pixels or labels; 1 of 64 images cannot be read here"
+    )
     assert errors[0] == f"gan-dist: rank 0: error: stopped, because rank 1 failed: {where}\n"
     assert errors[1] == f"gan-dist: rank 1: error: {where}\n"
 

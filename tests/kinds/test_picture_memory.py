@@ -81,7 +81,7 @@ def test_what_is_no_regular_file_is_left_out(program: Program) -> None:
     (images / "nowhere.png").symlink_to("gone.png")
     os.mkfifo(images / "pipe.png")
     (images / "zero.png").symlink_to("/dev/zero")
-    result = program.process(*PREFETCH, timeout=30)
+    result = program.process(*PREFETCH, timeout=60)
     assert result.returncode == 0, result.stderr
     assert "left out 2 pipes, sockets and devices, for example pipe.png" in result.stdout + result.stderr
     assert "1 of 2 images can be read" in result.stdout, "a link to a picture is followed; one leads nowhere"

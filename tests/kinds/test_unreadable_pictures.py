@@ -81,20 +81,62 @@ class Pixels:
         return features, features.new_zeros(len(images), 1)
 
 extractors.EXTRACTORS["classifier"] = lambda *_, **__: Pixels()
-sys.exit(main(sys.argv[1:]))
 """
+
+# Counts how often each file is decoded, and in which threads.
+COUNT = """
+import collections, sys, threading
+from gan_dist.cli import main
+from gan_dist.data import folder
+
+read, files, threads = folder.read_image, collections.Counter(), set()
+
+def counted(path, shape):
+    image = read(path, shape)
+    files[str(path)] += 1
+    threads.add(threading.current_thread().name)
+    return image
+
+folder.read_image = counted
+"""
+RUN = """
+status = main(sys.argv[1:])
+print("decoded", max(files.values()), len(files), "main thread" if "MainThread" in threads else "other threads")
+sys.exit(status)
+"""
+
+
+def counted(program: Program, code: str, *arguments: str) -> list[str]:
+    """Run a command with counted decoding; returns the most of one file, the number of files, and the threads."""
+    env = {**os.environ, "PYTHONPATH": TREE or str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code + COUNT + RUN, *arguments]
+    result = subprocess.run(command, cwd=program.cwd, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()[-1].split(maxsplit=3)[1:]
+
+
+@pytest.mark.slow
+@pytest.mark.clause("1.6", "one good file after thirty unreadable ones is drawn thirty times in each epoch")
+def test_no_picture_is_drawn_much_more_often_than_others(broken: Program) -> None:
+    """1,600 images are ten epochs: each of the 130 good files is drawn about 12 times."""
+    most, files, _ = counted(
+        *(broken, "", "train", *SETTINGS, FILES, "data.workers=0", "run.dir=run", "train.kimg=1.6"),
+        *("train.batch_size=32", "metrics.every_kimg=0", "sample.every_kimg=0", "log.every_kimg=1", "loss.r1_gamma=0"),
+        *("model.g_widths=[8]", "model.d_widths=[8]", "tracking.wandb=disabled", "train.device=cpu"),
+    )
+    assert files == "130"
+    assert int(most) < 30
 
 
 @pytest.mark.slow
 @pytest.mark.clause("1.6", "the reference of FID counts stand-ins, so one picture may be half of it")
-def test_references_use_good_files_only(broken: Program) -> None:
+@pytest.mark.clause("4.4", "reference features of a file data set are decoded by one thread")
+def test_references_use_good_files_once_and_are_decoded_by_several_threads(broken: Program) -> None:
     train(broken, "run", FILES, "train.kimg=0.032", "sample.every_kimg=0")
-    env = {**os.environ, "PYTHONPATH": TREE or str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", MEASURE, "evaluate", "run", "--n", "32"]
-    result = subprocess.run(command, cwd=broken.cwd, env=env, capture_output=True, text=True, timeout=120, check=False)
-    assert result.returncode == 0, result.stderr
+    _, files, threads = counted(broken, MEASURE, "evaluate", "run", "--n", "32")
     (line,) = (broken.cwd / "run/evaluations.jsonl").read_text().splitlines()
-    assert json.loads(line)["protocol"]["num_real"] == 130
+    assert json.loads(line)["protocol"]["num_real"] == int(files) == 130
+    assert threads == "other threads"
 
 
 @pytest.mark.clause("1.6", "a set that was mended, or is read in the other way, is refused")
