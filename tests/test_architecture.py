@@ -27,7 +27,7 @@ ROWS = [
     ["game", "parallel", "checkpoint", "settings", "report"],
     ["models"],
     ["kernels"],
-    ["rng", "advice"],
+    ["rng", "advice", "place"],
     ["errors"],
 ]
 LEVEL = {name: level for level, row in enumerate(ROWS) for name in row}

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from gan_dist.errors import UserError
+from gan_dist.place import Place
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ Outcome = Literal["finished", "stopped", "failed"]  # "stopped" means: by a sign
 class Tracker(Protocol):
     """Records metrics and pictures. It never lets the training loop wait for a network connection.
 
-    A method may raise OSError, which `Trackers` catches; it raises no other error.
+    A method may raise OSError, which `Trackers` catches. It may raise UserError to end the run, and no other error.
     """
 
     def scalars(self, nimg: int, values: dict[str, Any]) -> None:
@@ -84,13 +85,14 @@ class LocalTracker:
         nimg: number of images seen so far; lines in `metrics.jsonl` beyond it are deleted.
 
     Raises:
-        UserError: the directory cannot be written to.
+        UserError: the directory cannot be written to; later, in all methods, if it was moved meanwhile.
     """
 
     def __init__(self, run_dir: Path, nimg: int) -> None:
         self.metrics = run_dir / "metrics.jsonl"
         self.samples = run_dir / "samples"
         try:
+            self._place = Place(run_dir)
             self.samples.mkdir(exist_ok=True)
             self.rewind(nimg)
         except OSError as error:
@@ -98,15 +100,18 @@ class LocalTracker:
 
     def rewind(self, nimg: int) -> None:
         """Delete the lines beyond `nimg`, because the run goes on from an earlier checkpoint and writes them again."""
+        self._place.check()
         kept = [line for line in read_metrics(self.metrics) if line["kimg"] <= nimg / 1000]
         temporary = self.metrics.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         temporary.rename(self.metrics)
 
     def scalars(self, nimg: int, values: dict[str, Any]) -> None:
+        self._place.check()
         append_line(self.metrics, as_json({"kimg": nimg / 1000, **values}))
 
     def image(self, nimg: int, name: str, picture: np.ndarray) -> None:
+        self._place.check()
         Image.fromarray(picture.squeeze()).save(self.samples / f"{name}-{nimg / 1000:010.3f}.png")
 
     def finish(self, outcome: Outcome, artifact: Path | None = None) -> None:

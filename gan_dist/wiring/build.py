@@ -90,12 +90,12 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
     dataset, key = load_shared(source_of(config.data), info, dist, stage_dir())
     if isinstance(dataset, ImageTensor):
         dataset = dataset.on(dist.device)
+    state = make_state(config, info, dist)
     if checkpoint:
         check_content(checkpoint, key)
     class_probs = class_probabilities(dataset, info, config)
     evaluator = _evaluator(config, Reference(dataset, info, key, class_probs), run_dir, dist)
     figures = figures_of(evaluator, checkpoint, dist)
-    state = make_state(config, info, dist)
     if checkpoint:
         restore(checkpoint, state, figures["protocol"])
     stats, clock = RunningMeans(dist), Clock()
