@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gan_dist.checkpoint.find import list_checkpoints
+from gan_dist.checkpoint.lock import refuse_links
 from gan_dist.data import DataInfo
 from gan_dist.data.datasets import describe
 from gan_dist.data.shared import load_shared
@@ -58,6 +59,7 @@ def evaluate(
     every = checkpoint == "all"
 
     def find() -> SavedGenerator:
+        refuse_links(run_dir)
         found = find_generator(run_dir, "latest" if every else checkpoint, settings)
         _complete(found, settings, num_images)
         return found

@@ -28,7 +28,7 @@ ROWS = [
     ["game", "parallel", "checkpoint", "settings", "report"],
     ["models"],
     ["kernels"],
-    ["rng", "advice", "files"],
+    ["rng", "advice", "files", "place"],
     ["errors"],
 ]
 LEVEL = {name: level for level, row in enumerate(ROWS) for name in row}

@@ -134,7 +134,7 @@ def test_another_job_follows_where_requeueing_is_off(slurm: Slurm, monkeypatch: 
     assert [follower.fact(name) for name in ("NumNodes", "TimeLimit", "Features")] == ["2", "00:07:00", "pretended"]
     assert last_checkpoint(job.run_dir).name == "000000020000"
     wandb_runs = [path.name.rpartition("-")[2] for path in (job.run_dir / "wandb").glob("offline-run-*")]
-    assert wandb_runs == [(job.run_dir / "wandb_id.txt").read_text().strip()] * 2
+    assert wandb_runs == [(job.run_dir / "wandb_id.txt").read_text().split()[0]] * 2
 
 
 def test_time_limit_shorter_than_training(chained: Job) -> None:

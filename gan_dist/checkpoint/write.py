@@ -68,7 +68,7 @@ def write_checkpoint(run_dir: Path, snapshot: Snapshot, config: str) -> Path:
     After an error no part of the checkpoint is left, and an older checkpoint of the same name is kept.
 
     Args:
-        run_dir: the run directory.
+        run_dir: the run directory, which exists.
         snapshot: the state to write.
         config: the run's resolved config as YAML.
 
@@ -85,7 +85,8 @@ def write_checkpoint(run_dir: Path, snapshot: Snapshot, config: str) -> Path:
     final, temporary, old = folder / f"{nimg:012d}", folder / f".tmp-{nimg:012d}", folder / f".old-{nimg:012d}"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        temporary.mkdir(parents=True)
+        folder.mkdir(exist_ok=True)  # never the run directory itself: it is missing if somebody has moved it
+        temporary.mkdir()
         written = {}
         for name in FILES:
             stem = name.removesuffix(".safetensors")

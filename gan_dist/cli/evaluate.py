@@ -38,11 +38,9 @@ def evaluate(arguments: list[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
 
     from gan_dist import evaluation
-    from gan_dist.checkpoint.lock import refuse_links
     from gan_dist.report.log import log_to
 
     log_to(None)
-    refuse_links(options.run)
     results = options.run / FILE
     evaluation.evaluate(
         options.run, options.checkpoint, options.settings, options.n, results, lambda result: _store(results, result)

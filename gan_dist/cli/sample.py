@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 from pathlib import Path
 
 from gan_dist.errors import ConfigError, escaped
@@ -18,35 +19,58 @@ def sample(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of the latents (default 0)")
     parser.add_argument("--classes", help="labels or names of classes, in turn, for example 3,7 (default: all)")
     parser.add_argument("--checkpoint", default="latest", help="latest (default), best, or a name in RUN/checkpoints")
-    parser.add_argument("--out", type=Path, help="directory to write to (default: RUN/generated)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder to write to; it must hold no other files (default: a folder in RUN/generated for this checkpoint, "
+        "seed and choice of classes)",
+    )
     parser.add_argument("--grid", action="store_true", help="write one picture of all images, not one file per image")
     parser.add_argument("--device", default="cpu", help="device that computes, for example cuda (default cpu)")
     options = parser.parse_args(arguments)
     if options.n < 1 or options.seed < 0:
         raise ConfigError(f"--n={options.n} must be at least 1 and --seed={options.seed} not negative")
 
-    import gan_dist
+    from gan_dist.wiring.networks import find_generator
 
-    G = gan_dist.load_generator(options.run, options.checkpoint, options.device)
+    saved = find_generator(options.run, options.checkpoint)
+    G = saved.make().to(options.device)
     if tuple(G.image_shape)[1:] == (1, 1):  # type: ignore[arg-type]
         raise ConfigError(f"{options.run}: its generator makes points, not images; RUN/samples has pictures of them")
     num_classes: int = G.num_classes  # type: ignore[assignment]
     classes = _classes(options.classes, num_classes, G.class_names)  # type: ignore[arg-type]
-    out: Path = options.out or options.run / "generated"
     from gan_dist.checkpoint.lock import refuse_links
+    from gan_dist.metrics import weights_hash
     from gan_dist.report.pictures import write_grid, write_images
+    from gan_dist.report.sample_folder import replaced_folder
     from gan_dist.sampling import generate
 
     if not options.out:
         refuse_links(options.run)
-    out.mkdir(parents=True, exist_ok=True)
+    chosen = classes if options.classes else []
+    name = _folder_name(saved.path.name, options.seed, chosen) + ("-grid" if options.grid else "")
+    out: Path = options.out.resolve() if options.out else options.run / "generated" / name
+    origin = (
+        f"checkpoint {saved.path.name} (G_ema {weights_hash(G)[:16]}), seed {options.seed}, "
+        f"classes {','.join(map(str, chosen)) or 'all'}"
+    )
     images = generate(G, options.n, options.seed, classes)
-    if options.grid:
-        print(escaped(str(write_grid(images, classes, out))))
-    else:
-        write_images(images, out)
-        print(escaped(f"{options.n} images in {out}"))
+    with replaced_folder(out, origin) as folder:
+        if options.grid:
+            write_grid(images, classes, folder, origin)
+        else:
+            write_images(images, folder, origin)
+    shown = options.out or out
+    print(escaped(str(shown / "grid.png") if options.grid else f"{options.n} images in {shown}"))
     return 0
+
+
+def _folder_name(checkpoint: str, seed: int, classes: list[int]) -> str:
+    """Return the name of the folder for a checkpoint, a seed and the classes that were chosen; [] for all."""
+    text = ",".join(map(str, classes))
+    if len(text) > 100:  # a file name has at most 255 bytes
+        text = f"-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return f"{checkpoint}-seed{seed}" + (f"-classes{text}" if text else "")
 
 
 def _classes(text: str | None, num_classes: int, names: list[str]) -> list[int]:

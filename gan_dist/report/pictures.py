@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torch.nn import functional as F
+
+from gan_dist.report.sample_folder import ORIGIN
 
 MAX_COLUMNS = 16  # largest number of classes that get columns of their own in a grid
 
@@ -46,13 +49,17 @@ def columns_of(num_classes: int, near: int) -> int:
     return num_classes * max(1, round(near / num_classes)) if num_classes else near
 
 
-def write_images(images: Iterator[Tensor], folder: Path) -> None:
-    """Write images uint8 (C, H, W) as PNG files 000000.png, 000001.png, … into `folder`, which exists."""
+def write_images(images: Iterator[Tensor], folder: Path, origin: str) -> None:
+    """Write images uint8 (C, H, W) as PNG files 000000.png, 000001.png, … into `folder`, which exists.
+
+    Each file contains the text `origin`; see `gan_dist.report.sample_folder`.
+    """
     for i, image in enumerate(images):
-        Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy()).save(folder / f"{i:06d}.png")
+        picture = Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy())
+        picture.save(folder / f"{i:06d}.png", pnginfo=_text(origin))
 
 
-def write_grid(images: Iterator[Tensor], classes: Sequence[int], folder: Path) -> Path:
+def write_grid(images: Iterator[Tensor], classes: Sequence[int], folder: Path, origin: str) -> None:
     """Write images as one picture, grid.png.
 
     Args:
@@ -60,15 +67,17 @@ def write_grid(images: Iterator[Tensor], classes: Sequence[int], folder: Path) -
         classes: labels of the images, in turn. Up to 16 labels get a column each, or several if that makes the grid
             more like a square. If there are more labels or none, the grid is almost square.
         folder: where to write; the directory exists.
-
-    Returns:
-        The path of the picture.
+        origin: as for `write_images`.
     """
     stack = torch.stack(list(images))
     near = math.isqrt(len(stack) - 1) + 1
     columns = min(columns_of(len(classes), near) if len(classes) <= MAX_COLUMNS else near, len(stack))
     missing = -len(stack) % columns
     stack = torch.cat([stack, stack.new_full((missing, *stack.shape[1:]), 255)])
-    path = folder / "grid.png"
-    Image.fromarray(grid_picture(stack, columns).squeeze()).save(path)
-    return path
+    Image.fromarray(grid_picture(stack, columns).squeeze()).save(folder / "grid.png", pnginfo=_text(origin))
+
+
+def _text(origin: str) -> PngInfo:
+    info = PngInfo()
+    info.add_text(ORIGIN, origin)
+    return info

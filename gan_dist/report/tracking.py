@@ -15,6 +15,7 @@ from PIL import Image
 
 from gan_dist.errors import UserError
 from gan_dist.files import open_regular, open_to_append, replacing
+from gan_dist.place import Place
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ Outcome = Literal["finished", "stopped", "failed"]  # "stopped" means: by a sign
 class Tracker(Protocol):
     """Records metrics and pictures. It never lets the training loop wait for a network connection.
 
-    `Trackers` catches and logs every error that a method raises: no tracker may end the training.
+    A method may raise UserError to end the run. `Trackers` catches and logs every other error.
     """
 
     def scalars(self, nimg: int, values: dict[str, Any]) -> None:
@@ -106,13 +107,14 @@ class LocalTracker:
         nimg: number of images seen so far; lines in `metrics.jsonl` beyond it are deleted.
 
     Raises:
-        UserError: the directory cannot be written to.
+        UserError: the directory cannot be written to; later, in all methods, if it was moved meanwhile.
     """
 
     def __init__(self, run_dir: Path, nimg: int) -> None:
         self.metrics = run_dir / "metrics.jsonl"
         self.samples = run_dir / "samples"
         try:
+            self._place = Place(run_dir)
             self.samples.mkdir(exist_ok=True)
             self.rewind(nimg)
         except OSError as error:
@@ -120,13 +122,16 @@ class LocalTracker:
 
     def rewind(self, nimg: int) -> None:
         """Delete the lines beyond `nimg`, because the run goes on from an earlier checkpoint and writes them again."""
+        self._place.check()
         with replacing(self.metrics) as file:
             file.writelines(text + b"\n" for text, values in _lines(self.metrics) if values["kimg"] <= nimg / 1000)
 
     def scalars(self, nimg: int, values: dict[str, Any]) -> None:
+        self._place.check()
         append_line(self.metrics, as_json({"kimg": nimg / 1000, **values}))
 
     def image(self, nimg: int, name: str, picture: np.ndarray) -> None:
+        self._place.check()
         with replacing(self.samples / f"{name}-{nimg / 1000:010.3f}.png", flush=False) as file:
             Image.fromarray(picture.squeeze()).save(file, "PNG")
 
@@ -164,5 +169,7 @@ class Trackers:
     def _guard(call: Callable[..., None], *arguments: Any) -> None:
         try:
             call(*arguments)
+        except UserError:
+            raise
         except Exception as error:  # for example a full disk: one line or picture is lost, but training goes on
             log.warning("could not record: %s", error)

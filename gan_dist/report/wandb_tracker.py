@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import queue
@@ -20,6 +21,8 @@ from gan_dist.files import read_file, replacing
 from gan_dist.report.tracking import Outcome
 
 log = logging.getLogger(__name__)
+
+MOST_ID = 2**13  # largest size of `wandb_id.txt` in bytes; a path has at most 2^12
 
 
 class WandbTracker:
@@ -127,26 +130,47 @@ class WandbTracker:
         return run
 
     def _init(self, mode: str) -> Any:
-        """Call `wandb.init` with the id in the run directory, or with a new id if there is none."""
+        """Call `wandb.init` with the id of the run directory."""
         import wandb
 
-        id_file = self._run_dir / "wandb_id.txt"
-        try:
-            run_id = read_file(id_file, 100).decode().strip()
-        except (OSError, ValueError):
-            run_id = ""
-        if not re.fullmatch(r"\w{1,64}", run_id):
-            run_id = secrets.token_hex(4)
-            with replacing(id_file) as file:
-                file.write(f"{run_id}\n".encode())
         return wandb.init(
             mode=mode,  # type: ignore[arg-type]
             dir=str(self._run_dir),
-            id=run_id,
+            id=_id_of(self._run_dir),
             resume="allow",
             settings=wandb.Settings(silent=True, console="off", init_timeout=self.INIT_SECONDS),
             **self._arguments,
         )
+
+
+def _id_of(run_dir: Path) -> str:
+    """Return the id of the W&B run that belongs to a run directory, or make a new one.
+
+    `wandb_id.txt` holds the id, and below it which directory the id belongs to: its inode number and its path. One of
+    them must still be right. The inode number stays when the directory is moved, and it is the same on all hosts, even
+    if they have mounted the file system in different places. The path stays when the directory is restored from a
+    backup, and on file systems that give other inode numbers after each mount. A copy has another path and another
+    inode number. It gets an id of its own, because otherwise two runs would write into one W&B run.
+    """
+    file, here = run_dir / "wandb_id.txt", {"inode": run_dir.stat().st_ino, "path": str(run_dir.resolve())}
+    try:
+        text = read_file(file, MOST_ID).decode(errors="replace")
+    except OSError:
+        text = ""
+    run_id, _, owner = text.strip().partition("\n")
+    if not re.fullmatch(r"\w{1,64}", run_id):
+        run_id, there = secrets.token_hex(4), here
+    else:
+        try:
+            there = json.loads(owner) if owner else here  # an earlier version wrote the id alone
+        except (ValueError, RecursionError):
+            there = here
+    if not isinstance(there, dict) or not any(there.get(name) == value for name, value in here.items()):
+        log.warning("%s is a copy of another run directory: it gets a W&B run of its own", run_dir)
+        run_id = secrets.token_hex(4)
+    with replacing(file) as new:
+        new.write(f"{run_id}\n{json.dumps(here)}\n".encode())
+    return run_id
 
 
 def _auto_mode() -> str:

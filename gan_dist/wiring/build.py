@@ -111,6 +111,7 @@ def build(
     dataset, key = load_shared(source_of(config.data), info, dist, stage_dir())
     if isinstance(dataset, ImageTensor):
         dataset = dataset.on(dist.device)
+    state = make_state(config, info, dist)
     if checkpoint:
         same = lambda: check_same_content(checkpoint, key, accepted_key, config, dataset, info)  # noqa: E731
         for note in dist.from_main(same):
@@ -119,7 +120,6 @@ def build(
     class_probs = class_probabilities(dataset, info, config)
     evaluator = _evaluator(config, Reference(dataset, info, key, class_probs), run_dir, dist)
     figures = figures_of(evaluator, checkpoint, dist)
-    state = make_state(config, info, dist)
     if checkpoint:
         restore(checkpoint, state, figures["protocol"])
     stats, clock = RunningMeans(dist), Clock()

@@ -15,6 +15,7 @@ from gan_dist.checkpoint.find import NETWORKS, fid_of
 from gan_dist.checkpoint.state import State
 from gan_dist.checkpoint.write import Snapshot, prune, take_snapshot, write_checkpoint
 from gan_dist.parallel.distributed import Distributed
+from gan_dist.place import Place
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class SaveCheckpoint:
     """Writes checkpoints. Only the main process does anything.
 
     A call copies the state of the run from the device, and a thread writes the copy to disk while training goes on. If
-    writing fails, the error is logged and training goes on.
+    writing fails, the error is logged and training goes on. If the run directory was moved, a call raises UserError.
 
     Args:
         every_nimg: number of images between two checkpoints; 0 for none.
@@ -63,6 +64,7 @@ class SaveCheckpoint:
     ) -> None:
         self.every_nimg, self.run_dir, self.facts, self.config = every_nimg, run_dir, facts, config
         self.retention, self.dist = retention, dist
+        self._place = Place(run_dir) if dist.is_main else None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[bool] | None = None
         # `nimg` and `metrics_nimg` of the newest checkpoint; None if there is none, or if it must be written again
@@ -70,8 +72,9 @@ class SaveCheckpoint:
         self._lowest = math.inf  # lowest FID of the checkpoints that this object has written
 
     def __call__(self, state: State) -> None:
-        if not self.dist.is_main or _progress(state) == self._newest:
+        if not self._place or _progress(state) == self._newest:
             return
+        self._place.check()
         if self._pending and not self._pending.done():
             log.warning("%.1f kimg: skipped a checkpoint; the previous one is still being written", state.nimg / 1000)
             return
