@@ -154,7 +154,7 @@ def _write_config(config: Config, path: Path) -> None:
     """Write the config under a temporary name and then rename it, so that a crash leaves no incomplete file."""
     temporary = path.with_suffix(".tmp")
     try:
-        temporary.write_text(as_yaml(config))
+        temporary.write_text(as_yaml(config), encoding="utf-8")
         temporary.rename(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None

@@ -66,7 +66,7 @@ MISTAKES = {
     "fraction for a whole number": (["train.batch_size=1.5"], ["train.batch_size=1.5", "a whole number"]),
     "not a list": (["model.g_widths=3"], ["model.g_widths=3", "a list of whole numbers"]),
     "wrong in a list": (["model.g_widths=[a]"], ["model.g_widths=", "a list of whole numbers"]),
-    "null": (["train.kimg=null"], ["train.kimg=None", "a number"]),
+    "null": (["train.kimg=null"], ["train.kimg=null", "a number"]),
     "choice": (["loss.name=non_saturated"], ["loss.name=non_saturated", "nearest: non_saturating"]),
     "data set": (["data.name=fashionmnist"], ["data.name=fashionmnist", "nearest: FashionMNIST"]),
     "architecture": (["model.name=dcgam"], ["model.name=dcgam", "nearest: dcgan"]),
@@ -76,7 +76,7 @@ MISTAKES = {
         ["optim.G.args={fused: true, foreach: true}"],
         ["optim.G", "RuntimeError"],
     ),
-    "optimizer's argument that is too short": (["optim.D.args={betas: [0.5]}"], ["optim.D", "IndexError"]),
+    "optimizer's argument that is a setting": (["optim.D.args={betas: [0.5]}"], ["optim.D.args", "set optim.D.betas"]),
     "width": (["model.g_widths=[4611686018427387904]"], ["model.g_widths=4611686018427387904", "1,048,576"]),
     "latent": (["model.z_dim=9223372036854775807"], ["model.z_dim=9223372036854775807"]),
     "length": (["train.kimg=1e306"], ["train.kimg=1e+306"]),
@@ -124,7 +124,7 @@ MISTAKES = {
     "decay without a schedule": (["loss.gamma_decay=0.1"], ["loss.gamma_decay", "optim.D.schedule"]),
     "fading without growth": (["growth.fade_kimg=5"], ["growth.fade_kimg", "growth.stable_kimg"]),
     "resume without a run": (["resume=latest"], ["resume=latest", "run.dir"]),
-    "interpolation of nothing": (["train.kimg=${nothing}"], ["nothing"]),
+    "interpolation": (["train.kimg=${nothing}"], ["train.kimg=${nothing} must be a number"]),
     "class folders of no folder": (["data.class_folders=true"], ["data.class_folders=true", "data.name=folder"]),
 }
 

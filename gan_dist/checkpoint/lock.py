@@ -35,7 +35,7 @@ def lock_run(run_dir: Path) -> FileLock:
         except Timeout:
             host, _, pid = _read(owner).partition(" ")
             lock.acquire(timeout=WORKERS_GONE if host == socket.gethostname() and not _runs(pid) else 0)
-        owner.write_text(f"{socket.gethostname()} {os.getpid()}")
+        owner.write_text(f"{socket.gethostname()} {os.getpid()}", encoding="utf-8")
     except Timeout:
         host, _, pid = _read(owner).partition(" ")
         raise UserError(
@@ -62,7 +62,7 @@ def refuse_links(run_dir: Path) -> None:
 
 def _read(owner: Path) -> str:
     """The content of the file `.owner`: host name, space, process id."""
-    return owner.read_text() if owner.exists() else "an unknown host ?"
+    return owner.read_text(encoding="utf-8", errors="replace") if owner.exists() else "an unknown host ?"
 
 
 def _runs(pid: str) -> bool:

@@ -100,5 +100,5 @@ def _note(status: int) -> int:
     path = os.environ.get("GAN_DIST_STATUS_FILE")
     if path and os.environ.get("RANK", "0") == "0":
         with suppress(OSError):
-            Path(path).write_text(f"{status}\n")
+            Path(path).write_text(f"{status}\n", encoding="utf-8")
     return status

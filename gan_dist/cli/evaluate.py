@@ -6,8 +6,10 @@ import argparse
 import json
 from pathlib import Path
 
+from gan_dist.cli.arguments import path
 from gan_dist.errors import UserError
-from gan_dist.settings.config import check, load_config
+from gan_dist.settings.checks import check
+from gan_dist.settings.config import load_config
 
 FILE = "evaluations.jsonl"
 
@@ -19,7 +21,7 @@ def evaluate(arguments: list[str]) -> int:
         description=f"Measure a run's averaged generator G_ema, and add the result and its protocol to RUN/{FILE}. "
         "To use several GPUs, type: accelerate launch --multi_gpu -m gan_dist evaluate RUN",
     )
-    parser.add_argument("run", type=Path, help="run directory")
+    parser.add_argument("run", type=path, help="run directory")
     parser.add_argument(
         "settings", nargs="*", help="key.sub=value, which replaces a setting of the run; use metrics.* and data.*"
     )
@@ -61,7 +63,7 @@ def _store(path: Path, result: dict[str, object]) -> None:
     for name, value in result.items():
         print(f"{name:<16} {value:.6g}" if isinstance(value, float) else f"{name:<16} {value}")
     try:
-        with path.open("a") as file:
+        with path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
     except OSError as error:
         raise UserError(f"{path}: cannot add the result there ({error.strerror})") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from gan_dist.cli.arguments import path
 from gan_dist.errors import ConfigError
 
 
@@ -13,12 +14,12 @@ def sample(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         "gan-dist sample", description="Write images of a run's averaged generator G_ema as PNG files."
     )
-    parser.add_argument("run", type=Path, help="run directory")
+    parser.add_argument("run", type=path, help="run directory")
     parser.add_argument("--n", type=int, default=64, help="number of images (default 64)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the latents (default 0)")
     parser.add_argument("--classes", help="labels of the images, in turn, for example 3,7 (default: all)")
     parser.add_argument("--checkpoint", default="latest", help="latest (default), best, or a name in RUN/checkpoints")
-    parser.add_argument("--out", type=Path, help="directory to write to (default: RUN/generated)")
+    parser.add_argument("--out", type=path, help="directory to write to (default: RUN/generated)")
     parser.add_argument("--grid", action="store_true", help="write one picture of all images, not one file per image")
     parser.add_argument("--device", default="cpu", help="device that computes, for example cuda (default cpu)")
     options = parser.parse_args(arguments)

@@ -50,7 +50,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     A line that is not a JSON object with a number `kimg` is left out. A crash can leave such an incomplete line.
     """
     lines = []
-    for text in path.read_text(errors="replace").splitlines() if path.exists() else []:
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
             line = json.loads(text)
         except (ValueError, RecursionError):
@@ -84,12 +84,12 @@ class LocalTracker:
         """Delete the lines beyond `nimg`, because the run goes on from an earlier checkpoint and writes them again."""
         kept = [line for line in read_metrics(self.metrics) if line["kimg"] <= nimg / 1000]
         temporary = self.metrics.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         temporary.rename(self.metrics)
 
     def scalars(self, nimg: int, values: dict[str, Any]) -> None:
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        with self.metrics.open("a") as file:
+        with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"kimg": nimg / 1000, **finite}) + "\n")
 
     def image(self, nimg: int, name: str, picture: np.ndarray) -> None:

@@ -130,12 +130,13 @@ class WandbTracker:
         import wandb
 
         id_file = self._run_dir / "wandb_id.txt"
-        if not id_file.exists() or not re.fullmatch(r"\w{1,64}\s*", id_file.read_text()):
-            id_file.write_text(secrets.token_hex(4) + "\n")
+        known = id_file.read_text(encoding="utf-8", errors="replace") if id_file.exists() else ""
+        if not re.fullmatch(r"\w{1,64}\s*", known):
+            id_file.write_text(secrets.token_hex(4) + "\n", encoding="utf-8")
         return wandb.init(
             mode=mode,  # type: ignore[arg-type]
             dir=str(self._run_dir),
-            id=id_file.read_text().strip(),
+            id=id_file.read_text(encoding="utf-8").strip(),
             resume="allow",
             settings=wandb.Settings(silent=True, console="off", init_timeout=self.INIT_SECONDS),
             **self._arguments,
