@@ -204,7 +204,7 @@ def walk_settings(cls: type = Config, prefix: str = "") -> tuple[tuple[str, Any,
     for item in fields(cls):
         name, value = f"{prefix}{item.name}", getattr(default, item.name)
         if is_dataclass(value):
-            found += walk_settings(type(value), f"{name}.")
+            found += walk_settings(type(value), f"{name}.")  # type: ignore[arg-type]
         else:
             found.append((name, value, kinds[item.name], comments[item.name]))
     return tuple(found)

@@ -63,8 +63,8 @@ def read_yaml(text: str, deepest: int = MAX_DEPTH) -> Node:
             raise ValueError(f"it has more than {MAX_PARTS} keys and values")
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise ValueError("YAML anchors and aliases (&name, *name) are not allowed; write the value instead")
-        if getattr(event, "tag", None):
-            raise ValueError(f"YAML tags ({event.tag}) are not allowed; write the value without it")
+        if tag := getattr(event, "tag", None):
+            raise ValueError(f"YAML tags ({tag}) are not allowed; write the value without it")
         if isinstance(event, yaml.CollectionStartEvent):
             opened.append([])
             if len(opened) > deepest + 1:
