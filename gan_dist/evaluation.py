@@ -19,7 +19,7 @@ from gan_dist.metrics import Evaluator, Reference
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.parallel.together import together
 from gan_dist.report.tracking import read_metrics
-from gan_dist.settings.config import check
+from gan_dist.settings.checks import check
 from gan_dist.settings.schema import Config
 from gan_dist.wiring.checks import check_names
 from gan_dist.wiring.data import class_probabilities, keep_classes, source_of, stage_dir, use_paths

@@ -12,11 +12,16 @@ trap stopping TERM # SLURM sends TERM to this shell too; only the ranks act on i
 
 say() { echo "slurm: $*"; }
 
-# option NAME DEFAULT ARGUMENTS…: the last value that the arguments give to NAME, or DEFAULT
+# option NAME DEFAULT ARGUMENTS…: the path that the arguments give to NAME, or DEFAULT if they give none or an empty one.
+# As in Python, the last one counts, all characters are part of it, and only ~ and ~user at its beginning are expanded.
 option() {
-  local value=$2 argument
+  local value='' home argument user='^(~([A-Za-z_][A-Za-z0-9._-]*)?)(/.*)?$'
   for argument in "${@:3}"; do [[ $argument == "$1="* ]] && value=${argument#*=}; done
-  echo "$value"
+  if [[ $value =~ $user ]]; then
+    eval "home=${BASH_REMATCH[1]}" # it gets no other characters than those of a user's name
+    value=$home${BASH_REMATCH[3]}
+  fi
+  printf '%s\n' "${value:-$2}"
 }
 
 # start_ranks COMMAND ARGUMENTS…: run `gan-dist COMMAND ARGUMENTS…`, one process for each GPU, or for each task if

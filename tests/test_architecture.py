@@ -86,6 +86,20 @@ def test_libraries_and_settings_have_owners(path: Path) -> None:
 
 
 @by_file
+def test_text_files_name_their_encoding(path: Path) -> None:
+    """Otherwise it would be the locale's, and a run could not be continued on another machine."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        owner, name = ast.unparse(node.func.value), node.func.attr
+        words = [ast.unparse(argument) for argument in (*node.args, *(keyword.value for keyword in node.keywords))]
+        binary = any(re.fullmatch("'[rwax+]*b[rwax+]*'", word) for word in words) or owner in ("os", "Image")
+        text = name in ("read_text", "write_text", "FileHandler") or (name in ("open", "fdopen") and not binary)
+        encoded = any(keyword.arg == "encoding" for keyword in node.keywords)
+        assert encoded or not text, f"{owner}.{name}, line {node.lineno}"
+
+
+@by_file
 def test_sizes(path: Path) -> None:
     """Files, functions and parameter lists are short enough to be read at once."""
     text = path.read_text()

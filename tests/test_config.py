@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import hypothesis
 import pytest
-from conftest import ROOT, Train
+from conftest import ROOT, Train, examples
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gan_dist.cli import main
 from gan_dist.cli.arguments import read_config
@@ -17,7 +20,7 @@ from gan_dist.game.augment import AUGMENTATIONS
 from gan_dist.game.losses import LOSSES
 from gan_dist.metrics.extractors import EXTRACTORS
 from gan_dist.models import names
-from gan_dist.settings.config import as_yaml, load_config
+from gan_dist.settings.config import as_yaml, load_config, make_config, read_file, read_overrides
 from gan_dist.settings.schema import settings_help, walk_settings
 from gan_dist.wiring.checks import check_game
 from gan_dist.wiring.data import source_of
@@ -40,8 +43,40 @@ def test_saved_config_loads_to_the_same(tmp_path: Path) -> None:
     assert load_config(tmp_path / "config.yaml") == config
 
 
+texts = st.text(st.characters(exclude_categories=()), max_size=40)  # lone surrogates too: bytes that are not UTF-8
+pieces = st.lists(
+    st.sampled_from(["${", "}", "\\", "???", "'", '"', "\n", " ", "#", ": ", "- ", "1e3", "no", "\udcff"])
+)
+
+
+@hypothesis.settings(max_examples=examples(250))
+@given(text=texts | pieces.map("".join))
+def test_every_text_is_read_back_as_it_was(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    file = tmp_path_factory.mktemp("text") / "config.yaml"
+    inside = ("model.g_args", {"x": text, text: [text, {"y": text}]})
+    config = make_config([*read_overrides([f"tracking.project={text}"]), ("train.augment", [text]), inside])
+    assert config.tracking.project == text
+    file.write_text(as_yaml(config), encoding="utf-8")
+    assert load_config(file) == config
+
+
+def test_mapping_is_added_and_an_empty_one_clears(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("model: {g_args: {a: 1, b: {c: 2}}}")
+    assert load_config(file, ["model.g_args={a: x}", "model.g_args.b.d=[1,no way]"]).model.g_args == {
+        "a": "x",
+        "b": {"c": 2, "d": [1, "no way"]},
+    }
+    assert load_config(file, ["model.g_args={}", "model.g_args.e=true"]).model.g_args == {"e": True}
+
+
+def test_without_a_file_the_settings_are_those_of_the_digits_recipe() -> None:
+    assert read_config(["train.seed=3"]) == read_config([str(ROOT / "configs/digits.yaml"), "train.seed=3"])
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe_can_be_run_and_says_what_it_is(path: Path) -> None:
+    assert "loss.r1_gamma" in dict(read_file(path)), "earlier versions had another default"
     config = load_config(path)
     size = int(config.data.image_size or 64)
     info = DataInfo((3, size, size), 0, 1000) if config.data.name == "folder" else describe(source_of(config.data))
@@ -66,7 +101,7 @@ MISTAKES = {
     "fraction for a whole number": (["train.batch_size=1.5"], ["train.batch_size=1.5", "a whole number"]),
     "not a list": (["model.g_widths=3"], ["model.g_widths=3", "a list of whole numbers"]),
     "wrong in a list": (["model.g_widths=[a]"], ["model.g_widths=", "a list of whole numbers"]),
-    "null": (["train.kimg=null"], ["train.kimg=None", "a number"]),
+    "null": (["train.kimg=null"], ["train.kimg=null", "a number"]),
     "choice": (["loss.name=non_saturated"], ["loss.name=non_saturated", "nearest: non_saturating"]),
     "data set": (["data.name=fashionmnist"], ["data.name=fashionmnist", "nearest: FashionMNIST"]),
     "architecture": (["model.name=dcgam"], ["model.name=dcgam", "nearest: dcgan"]),
@@ -76,7 +111,7 @@ MISTAKES = {
         ["optim.G.args={fused: true, foreach: true}"],
         ["optim.G", "RuntimeError"],
     ),
-    "optimizer's argument that is too short": (["optim.D.args={betas: [0.5]}"], ["optim.D", "IndexError"]),
+    "optimizer's argument that is a setting": (["optim.D.args={betas: [0.5]}"], ["optim.D.args", "set optim.D.betas"]),
     "width": (["model.g_widths=[4611686018427387904]"], ["model.g_widths=4611686018427387904", "1,048,576"]),
     "latent": (["model.z_dim=9223372036854775807"], ["model.z_dim=9223372036854775807"]),
     "length": (["train.kimg=1e306"], ["train.kimg=1e+306"]),
@@ -124,7 +159,7 @@ MISTAKES = {
     "decay without a schedule": (["loss.gamma_decay=0.1"], ["loss.gamma_decay", "optim.D.schedule"]),
     "fading without growth": (["growth.fade_kimg=5"], ["growth.fade_kimg", "growth.stable_kimg"]),
     "resume without a run": (["resume=latest"], ["resume=latest", "run.dir"]),
-    "interpolation of nothing": (["train.kimg=${nothing}"], ["nothing"]),
+    "interpolation": (["train.kimg=${nothing}"], ["train.kimg=${nothing} must be a number"]),
     "class folders of no folder": (["data.class_folders=true"], ["data.class_folders=true", "data.name=folder"]),
 }
 

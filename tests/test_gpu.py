@@ -41,7 +41,9 @@ def test_gpu_trains_like_the_cpu(train: Train, tmp_path: Path, precision: str) -
 
 
 def test_iteration_never_waits_for_the_gpu(tmp_path: Path) -> None:
-    config = load_config(None, ["metrics.every_kimg=0", "tracking.wandb=disabled", "data.hflip=true"])
+    config = load_config(
+        None, ["metrics.every_kimg=0", "tracking.wandb=disabled", "data.hflip=true", "loss.r1_gamma=1"]
+    )
     run = build(config, describe(source_of(config.data)), tmp_path, None, Distributed("fp32"))
     trainer = run.trainer
     trainer.step(trainer.batches)  # allocations and kernels of the first iteration

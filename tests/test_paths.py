@@ -29,7 +29,8 @@ PAGE = (ROOT / "docs/architecture.md").read_text()
 
 
 def _build(folder: Path) -> WiredRun:
-    config = load_config(None, [*TINY, f"train.batch_size={BATCH}", "model.g_widths=[]", "model.d_widths=[]"])
+    whole = [f"train.batch_size={BATCH}", "model.g_widths=[]", "model.d_widths=[]", "loss.r1_gamma=1"]
+    config = load_config(None, [*TINY, *whole])
     dist, info = Distributed("fp32", cpu=True), describe(source_of(config.data))
     check_names(config)
     check_parts(config, info, dist)

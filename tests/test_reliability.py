@@ -50,7 +50,7 @@ def dist() -> Distributed:
 
 
 def _build(folder: Path, dist: Distributed, *settings: str, checkpoint: Path | None = None) -> WiredRun:
-    config = load_config(None, [*SMALL, *settings])
+    config = load_config(None, ["loss.r1_gamma=1", *SMALL, *settings])
     folder.mkdir(exist_ok=True)
     return build(config, describe(source_of(config.data)), folder, checkpoint, dist)
 

@@ -33,7 +33,7 @@ def dist() -> Distributed:
 
 def _config(*overrides: str) -> Config:
     sizes = ["train.batch_size=12", "model.z_dim=6", "model.g_widths=[16]", "model.d_widths=[16]"]
-    return load_config(None, [*sizes, *overrides])
+    return load_config(None, ["loss.r1_gamma=1", *sizes, *overrides])
 
 
 def _step(config: Config, state: State, dist: Distributed) -> Alternation:

@@ -1,12 +1,19 @@
-"""Arguments that several commands take: an optional config file, and settings as key.sub=value."""
+"""Arguments that several commands take: a path, an optional config file, and settings as key.sub=value."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from gan_dist.errors import ConfigError
+from gan_dist.settings.config import is_setting
 from gan_dist.settings.schema import Config
 from gan_dist.wiring.own_config import Asked, resolve_settings
+
+
+def path(text: str) -> Path:
+    """Return the path that an argument names. A `~` at its beginning is the home directory, even if it was quoted."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111, Path.expanduser raises an error for unknown users
 
 
 def read_config(arguments: list[str]) -> Config:
@@ -18,18 +25,31 @@ def read_arguments(arguments: list[str]) -> Asked:
     """Read the config that the arguments of a command ask for, and what the user has to know about it.
 
     The settings key.sub=value come first, then those of the run that is to be resumed. If there is no such run, the
-    config file comes next. The defaults come last.
+    config file comes next, or configs/digits.yaml without one. The defaults come last.
 
     Args:
         arguments: at most one path of a YAML file, and any number of key.sub=value.
 
     Raises:
         ConfigError: an argument, the file or a value is wrong.
+        Unreadable: the settings of the run that is to be resumed could not be read.
     """
-    files = [argument for argument in arguments if "=" not in argument]
-    overrides = [argument for argument in arguments if "=" in argument]
+    files = [argument for argument in arguments if _is_file(argument)]
+    words = [argument for argument in arguments if not _is_file(argument)]
     if len(files) > 1:
         raise ConfigError(f"one config file at a time, not {' '.join(files)}; overrides are written key.sub=value")
-    if files and files[0].startswith("-"):
-        raise ConfigError(f"unknown option {files[0]}; settings are written key.sub=value, --help lists them")
-    return resolve_settings(Path(files[0]) if files else None, overrides)
+    return resolve_settings(path(files[0]) if files else None, words)
+
+
+def _is_file(argument: str) -> bool:
+    """Return whether an argument names a config file: it has no `=`, or ends in .yaml and no setting is before the `=`.
+
+    Raises:
+        ConfigError: it is an option that does not exist.
+    """
+    key, equals, _ = argument.partition("=")
+    if argument.endswith((".yaml", ".yml")):
+        return not equals or not is_setting(key)
+    if argument.startswith("-"):
+        raise ConfigError(f"unknown option {argument}; settings are written key.sub=value, --help lists them")
+    return not equals

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from gan_dist.cli.arguments import path
 from gan_dist.errors import UserError, escaped
 
 FILE = "evaluations.jsonl"
@@ -18,7 +19,7 @@ def evaluate(arguments: list[str]) -> int:
         description=f"Measure a run's averaged generator G_ema, and add the result and its protocol to RUN/{FILE}. "
         "To use several GPUs, type: accelerate launch --multi_gpu -m gan_dist evaluate RUN",
     )
-    parser.add_argument("run", type=Path, help="run directory")
+    parser.add_argument("run", type=path, help="run directory")
     parser.add_argument(
         "settings",
         nargs="*",

@@ -6,6 +6,7 @@ import argparse
 import hashlib
 from pathlib import Path
 
+from gan_dist.cli.arguments import path
 from gan_dist.errors import ConfigError, escaped
 
 
@@ -14,14 +15,14 @@ def sample(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         "gan-dist sample", description="Write images of a run's averaged generator G_ema as PNG files."
     )
-    parser.add_argument("run", type=Path, help="run directory")
+    parser.add_argument("run", type=path, help="run directory")
     parser.add_argument("--n", type=int, default=64, help="number of images (default 64)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the latents (default 0)")
     parser.add_argument("--classes", help="labels or names of classes, in turn, for example 3,7 (default: all)")
     parser.add_argument("--checkpoint", default="latest", help="latest (default), best, or a name in RUN/checkpoints")
     parser.add_argument(
         "--out",
-        type=Path,
+        type=path,
         help="folder to write to; it must hold no other files (default: a folder in RUN/generated for this checkpoint, "
         "seed and choice of classes)",
     )

@@ -10,9 +10,13 @@ USAGE = """\
 usage: python train.py [CONFIG.yaml] [key.sub=value ...]
        gan-dist train [CONFIG.yaml] [key.sub=value ...]
 
-Without CONFIG.yaml the defaults train a class-conditional GAN on handwritten digits. A setting key.sub=value replaces
-the value in the file, and the file replaces the defaults. If run.dir and resume name an existing run, its own settings
-count instead of the file.
+Without CONFIG.yaml the settings are those of configs/digits.yaml: a class-conditional GAN with loss.r1_gamma=1 on
+handwritten digits. A setting key.sub=value replaces the value in the file, and the file replaces the
+defaults. If run.dir and resume name an existing run, its own settings count instead of the file.
+
+A text is taken as it is. A list is written [a,b]. A mapping is written {a: 1, b: text} and is added to the one in the
+file; {} removes the file's. An argument is a config file if it has no =, or if it ends in .yaml or .yml and no setting
+is before the =. It may be a pipe. A ~ at the beginning of a path is the home directory.
 
   python train.py configs/dcgan_fashion_mnist.yaml train.kimg=500 data.root=/path
   python train.py run.dir=runs/mine resume=latest train.kimg=1000

@@ -19,6 +19,7 @@ class Source:
     Attributes:
         name: a key of `gan_dist.data.datasets.DATASETS`.
         root: directory that holds the files, or to which they are downloaded; for "folder", the directory of images.
+        download: whether files that are not below `root` may be downloaded into it.
         image_size: (height, width) to which images are cropped and resized; None for the data set's own size.
         channels: 1 (grayscale), 3 (RGB) or 4 (RGBA); 0 for the data set's own number.
         stacked: stack three grayscale images as the channels of one image.
@@ -30,6 +31,7 @@ class Source:
 
     name: str = "digits"
     root: Path = Path("data")
+    download: bool = True
     image_size: tuple[int, int] | None = None
     channels: int = 0
     stacked: bool = False

@@ -63,7 +63,7 @@ def _find(source: Source) -> tuple[Path, Path] | None:
 
 
 def _open_idx(path: Path) -> BinaryIO | gzip.GzipFile:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 
 def _read_shape(file: BinaryIO | gzip.GzipFile) -> tuple[int, ...]:
@@ -111,8 +111,14 @@ def _open_torchvision(source: Source, **arguments: Any) -> Any:
     import torchvision
 
     try:
-        return getattr(torchvision.datasets, source.name)(source.root, download=True, **arguments)
+        return getattr(torchvision.datasets, source.name)(source.root, download=source.download, **arguments)
     except Exception as error:  # network, archive and disk can cause errors of many types
+        if not source.download:
+            raise UserError(
+                f"data.name={source.name}: not below data.root={source.root}, and data.download=false, as where only a "
+                f"config file names a directory elsewhere: put {_FILES[source.name]} into {source.root}, or set "
+                "data.download=true on the command line"
+            ) from error
         raise UserError(
             f"data.name={source.name}: not below data.root={source.root}, and the download failed "
             f"({type(error).__name__}: {' '.join(str(error).split())[:120]}); "

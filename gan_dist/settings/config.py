@@ -1,23 +1,29 @@
-"""Read settings from a file and the command line, merge them with the defaults, and refuse impossible values."""
+"""Read settings from a file and the command line, put them over the defaults, and refuse impossible ones."""
 
 from __future__ import annotations
 
+import copy
 import difflib
-import io
-import math
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import cache
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
+from urllib.parse import quote, unquote
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
 
 from gan_dist.errors import ConfigError
-from gan_dist.settings.schema import Config, Run, describe_type, show, walk_settings
+from gan_dist.settings.checks import check
+from gan_dist.settings.files import read_text
+from gan_dist.settings.schema import PATHS, Config, Run, describe_type, show, walk_settings
+from gan_dist.settings.values import Node, Scalar, looks_typed, node_of, read_yaml, shown, typed
+
+MAX_DOTS = 5  # names inside a mapping that are separated by dots: as many as the stored config can be nested deeper
+Setting = tuple[str, Any]  # dotted name and value, which has the type that the schema names
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -31,22 +37,71 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
         ConfigError: the file cannot be read, a setting does not exist, or a value is impossible. The message names the
             setting, its value and the nearest valid one.
     """
-    config = OmegaConf.structured(Config)
-    for source, values in _sources(path, overrides):
-        _refuse_unknown_keys(source, values)
-        try:
-            config = OmegaConf.merge(config, values)
-            result = OmegaConf.to_object(config)
-        except (OmegaConfBaseException, ValueError, TypeError) as error:
-            raise ConfigError(f"{source}: {_explain(error, values)}") from None
-    assert isinstance(result, Config)
-    check(result)
-    return result
+    return make_config([*(read_file(path) if path else ()), *read_overrides(overrides)])
+
+
+def make_config(settings: Iterable[Setting]) -> Config:
+    """Put settings over the defaults, one after the other, and check every value.
+
+    A mapping is added to the one before it, and an empty mapping clears it. A `~` at the beginning of a path becomes
+    the home directory.
+
+    Args:
+        settings: from `read_file` and `read_overrides`.
+
+    Raises:
+        ConfigError: a value is impossible, or does not fit another one.
+    """
+    merged = copy.deepcopy(_defaults())
+    for name, value in settings:
+        value = os.path.expanduser(value) if name in PATHS else value  # noqa: PTH111, Path() would change the text
+        OmegaConf.update(merged, name, _texts(value, quote), merge=isinstance(value, dict) and value != {})
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, Config)
+    for name in _kinds():
+        section, _, key = name.rpartition(".")
+        owner = attrgetter(section)(config) if section else config
+        setattr(owner, key, _texts(getattr(owner, key), unquote))
+    check(config)
+    return config
+
+
+@cache
+def _defaults() -> DictConfig:
+    return OmegaConf.structured(Config)
+
+
+def _texts(value: Any, change: Callable[..., str]) -> Any:
+    """Return a value with each text in it changed.
+
+    Texts are percent-encoded while OmegaConf has them, because it would take `${name}` and `???` for its own words: a
+    config of a stranger could read environment variables.
+
+    Args:
+        value: a setting's value.
+        change: urllib's quote or unquote.
+    """
+    if isinstance(value, dict):
+        return {key: _texts(item, change) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_texts(item, change) for item in value]
+    return change(value, errors="surrogatepass") if isinstance(value, str) else value
 
 
 def as_yaml(config: Config) -> str:
     """Return all settings as YAML. `load_config` reads the same settings from a file with this text."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    return yaml.dump(asdict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**30)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes every text so that `read_yaml` gives back the same characters."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        quotes = '"' if not text.isprintable() else "'" if looks_typed(text) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=quotes)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 
 def for_file(config: Config) -> Config:
@@ -57,80 +112,133 @@ def for_file(config: Config) -> Config:
     return replace(config, run=Run(name=config.run.name), resume="never", allow_changes=[])
 
 
-def _sources(path: Path | None, overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    yield "defaults", OmegaConf.create({})
-    if path is not None:
-        yield str(path), _read_file(path)
-    for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"{override!r}: an override is written key.sub=value, for example train.kimg=500")
-        try:
-            yield "command line", OmegaConf.from_dotlist([override])
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
-            raise ConfigError(f"{override!r}: cannot read this value: {' '.join(str(error).split())}") from None
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
 
 
-MAX_FILE = 2**20  # largest size of a config file in bytes; the ones in configs/ have a few thousand
-
-
-def _read_file(path: Path) -> Any:
-    """Read a config file, which may come from a stranger.
-
-    YAML aliases are refused, because a short file with aliases can need any amount of memory. A `run.dir` outside the
-    current directory is refused, because the file must not choose where to write.
-    """
-    try:
-        if path.stat().st_size > MAX_FILE:
-            raise ConfigError(f"{path}: a config file has at most {MAX_FILE} bytes")
-        text = path.read_text()
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise ConfigError(f"{path}: a config must not contain YAML aliases (*name); write the value instead")
-        values = OmegaConf.load(io.StringIO(text))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{path}: cannot read this config: {' '.join(str(error).split())[:300]}") from None
-    if not OmegaConf.is_dict(values):
-        raise ConfigError(f"{path}: a config is a mapping of settings, `section: {{key: value}}`")
-    content: Any = OmegaConf.to_container(values)
-    if content.get("allow_changes"):
-        raise ConfigError(f"{path}: allow_changes belongs to one start of a run: name it on the command line instead")
-    run = content.get("run")
-    run_dir = Path(str(run.get("dir", ""))) if isinstance(run, dict) else Path()
-    if run_dir.is_absolute() or ".." in run_dir.parts or "$" in str(run_dir):
-        raise ConfigError(f"{path}: run.dir={run_dir} is not below this directory; set it on the command line instead")
-    return values
-
-
-def _refuse_unknown_keys(source: str, values: Any) -> None:
-    """Check that every key is a setting, or a section with a mapping as its value.
+def read_file(path: Path, pipe: bool = False) -> list[Setting]:
+    """Read the settings in a config file, which may come from a stranger.
 
     Args:
-        source: where the values come from, for messages.
-        values: the values, an OmegaConf mapping.
+        path: the file.
+        pipe: the user named this path, so that it may be a pipe too.
+
+    Raises:
+        ConfigError: it cannot be read, or it asks for what it must not. A file must not choose to write outside the
+            current directory, so that `run.dir` has to be below it.
     """
-    settings = {name: default for name, default, _, _ in walk_settings()}
-    sections = {name.rsplit(".", depth)[0] for name in settings for depth in range(1, name.count(".") + 1)}
-
-    def visit(prefix: str, node: Any) -> None:
-        for key, value in node.items():
-            name = f"{prefix}{key}"
-            if name in sections:
-                if not isinstance(value, dict):
-                    raise ConfigError(f"{source}: {name}={value} is a section; set one of {_members(name, settings)}")
-                visit(f"{name}.", value)
-            elif isinstance(value, dict) and value and not isinstance(settings.get(name), dict):
-                visit(f"{name}.", value)
-            elif name not in settings:
-                raise ConfigError(f"{source}: unknown setting {name}; nearest: {_nearest(name, settings)}")
-
-    visit("", OmegaConf.to_container(values))
+    try:
+        node = read_yaml(read_text(path, pipe))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot read this config: {' '.join(str(error).split())[:300]}") from None
+    if not isinstance(node, dict):
+        raise ConfigError(f"{path}: a config is a mapping of settings, `section: {{key: value}}`")
+    settings = list(_settings_in(str(path), node))
+    run_dir = dict(settings).get("run.dir", "")
+    if is_outside(run_dir):
+        raise ConfigError(f"{path}: run.dir={run_dir} is not below this directory; set it on the command line instead")
+    if dict(settings).get("allow_changes"):
+        raise ConfigError(f"{path}: allow_changes belongs to one start of a run: name it on the command line instead")
+    return settings
 
 
-def _members(section: str, settings: dict[str, Any]) -> str:
-    return ", ".join(name for name in settings if name.startswith(f"{section}."))
+def is_outside(path: str) -> bool:
+    """Return whether a path may lead out of the current directory."""
+    return path.startswith("~") or Path(path).is_absolute() or ".." in Path(path).parts
 
 
-def _nearest(name: str, settings: dict[str, Any]) -> str:
+def read_overrides(overrides: Sequence[str]) -> list[Setting]:
+    """Read settings as `key.sub=value`. A list is written [a,b] and a mapping {a: 1}; a text as it is.
+
+    Raises:
+        ConfigError: a setting does not exist, or its value has another type.
+    """
+    return [_override(text) for text in overrides]
+
+
+def _override(text: str) -> Setting:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{text!r}: an override is written key.sub=value, for example train.kimg=500")
+    name, inside = _split(key)
+    if name not in _kinds() or len(inside) > MAX_DOTS:
+        raise ConfigError(f"command line: {_unknown(key, value)}")
+    try:
+        node = node_of(value, Any if inside else _kinds()[name])
+    except (ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{text[:100]!r}: cannot read this value: {' '.join(str(error).split())[:300]}") from None
+    for part in reversed(inside):  # model.g_args.blocks=2 is model.g_args={blocks: 2}
+        node = {part: node}
+    return name, _value("command line", name, node)
+
+
+def is_setting(key: str) -> bool:
+    """Return whether `key` is the name of a setting, or of a part of one that is a mapping, as model.g_args.blocks."""
+    return _split(key)[0] in _kinds()
+
+
+def _split(key: str) -> tuple[str, list[str]]:
+    """Return the setting that a key names, and the names inside its mapping."""
+    for name, kind in _kinds().items():
+        if get_origin(kind) is dict and key.startswith(f"{name}."):
+            return name, key.removeprefix(f"{name}.").split(".")
+    return key, []
+
+
+@cache
+def _kinds() -> dict[str, Any]:
+    """The type of every setting, by its name."""
+    return {name: kind for name, _, kind, _ in walk_settings()}
+
+
+def _settings_in(source: str, node: dict[str, Node], prefix: str = "") -> Iterator[Setting]:
+    """Yield the settings in a mapping of a file.
+
+    Args:
+        source: the file, for messages.
+        node: the mapping.
+        prefix: the name of its section and a dot.
+    """
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        if "." in key:
+            raise ConfigError(f"{source}: {name}: in a file, write `section: {{key: value}}` instead of a dot")
+        if name in _kinds():
+            yield name, _value(source, name, value)
+        elif isinstance(value, dict) and value:
+            yield from _settings_in(source, value, f"{name}.")
+        elif not (isinstance(value, dict) and _members(name)):
+            raise ConfigError(f"{source}: {_unknown(name, shown(value))}")
+
+
+def _value(source: str, name: str, node: Node) -> Any:
+    """Return the value of a setting in the type that the schema names; the error says which values are valid."""
+    kind = _kinds()[name]
+    try:
+        return typed(node, kind)
+    except ValueError as error:
+        given = f"{source}: {name}={shown(node)}"
+        if str(error):
+            raise ConfigError(f"{given} {error}") from None
+        if get_origin(kind) is Literal and isinstance(node, Scalar):
+            raise ConfigError(f"{given}: {choose(node.text, get_args(kind))}") from None
+        default = next(default for setting, default, _, _ in walk_settings() if setting == name)
+        raise ConfigError(f"{given} must be {describe_type(kind)}, for example {show(default)}") from None
+
+
+def _unknown(name: str, value: str) -> str:
+    """Say that no setting has this name."""
+    name, value = name[:100], value[:100]
+    if members := _members(name):
+        return f"{name}={value} is a section; set one of {', '.join(members)}"
+    return f"unknown setting {name}; nearest: {_nearest(name)}"
+
+
+def _members(section: str) -> list[str]:
+    return [name for name in _kinds() if name.startswith(f"{section}.")]
+
+
+def _nearest(name: str) -> str:
     """Return the setting with the most similar name. A similar last part counts more than a similar section."""
     last = name.rsplit(".", 1)[-1]
 
@@ -138,127 +246,11 @@ def _nearest(name: str, settings: dict[str, Any]) -> str:
         whole = difflib.SequenceMatcher(None, name, candidate).ratio()
         return whole + difflib.SequenceMatcher(None, last, candidate.rsplit(".", 1)[-1]).ratio()
 
-    return max(settings, key=likeness)
-
-
-def _explain(error: Exception, values: Any) -> str:
-    """Turn an error of OmegaConf into a message that names the setting, its value and its valid values."""
-    key = getattr(error, "full_key", None) or ""
-    name = key.partition("[")[0]
-    given = OmegaConf.to_container(values, resolve=False)
-    for part in name.split("."):
-        given = given.get(part) if isinstance(given, dict) else given
-    if isinstance(error, InterpolationResolutionError | InterpolationKeyError):
-        return f"{name}={given}: {str(error).splitlines()[0]}"
-    for setting, default, kind, _ in walk_settings():
-        if setting == name:
-            if get_origin(kind) is Literal:
-                return f"{name}={given}: {choose(given, get_args(kind))}"
-            return f"{name}={given} must be {describe_type(kind)}, for example {show(default)}"
-    return " ".join(str(error).split())
+    return max(_kinds(), key=likeness)
 
 
 def choose(given: Any, choices: Sequence[Any]) -> str:
     """Return the end of a message about a value that is not valid: the valid choices, and the nearest of them."""
-    close = difflib.get_close_matches(str(given).lower(), [str(c).lower() for c in choices], n=1, cutoff=0.0)
+    close = difflib.get_close_matches(str(given)[:100].lower(), [str(c).lower() for c in choices], n=1, cutoff=0.0)
     nearest = next(c for c in choices if str(c).lower() == close[0])
     return f"choose one of {', '.join(str(c) for c in choices)} (nearest: {nearest})"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Checks of values. The checks that need the data set or the architecture are in `gan_dist.wiring.checks`.
-
-_POSITIVE = {
-    "train.kimg",
-    "train.batch_size",
-    "train.n_critic",
-    "model.z_dim",
-    "model.g_widths",
-    "model.d_widths",
-    "growth.batch_sizes",
-    "loss.penalty_interval",
-    "sample.rows",
-    "metrics.num_images",
-    "metrics.batch_size",
-    "data.memory_gib",
-    "optim.G.lr",
-    "optim.D.lr",
-}
-
-# Largest values of settings that determine sizes. Larger values are mistakes, or come from a stranger's file.
-_MOST = {
-    "model.z_dim": 2**20,
-    "model.g_widths": 2**20,
-    "model.d_widths": 2**20,
-    "train.batch_size": 2**20,
-    "train.n_critic": 2**20,
-    "growth.batch_sizes": 2**20,
-    "metrics.batch_size": 2**20,
-    "data.workers": 2**10,
-    "sample.rows": 2**10,
-    "train.seed": 2**63 - 1,
-    "metrics.seed": 2**63 - 1,
-}
-# Largest values of settings in kimg, and of other whole numbers; largest number of entries in a list.
-_MOST_KIMG, _MOST_COUNTED, _LONGEST = 1e12, 2**40, 2**10
-
-
-def check(config: Config) -> None:
-    """Check every value by itself, and the values that must fit together whatever the data set is.
-
-    Raises:
-        ConfigError: a value is impossible; the message names the setting and the value.
-    """
-    for name, _, kind, _ in walk_settings():
-        value = attrgetter(name)(config)
-        if isinstance(value, list) and len(value) > _LONGEST:
-            raise ConfigError(f"{name} has {len(value)} entries; at most {_LONGEST}")
-        numbers = value if kind in (list[int], list[float]) else [value] if kind in (int, float) else []
-        for number in numbers:
-            if not isinstance(number, int | float):  # a list inside a list, which OmegaConf does not refuse
-                raise ConfigError(f"{name}={value} must be {describe_type(kind)}")
-            if not math.isfinite(number) or number < 0:
-                raise ConfigError(f"{name}={number} must not be negative, infinite or nan")
-            if number == 0 and name in _POSITIVE:
-                raise ConfigError(f"{name}={number} must be greater than 0")
-            most = _MOST_KIMG if name.endswith("kimg") else _MOST_COUNTED if type(number) is int else math.inf
-            if number > _MOST.get(name, most):
-                raise ConfigError(f"{name}={number} must be at most {_MOST.get(name, most):,}")
-    if config.data.image_size:
-        parse_image_size(config.data.image_size)
-    if config.loss.label_smoothing >= 1:
-        raise ConfigError(f"loss.label_smoothing={config.loss.label_smoothing} must be below 1, for example 0.1")
-    for side in ("G", "D"):
-        betas = getattr(config.optim, side).betas
-        if len(betas) != 2 or max(betas) >= 1:
-            raise ConfigError(
-                f"optim.{side}.betas={betas} must be two numbers from 0 to below 1, for example [0.5, 0.999]"
-            )
-        if getattr(config.optim, side).beta2_final >= 1:
-            raise ConfigError(f"optim.{side}.beta2_final must be below 1, for example 0.99")
-        settings = getattr(config.optim, side)
-        for name in ("lr_final", "beta2_final"):
-            if getattr(settings, name) and settings.schedule == "constant":
-                raise ConfigError(f"optim.{side}.{name} needs optim.{side}.schedule=cosine or linear")
-    if config.loss.gamma_decay != 1 and config.optim.D.schedule == "constant":
-        raise ConfigError("loss.gamma_decay follows optim.D.schedule: set optim.D.schedule to cosine or linear")
-    if config.growth.fade_kimg and not config.growth.stable_kimg:
-        raise ConfigError("growth.fade_kimg needs growth.stable_kimg, the time that each size is trained for")
-    if config.tracking.artifact and not config.checkpoint.every_kimg:
-        raise ConfigError("tracking.artifact=true uploads the last checkpoint, but checkpoint.every_kimg=0 writes none")
-    if config.run.name != Path(config.run.name).name or config.run.name == "..":
-        raise ConfigError(f"run.name={config.run.name} must be part of a directory name: use letters, digits, - and _")
-    if config.resume != "never" and not config.run.dir:
-        raise ConfigError(f"resume={config.resume} needs run.dir=DIR, the run to go on with")
-
-
-def parse_image_size(text: str) -> tuple[int, int]:
-    """Return (height, width) in pixels: (64, 64) for "64", and (64, 96) for "64x96".
-
-    Raises:
-        ConfigError: the text has another form.
-    """
-    match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text)
-    if not match or not int(match[1]) or (match[2] and not int(match[2])):
-        raise ConfigError(f"data.image_size={text} must be H or HxW in pixels, for example 64 or 64x96")
-    return int(match[1]), int(match[2] or match[1])

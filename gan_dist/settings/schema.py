@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from itertools import pairwise
@@ -21,6 +20,7 @@ class Data:
         "digits"  # digits, folder, ring, grid, MNIST, FashionMNIST, KMNIST, CIFAR10, CIFAR100, SVHN, STL10 or CelebA
     )
     root: str = "data"  # directory that holds the data set, or to which it is downloaded; folder: the images' directory
+    download: bool = True  # download what is not in root; a config file can't ask for it outside the current directory
     image_size: str = ""  # H or HxW in pixels: images are cropped and resized; empty: the data set's own (folder: 64)
     channels: Literal[0, 1, 3, 4] = 0  # 1: grayscale, 3: RGB, 4: RGBA, 0: the data set's own (folder: 3)
     stacked: bool = False  # stack three grayscale images as the channels of one image; 10 classes give 1,000 modes
@@ -38,8 +38,8 @@ class Model:
     z_dim: int = 100  # size of the latent z
     g_widths: list[int] = field(default_factory=list)  # layer widths of G, from z to image; []: the defaults
     d_widths: list[int] = field(default_factory=list)  # layer widths of D, from image to logit; []: the defaults
-    g_args: dict[str, Any] = field(default_factory=dict)  # arguments of the Generator, such as {tanh: false}
-    d_args: dict[str, Any] = field(default_factory=dict)  # arguments of the Discriminator, such as {batch_norm: false}
+    g_args: dict[str, Any] = field(default_factory=dict)  # the Generator's arguments, such as {tanh: false}; {}: none
+    d_args: dict[str, Any] = field(default_factory=dict)  # the Discriminator's, such as {batch_norm: false}; {}: none
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Loss:
     label_smoothing: float = 0.0  # D's target for real images is 1 minus this
     d_half: bool = False  # multiply D's loss by 1/2: the mean of its real and its fake part instead of the sum
     drift: float = 0.0  # weight of the penalty D(x)^2 on real images, which keeps a critic's logits near 0; 0: off
-    r1_gamma: float = 1.0  # gamma of the R1 penalty, gamma/2 * |grad D(x)|^2 on real images; 0: off
+    r1_gamma: float = 0.0  # gamma of the R1 penalty, gamma/2 * |grad D(x)|^2 on real images; 0: off
     r2_gamma: float = 0.0  # gamma of the R2 penalty, gamma/2 * |grad D(x)|^2 on generated images; 0: off
     gamma_decay: float = 1.0  # multiply both gammas by a factor that goes from 1 to this value along optim.D.schedule
     gradient_penalty: float = 0.0  # weight of WGAN-GP's gradient penalty, (|grad D(x)| - 1)^2; 0: off
@@ -63,7 +63,7 @@ class Optimizer:
     name: str = "Adam"  # a class of torch.optim
     lr: float = 2e-4  # learning rate
     betas: list[float] = field(default_factory=lambda: [0.5, 0.999])  # for optimizers that have betas
-    args: dict[str, Any] = field(default_factory=dict)  # its other arguments, for example {weight_decay: 0.01}
+    args: dict[str, Any] = field(default_factory=dict)  # its other arguments, such as {weight_decay: 0.01}; {}: none
     schedule: Literal["constant", "linear", "cosine"] = "constant"  # how lr goes to lr_final, and beta2 to beta2_final
     schedule_kimg: float = 0.0  # length of the schedule in kimg; 0: the whole training
     lr_final: float = 0.0  # learning rate at the end of the schedule
@@ -186,29 +186,33 @@ class Config:
     )  # going on with a run: settings that may change its meaning, such as [loss.name]; only on the command line
 
 
+# Settings that name a file or a directory: `~` at their beginning is the home directory.
+PATHS = ("data.root", "metrics.inception_weights", "run.dir", "resume")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Documentation
 
 
-def walk_settings(cls: type = Config, prefix: str = "") -> Iterator[tuple[str, Any, Any, str]]:
-    """Yield (dotted name, default, type, comment) of every setting, in the order of the schema.
+@cache  # typing reads the annotations every time
+def walk_settings(cls: type = Config, prefix: str = "") -> tuple[tuple[str, Any, Any, str], ...]:
+    """Return (dotted name, default, type, comment) of every setting, in the order of the schema.
 
     Args:
         cls: a dataclass of this file.
         prefix: text in front of each name; for a section its name and a dot.
     """
-    comments = _comments(cls)
-    kinds = get_type_hints(cls)
-    default = cls()
+    comments, kinds, default = _comments(cls), get_type_hints(cls), cls()
+    found: list[tuple[str, Any, Any, str]] = []
     for item in fields(cls):
         name, value = f"{prefix}{item.name}", getattr(default, item.name)
         if is_dataclass(value):
-            yield from walk_settings(type(value), f"{name}.")
+            found += walk_settings(type(value), f"{name}.")  # type: ignore[arg-type]
         else:
-            yield name, value, kinds[item.name], comments[item.name]
+            found.append((name, value, kinds[item.name], comments[item.name]))
+    return tuple(found)
 
 
-@cache  # inspect parses the whole file every time
 def _comments(cls: type) -> dict[str, str]:
     """The comment at the end of each field's declaration, by the field's name."""
     source = inspect.getsource(cls)

@@ -5,6 +5,7 @@ Each error is one line that says what to do instead.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from gan_dist.settings.config import choose
 from gan_dist.settings.schema import Config, Optimizer
 from gan_dist.wiring.kinds import kind_of
 from gan_dist.wiring.networks import check_args, make_discriminator, make_generator, make_optimizer
+
+log = logging.getLogger("gan_dist")
 
 
 def check_names(config: Config) -> None:
@@ -74,7 +77,9 @@ def check_parts(config: Config, info: DataInfo, dist: Distributed) -> None:
             f"model.conditional=true, but data.name={config.data.name} has no labels; set model.conditional=false{hint}"
         )
     kind.check(config)
-    check_game(config, info, dist.world_size)
+    for doubt in check_game(config, info, dist.world_size):
+        if dist.is_main:
+            log.warning(doubt)
     if config.metrics.every_kimg:
         kind.check_metrics(config, info)
     for key, batch_size in _batch_sizes(config):
@@ -84,6 +89,10 @@ def check_parts(config: Config, info: DataInfo, dist: Distributed) -> None:
             )
     for side in ("G", "D"):
         settings: Optimizer = getattr(config.optim, side)
+        for name in ("lr", "betas", "params"):
+            if name in settings.args:
+                instead = "leave it out" if name == "params" else f"set optim.{side}.{name}"
+                raise ConfigError(f"optim.{side}.args={settings.args} must not have {name}: {instead} instead")
         try:
             make_optimizer(settings, nn.Linear(1, 1))
         except Exception as error:  # torch raises errors of many types for wrong arguments
@@ -95,13 +104,16 @@ def _words(error: Exception) -> str:
     return str(error) if isinstance(error, ValueError) else f"cannot be made ({type(error).__name__}: {error})"[:200]
 
 
-def check_game(config: Config, info: DataInfo, world_size: int) -> None:
+def check_game(config: Config, info: DataInfo, world_size: int) -> list[str]:
     """Check that loss, regularizers, progressive growing, batches and networks fit together.
 
     Args:
         config: the settings.
         info: the data set; see `gan_dist.data.datasets.describe`.
         world_size: number of processes.
+
+    Returns:
+        What is possible but doubtful, a line each.
 
     Raises:
         ConfigError: they do not fit; the message names the setting and says what to set instead.
@@ -125,7 +137,8 @@ def check_game(config: Config, info: DataInfo, world_size: int) -> None:
     group_size = max((m.group_size for m in D.modules() if isinstance(m, MinibatchStd)), default=1)
     for key, batch_size in _batch_sizes(config):
         _check_split(key, batch_size, config.train.micro_batch_size, world_size, group_size)
-    if loss.gradient_penalty and any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in D.modules()):
+    mixes = any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in D.modules())
+    if loss.gradient_penalty and mixes:
         raise ConfigError(
             f"loss.gradient_penalty={loss.gradient_penalty} needs logits that depend on one sample each, but "
             f"batch normalization in D of model.name={config.model.name} mixes samples: set "
@@ -138,6 +151,13 @@ def check_game(config: Config, info: DataInfo, world_size: int) -> None:
             f"loss.name={loss.name} grows without bound unless the critic is held: set loss.gradient_penalty=10, "
             "loss.clip_weights=0.01 or loss.r1_gamma"
         )
+    return [
+        f"loss.{name}={gamma} with batch normalization in D of model.name={model.name}: the penalty is meant for the "
+        f"gradient of one sample, and here it mixes those of a batch: set model.d_args={{batch_norm: false}} or "
+        f"loss.{name}=0"
+        for name, gamma in (("r1_gamma", loss.r1_gamma), ("r2_gamma", loss.r2_gamma))
+        if gamma and mixes
+    ]
 
 
 def _batch_sizes(config: Config) -> list[tuple[str, int]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gan_dist.data import DataInfo, Source
 from gan_dist.data.in_memory import Images
-from gan_dist.settings.config import parse_image_size
+from gan_dist.settings.checks import parse_image_size
 from gan_dist.settings.schema import Config, Data
 
 log = logging.getLogger(__name__)
@@ -26,6 +26,7 @@ def source_of(data: Data) -> Source:
     return Source(
         name=data.name,
         root=Path(data.root),
+        download=data.download,
         image_size=parse_image_size(data.image_size) if data.image_size else None,
         channels=data.channels,
         stacked=data.stacked,
@@ -100,9 +101,15 @@ def use_paths(config: Config, recorded: dict[str, str], typed: Sequence[str]) ->
 
 def cache_dir() -> Path:
     """Return the directory for feature extractors: $GAN_DIST_CACHE, or a folder in the user's cache directory."""
-    return Path(os.environ.get("GAN_DIST_CACHE") or platformdirs.user_cache_dir("gan_dist"))
+    return _directory("GAN_DIST_CACHE") or Path(platformdirs.user_cache_dir("gan_dist"))
 
 
 def stage_dir() -> Path | None:
     """Return $GAN_DIST_STAGE, a directory on a local disk of each node for copies of image files; None if not set."""
-    return Path(os.environ["GAN_DIST_STAGE"]) if os.environ.get("GAN_DIST_STAGE") else None
+    return _directory("GAN_DIST_STAGE")
+
+
+def _directory(variable: str) -> Path | None:
+    """Return the directory that an environment variable names, with `~` for the home directory; None if it is empty."""
+    name = os.environ.get(variable, "")
+    return Path(os.path.expanduser(name)) if name else None  # noqa: PTH111, it raises no error for unknown users

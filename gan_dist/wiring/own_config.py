@@ -12,12 +12,16 @@ from pathlib import Path
 
 from gan_dist.checkpoint.find import config_path, list_checkpoints
 from gan_dist.checkpoint.run_config import Record, read_run_config, was_changed
-from gan_dist.errors import Unreadable, UserError
+from gan_dist.errors import ConfigError, Unreadable, UserError
 from gan_dist.settings.changes import check_allowed, find_changes, in_words
-from gan_dist.settings.config import load_config
+from gan_dist.settings.config import Setting, is_outside, load_config, make_config, read_file, read_overrides
 from gan_dist.settings.schema import Config
 
-_PLACE = ("run.dir=", "resume=")
+_PLACE = {"run.dir", "resume"}
+
+# Without a config file a run is that of configs/digits.yaml, which is not installed with the package. These are its
+# settings that are not defaults.
+DIGITS: list[Setting] = [("loss.r1_gamma", 1.0)]
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Asked:
 
     Attributes:
         config: all settings.
-        file_sha256: SHA-256 of the config file with which the run was started first; "" if there was none.
+        file_sha256: SHA-256 of the settings in the config file of the run's first start; "" if there was none.
         notes: what the user has to know about where the settings come from, a line each.
     """
 
@@ -86,7 +90,7 @@ def resolve_settings(path: Path | None, overrides: Sequence[str]) -> Asked:
     """Decide what counts for each setting, and read it.
 
     Words on the command line come first, then the settings of the run that is to go on, then the config file, then the
-    defaults. So the file counts only for a new run.
+    defaults. So the file counts only for a new run. It may be a pipe, so it is read only once.
 
     Args:
         path: the config file that the arguments name; None for none.
@@ -96,15 +100,25 @@ def resolve_settings(path: Path | None, overrides: Sequence[str]) -> Asked:
         ConfigError: the file or a value is wrong.
         Unreadable: the run's own settings are there but could not be read.
     """
-    start = _where(path, overrides)
+    words, problem = read_overrides(overrides), None
+    named = {name for name, _ in words}
+    try:
+        in_file = read_file(path, pipe=True) if path else []
+    except ConfigError as error:
+        if not named >= _PLACE:
+            raise
+        in_file, problem = [], error  # a run that is there goes on, although the file is gone or broken
+    start = make_config(setting for setting in (*in_file, *words) if setting[0] in _PLACE)
     own = own_config(Path(start.run.dir)) if start.resume != "never" else None
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest() if path and path.is_file() else ""
+    sha256 = hashlib.sha256(repr(in_file).encode()).hexdigest() if path else ""
     if not own:
-        config = load_config(path, overrides)
+        if problem:
+            raise problem
+        config = make_config([*(_of_stranger(in_file, named) if path else DIGITS), *words])
         config.run.name = config.run.name or (path.stem if path else config.data.name)
         check_allowed(config.allow_changes)
-        return Asked(config, sha256)
-    config = load_config(own.path, [text for text in overrides if not text.startswith(_PLACE)])
+        return Asked(config, sha256, _notes(path, in_file, named))
+    config = make_config([*read_file(own.path), *(word for word in words if word[0] not in _PLACE)])
     config.run.dir, config.resume = start.run.dir, start.resume
     config.run.name = config.run.name or config.data.name
     check_allowed(config.allow_changes)
@@ -112,30 +126,56 @@ def resolve_settings(path: Path | None, overrides: Sequence[str]) -> Asked:
         config.train.precision = own.config.train.precision
     notes = [own.note] if own.note else []
     first = own.record.file_sha256 if own.record else sha256
-    if path and not (own.record and first == sha256) and (note := _about_file(path, overrides, config)):
-        notes.append(note)
+    if path and not (own.record and first == sha256):
+        notes += _about_file(path, problem, [*_of_stranger(in_file, named), *words], config)
     return Asked(config, first, tuple(notes))
 
 
-def _where(path: Path | None, overrides: Sequence[str]) -> Config:
-    """Read `run.dir` and `resume`. If the overrides name both, the config file may be gone or broken."""
-    place = [text for text in overrides if text.startswith(_PLACE)]
-    both = len({text.partition("=")[0] for text in place}) == 2
-    return load_config(None, place) if both else load_config(path, overrides)
+def _of_stranger(settings: list[Setting], named: set[str]) -> list[Setting]:
+    """Return the settings of a config file, which may come from a stranger: it must not choose where to download to.
+
+    Args:
+        settings: the settings in the file.
+        named: the settings on the command line, which replace those in the file.
+    """
+    if "data.root" in named or not is_outside(dict(settings).get("data.root", "")):
+        return settings
+    return [*settings, ("data.download", False)]
 
 
-def _about_file(path: Path, overrides: Sequence[str], config: Config) -> str:
-    """Say that a config file does not count, because the run has its own settings; "" if both agree."""
+def _notes(path: Path | None, settings: list[Setting], named: set[str]) -> tuple[str, ...]:
+    """Say if a config file may rely on a default that was another one in earlier versions."""
+    if not path or "loss.r1_gamma" in {*dict(settings), *named}:
+        return ()
+    return (
+        f"{path}: loss.r1_gamma is not set, and its default is 0; it was 1 in earlier versions: write "
+        "loss: {r1_gamma: 1} to train as then, or loss: {r1_gamma: 0} so that this line does not appear",
+    )
+
+
+def _about_file(path: Path, problem: ConfigError | None, settings: list[Setting], config: Config) -> list[str]:
+    """Say that a config file does not count, because the run has its own settings; [] if both agree.
+
+    Args:
+        path: the file.
+        problem: why it could not be read; None if it could.
+        settings: its settings, and those on the command line.
+        config: the settings of the run.
+    """
     try:
-        other = load_config(path, overrides)
-    except UserError as error:
-        return f"{path} does not count, as the run goes on with its own settings; it could not be read anyway: {error}"
+        if problem:
+            raise problem
+        other = make_config(settings)
+    except ConfigError as error:
+        return [
+            f"{path} does not count, as the run goes on with its own settings; it could not be read anyway: {error}"
+        ]
     changes = find_changes(other, config)
     if other.train.precision == "auto":
         changes.pop("train.precision", None)
     if not changes:
-        return ""
-    return (
+        return []
+    return [
         f"{path} was changed since the first start, or is another file; it does not count, as the run goes on with its "
         f"own settings (file -> run): {in_words(changes)}; to change a setting of the run, name it on the command line"
-    )
+    ]
