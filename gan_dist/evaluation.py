@@ -15,10 +15,11 @@ from gan_dist.kernels.layout import adapt
 from gan_dist.kernels.switches import numerics
 from gan_dist.metrics import Evaluator
 from gan_dist.metrics.checkpoints import evaluate_checkpoints
+from gan_dist.parallel.agreement import agree
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.parallel.together import together
 from gan_dist.report.tracking import read_metrics
-from gan_dist.settings.schema import Config
+from gan_dist.settings.schema import Config, must_agree
 from gan_dist.wiring.checks import check_names
 from gan_dist.wiring.data import class_probabilities, source_of, stage_dir
 from gan_dist.wiring.kinds import kind_of
@@ -41,6 +42,7 @@ def evaluate(
         UserError: the data, the feature extractor or a checkpoint cannot be read.
     """
     check_names(config)
+    agree(must_agree(config), config.train.meet_minutes)
     dist = Distributed("fp32", cpu=config.train.device == "cpu")
 
     def work() -> None:

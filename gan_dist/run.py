@@ -15,6 +15,7 @@ from gan_dist.checkpoint.write import clean_up, set_aside
 from gan_dist.data.datasets import describe
 from gan_dist.errors import ConfigError, UserError
 from gan_dist.kernels.switches import numerics
+from gan_dist.parallel.agreement import agree
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.parallel.signals import StopSignals
 from gan_dist.parallel.together import together
@@ -22,7 +23,7 @@ from gan_dist.report.log import log_to
 from gan_dist.report.plot import plot_run
 from gan_dist.settings.config import as_yaml, for_file, load_config
 from gan_dist.settings.precision import resolve
-from gan_dist.settings.schema import Config, Precision
+from gan_dist.settings.schema import Config, Precision, must_agree
 from gan_dist.wiring.build import WiredRun, build
 from gan_dist.wiring.checks import changed_environment, check_names, check_parts, check_resume
 from gan_dist.wiring.data import source_of
@@ -46,6 +47,7 @@ def train(config: Config, signals: StopSignals) -> bool:
     check_names(config)
     cpu = settings.device == "cpu" or not torch.cuda.is_available()
     settings.precision = resolve(replace(settings, precision=_saved_precision(config)), on_gpu=not cpu)
+    agree(must_agree(config), settings.meet_minutes, signals)
     dist = Distributed(settings.precision, cpu, settings.compress_gradients, settings.compile)
 
     def work() -> bool:

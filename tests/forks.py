@@ -118,7 +118,8 @@ def _wait(connection: socket.socket) -> list[str]:
 def main() -> None:
     _import_all()
     command = _wait(socket.socket(fileno=int(sys.argv[1])))
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    # The streams of the process that waits may have been files, and they would still take these for files.
+    sys.stdout, sys.stderr = (os.fdopen(fd, "w", buffering=1, closefd=False) for fd in (1, 2))
     with suppress(ValueError):
         sys.path.remove(os.path.dirname(__file__))  # noqa: PTH120
     if command[0] == "-c":

@@ -45,9 +45,11 @@ class Program:
         """Run `gan-dist train` with the settings TINY before the given ones."""
         return self("train", *self._tiny(arguments), env=env)
 
-    def process(self, *arguments: str, env: dict[str, str] | None = None, timeout: float = 120) -> Result:
+    def process(
+        self, *arguments: str, env: dict[str, str] | None = None, timeout: float = 120, first: str = ""
+    ) -> Result:
         """Run `gan-dist ARGUMENTS` to its end in a process of its own; its status is -9 if it takes too long."""
-        process = self.start(*arguments, env=env)
+        process = self.start(*arguments, env=env, first=first)
         try:
             out, error = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
@@ -55,14 +57,17 @@ class Program:
             out, error = process.communicate()
         return subprocess.CompletedProcess(arguments, process.returncode, out, error)
 
-    def start(self, *arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-        """Start `gan-dist ARGUMENTS` in a process of its own, which is killed after the test if it still runs."""
-        environment = {**os.environ, **(env or {})}
+    def start(self, *arguments: str, env: dict[str, str] | None = None, first: str = "") -> subprocess.Popen[str]:
+        """Start `gan-dist ARGUMENTS` in a process of its own, which is killed after the test if it still runs.
+
+        It first runs the Python statement `first`, for example to close its standard output.
+        """
+        environment, code = {**os.environ, **(env or {})}, f"{first}\n{COMMAND}"
         if TREE is None:
-            process: subprocess.Popen[str] = Forked(["-c", COMMAND, *arguments], self.cwd, environment)
+            process: subprocess.Popen[str] = Forked(["-c", code, *arguments], self.cwd, environment)
         else:
             environment["PYTHONPATH"] = TREE
-            command, pipe = [sys.executable, "-u", "-c", COMMAND, *arguments], subprocess.PIPE
+            command, pipe = [sys.executable, "-u", "-c", code, *arguments], subprocess.PIPE
             process = subprocess.Popen(
                 command, cwd=self.cwd, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
             )
