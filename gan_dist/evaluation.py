@@ -16,11 +16,12 @@ from gan_dist.errors import ConfigError, UserError
 from gan_dist.kernels.layout import adapt
 from gan_dist.kernels.switches import numerics
 from gan_dist.metrics import Evaluator, Reference
+from gan_dist.parallel.agreement import agree
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.parallel.together import together
 from gan_dist.report.tracking import read_metrics
 from gan_dist.settings.checks import check
-from gan_dist.settings.schema import Config
+from gan_dist.settings.schema import Config, Train
 from gan_dist.wiring.checks import check_names
 from gan_dist.wiring.data import class_probabilities, keep_classes, source_of, stage_dir, use_paths
 from gan_dist.wiring.figures import difference
@@ -55,6 +56,13 @@ def evaluate(
         ConfigError: the data do not fit the run's generator.
         UserError: the data, the feature extractor or a checkpoint cannot be read.
     """
+    asked = {
+        "the run": str(run_dir),
+        "--checkpoint": checkpoint,
+        "--n": str(num_images),
+        "settings": " ".join(settings),
+    }
+    agree(asked, Train.meet_minutes)
     dist = Distributed("fp32", cpu="train.device=cpu" in settings)
     every = checkpoint == "all"
 

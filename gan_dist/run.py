@@ -19,6 +19,7 @@ from gan_dist.data.datasets import describe
 from gan_dist.errors import ConfigError, UserError
 from gan_dist.kernels.switches import numerics
 from gan_dist.last_words import Ending, harmless, say_last_words
+from gan_dist.parallel.agreement import agree
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.parallel.signals import StopSignals
 from gan_dist.parallel.together import together
@@ -26,7 +27,7 @@ from gan_dist.report.log import log_to
 from gan_dist.report.versions import record_start
 from gan_dist.settings.config import as_yaml, for_file
 from gan_dist.settings.precision import resolve
-from gan_dist.settings.schema import Config
+from gan_dist.settings.schema import Config, must_agree
 from gan_dist.wiring.build import WiredRun, build
 from gan_dist.wiring.checks import check_names, check_parts
 from gan_dist.wiring.data import source_of
@@ -62,6 +63,7 @@ def train(asked: Asked, signals: StopSignals) -> bool:
     check_names(config)
     cpu = settings.device == "cpu" or not torch.cuda.is_available()
     settings.precision = resolve(settings, on_gpu=not cpu)
+    agree(must_agree(config), settings.meet_minutes, signals)
     dist = Distributed(settings.precision, cpu, settings.compress_gradients, settings.compile)
 
     def work() -> bool:

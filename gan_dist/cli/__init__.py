@@ -34,6 +34,7 @@ gan-dist: train generative adversarial networks on one GPU, on many GPUs, and on
 """
 
 COMMANDS = ("train", "sample", "evaluate", "recipes", "prefetch", "plan")  # names of files and of their functions
+TOGETHER = ("train", "evaluate")  # commands that several processes run together
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,18 +55,19 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _call(command, rest)
     except UserError as error:
-        return _report(error)
+        return _report(error, command)
     except BrokenPipeError:  # the reader of the output has ended, as in `gan-dist --help | head -1`
         return _leave(1)
     except OSError as error:
         what = error.filename or type(error).__name__
-        return _report(UserError(f"{what}: {error.strerror or error}"))
+        return _report(UserError(f"{what}: {error.strerror or error}"), command)
     except KeyboardInterrupt:
         _complain("interrupted")
         return _leave(130)
-    except Exception:
+    except Exception as error:
         with suppress(OSError):
             traceback.print_exc()
+        _tell(error, command)
         return _leave(1)
     finally:
         _drop_output()
@@ -129,13 +131,33 @@ def _complain(message: str) -> None:
         print(f"gan-dist: {escaped(message)}", file=sys.stderr, flush=True)
 
 
-def _report(error: UserError) -> int:
+def _report(error: UserError, command: str) -> int:
     """Print an error in one line. If all processes have the same error, only the main process prints it."""
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if rank == 0 or not error.everywhere:
-        who = f"rank {rank}: " if world_size > 1 else ""
+    rank = os.environ.get("RANK") or "0"
+    elsewhere = error.everywhere and rank != "0"
+    if not (elsewhere and _tell(error, command)):
+        who = f"rank {rank}: " if _are_several() else ""
         _complain(f"{who}error: {error}")
+    if not elsewhere:
+        _tell(error, command)
     return _leave(error.exit_status)
+
+
+def _tell(error: Exception, command: str) -> bool:
+    """Tell the other processes of the run that this one ends; returns True if the main process knows it."""
+    if not _are_several():
+        return False
+    if command not in TOGETHER:
+        return True
+    from gan_dist.parallel import rendezvous  # it imports torch
+
+    return rendezvous.tell(error)
+
+
+def _are_several() -> bool:
+    """Tell if the launcher has started several processes."""
+    size = os.environ.get("WORLD_SIZE", "")
+    return size.isdecimal() and int(size) > 1
 
 
 def _leave(status: int) -> int:
@@ -144,7 +166,7 @@ def _leave(status: int) -> int:
     A normal exit could wait for other processes that have already ended.
     """
     _note(status)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if _are_several():
         for worker in multiprocessing.active_children():  # DataLoader workers would keep this process's sockets open
             worker.kill()
         _drop_output()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,13 @@ def skip_lookups() -> None:
     lookup = accelerate.optimizer.is_lomo_available
     if not hasattr(lookup, "cache_info"):
         accelerate.optimizer.is_lomo_available = functools.cache(lookup)
+
+
+def hide_warnings() -> None:
+    """Hide warnings about what this package does on purpose when it lets Accelerate wrap networks."""
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+    # 1x1 convolutions cause this warning; for them, other strides cost no time.
+    warnings.filterwarnings("ignore", message="Grad strides do not match")
 
 
 def allow_shared_gpu() -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -20,11 +18,10 @@ from torch.utils.data import DataLoader
 from gan_dist.errors import ConfigError, UserError
 from gan_dist.kernels import convolution, switches
 from gan_dist.kernels.memory import keep_freed_memory
-from gan_dist.parallel import accelerate_adapter, peers, sync_batch_norm, world
+from gan_dist.parallel import accelerate_adapter, agreement, rendezvous, sync_batch_norm, world
 
 T = TypeVar("T")
 
-TIMEOUT = timedelta(minutes=10)  # how long a collective waits for a process that still runs but does not answer
 _PRECISION = {"fp64": "no", "fp32": "no", "tf32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -49,8 +46,8 @@ class Distributed:
         precision: as in `Args`.
 
     Raises:
-        ConfigError: fp16 was requested without a GPU, there are more processes than GPUs on this node, or the launcher
-            has started more processes than have found each other.
+        ConfigError: there is no GPU for fp16, or not one for each process; or see `gan_dist.parallel.world`.
+        UserError: the processes cannot find each other; see `gan_dist.parallel.rendezvous.join`.
     """
 
     def __init__(
@@ -58,6 +55,7 @@ class Distributed:
     ) -> None:
         switches.reserve_workspace()
         accelerate_adapter.skip_lookups()
+        accelerate_adapter.hide_warnings()
         cpu = cpu or not torch.cuda.is_available()
         if precision == "fp16" and cpu:
             raise ConfigError("train.precision=fp16 needs a GPU; bf16 and fp32 run everywhere")
@@ -68,26 +66,28 @@ class Distributed:
         if shared_gpu:
             accelerate_adapter.allow_shared_gpu()
         elif not cpu and not accelerate_adapter.shares_gpu():
-            world.check_gpus(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count())
-        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
-        # 1x1 convolutions cause this warning; for them, other strides cost no time.
-        warnings.filterwarnings("ignore", message="Grad strides do not match")
+            world.check_gpus(int(os.environ.get("LOCAL_WORLD_SIZE") or "1"), torch.cuda.device_count())
+        world.check_accelerate(cpu)
+        backend = "gloo" if cpu or shared_gpu else "nccl"  # NCCL does not let two processes use one GPU
+        peers = rendezvous.join()
+        if peers:
+            rendezvous.make_group(peers, backend)
+        elif group_of_one:
+            raise ConfigError("GAN_DIST_TEST_GROUP_OF_ONE=1 needs a process group: start with torchrun, or unset it")
         hook = DDPCommunicationHookType.BF16 if compress else DDPCommunicationHookType.NO
         # Buffers are not broadcast: they start equal and are updated equally in all processes, so they stay equal.
         self._ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True, comm_hook=hook)
-        # NCCL does not let two processes use one GPU, so they use gloo. A backend is named only with a
-        # launcher: without one, a name would make Accelerate try to join a process group.
-        backend = {"backend": "gloo"} if shared_gpu and "LOCAL_RANK" in os.environ else {}
+        # Without a group, the name of a backend would make Accelerate try to join one.
+        group = InitProcessGroupKwargs(backend=backend if peers else None, timeout=rendezvous.TIMEOUT)
         self._accelerator = Accelerator(
             cpu=cpu,
             mixed_precision=_PRECISION[precision],
             # The DataLoader yields global batches. Accelerate cuts each into equal slices, and rank r gets slice r.
             dataloader_config=DataLoaderConfiguration(split_batches=True, even_batches=False, non_blocking=True),
             rng_types=[],  # Accelerate need not synchronise global random generators, because training uses none
-            kwargs_handlers=[self._ddp, InitProcessGroupKwargs(timeout=TIMEOUT, **backend)],
+            kwargs_handlers=[self._ddp, group],
         )
-        self.precision = precision
-        self._compile = compile
+        self.precision, self._compile = precision, compile
         if compile:
             # torch limits the number of compiled versions, for all networks, image sizes and modes together.
             torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
@@ -96,16 +96,19 @@ class Distributed:
         self.world_size: int = self._accelerator.num_processes
         self.is_main: bool = self._accelerator.is_main_process
         self.is_local_main: bool = self._accelerator.is_local_main_process
-        self.local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))
+        self.local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE") or self.world_size)
         self.first_local_rank: int = self.rank - self._accelerator.local_process_index
-        world.check_world(self.world_size)
         self.several: bool = self.world_size > 1 or group_of_one
-        if self.several and not torch.distributed.is_initialized():
-            raise ConfigError("GAN_DIST_TEST_GROUP_OF_ONE=1 needs a process group: start with torchrun, or unset it")
-        if self.several:
-            self._peers = peers.meet(self.rank, self.world_size)
+        if self.several and peers:
+            self._peers = peers
+            agreement.say_processors(peers, self.environment["device"])
         if self.device.type == "cpu":
             keep_freed_memory()
+
+    @property
+    def launcher_is_lost(self) -> bool:
+        """Tell if the launcher that kept the store of this run has ended."""
+        return self.several and self._peers.store_lost
 
     @property
     def dtype(self) -> torch.dtype:
@@ -264,7 +267,11 @@ class Distributed:
     def barrier(self) -> None:
         """Wait until all processes have called this function, as long as it takes."""
         if self.several:
-            self._peers.wait_for_all()
+            self._peers.wait_for_all()  # it takes as long as it takes, but needs the store
+            self._meet()
+
+    def _meet(self) -> None:
+        _all_sum(torch.zeros(1, device=self.device)).item()  # Accelerate's own barrier may use a GPU that is not there
 
     def end(self) -> None:
         """Wait for all processes at the end of a run without failure. Call this last.
@@ -273,8 +280,7 @@ class Distributed:
         kill them.
         """
         if self.several:
-            # This is a barrier. Accelerate's own uses the GPU with the process's number, which may not exist.
-            _all_sum(torch.zeros(1, device=self.device)).item()
+            self._meet()
             self._peers.part()
         self._accelerator.end_training()
 

@@ -18,7 +18,8 @@ STOP_LAG = 4  # the result of an all-reduce is read so many iterations later, wh
 class StopAgreement:
     """A function that tells whether to stop. All processes call it once per iteration and get the same answer.
 
-    Each call starts an all-reduce of a flag that says whether this process has received a signal. The result is read
+    Each call starts an all-reduce of a flag that says whether this process has received a signal, or has noticed that
+    its launcher is gone. The result is read
     STOP_LAG iterations later, so that neither the host nor the device waits for it.
 
     Args:
@@ -31,7 +32,7 @@ class StopAgreement:
         self._answers: deque[Callable[[], Tensor]] = deque()
 
     def __call__(self) -> bool:
-        received = self._signals.received is not None
+        received = self._signals.received is not None or self._dist.launcher_is_lost
         if not self._dist.several:
             return received
         flag = torch.full((1,), float(received), device=self._dist.device)

@@ -17,6 +17,7 @@ _POSITIVE = {
     "train.kimg",
     "train.batch_size",
     "train.n_critic",
+    "train.meet_minutes",
     "model.z_dim",
     "model.g_widths",
     "model.d_widths",

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from itertools import pairwise
+from operator import attrgetter
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
@@ -99,6 +100,7 @@ class Train:
     sync_batch_norm: bool = True  # batch normalization over the global batch; false: over each per-process batch
     compress_gradients: bool = False  # send gradients between processes as bf16
     device: Literal["auto", "cpu"] = "auto"  # auto: a GPU if there is one, else the CPU
+    meet_minutes: float = 10.0  # give the start up if some of several processes have not come after so many minutes
     profile: bool = False  # write a torch profiler trace of a few iterations into the run directory
     on_nonfinite: Literal["rollback", "skip", "stop"] = (
         "rollback"  # at non-finite gradients: go back to the last checkpoint with other data, skip the step, or stop
@@ -239,6 +241,14 @@ def show(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return "''" if value == "" else str(value)
+
+
+def must_agree(config: Config) -> dict[str, str]:
+    """Return the settings that all processes of a run must have in common, by name and with their values as text.
+
+    These are all settings except `data.root`: each node may have the data in a directory of its own.
+    """
+    return {name: show(attrgetter(name)(config)) for name, *_ in walk_settings() if name != "data.root"}
 
 
 def settings_help() -> str:
