@@ -109,11 +109,6 @@ def for_file(config: Config) -> Config:
     return replace(config, run=Run(name=config.run.name), resume="never")
 
 
-def as_dict(config: Config) -> dict[str, Any]:
-    """Return the settings as nested dicts."""
-    return asdict(config)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from gan_dist.parallel.signals import StopSignals
 from gan_dist.parallel.stop import StopAgreement
 from gan_dist.report.trackers import TrackedRun, make_trackers
 from gan_dist.report.tracking import Tracker, Trackers
-from gan_dist.settings.config import as_dict, as_yaml, for_file
+from gan_dist.settings.config import as_yaml, for_file
 from gan_dist.settings.schema import Config
 from gan_dist.wiring.checks import check_content
 from gan_dist.wiring.data import class_probabilities, source_of, stage_dir
@@ -172,7 +172,7 @@ def _recovery(
 
 def _trackers(config: Config, run_dir: Path, nimg: int) -> Trackers:
     tracking = config.tracking
-    run = TrackedRun(run_dir, nimg, as_dict(config), tracking.wandb, tracking.project, tracking.entity)
+    run = TrackedRun(run_dir, nimg, asdict(config), tracking.wandb, tracking.project, tracking.entity)
     return make_trackers(run)
 
 
