@@ -10,7 +10,7 @@ from forged import forge
 from program import Program
 
 from gan_dist.checkpoint import find
-from gan_dist.settings import config
+from gan_dist.settings import checks
 
 
 @pytest.mark.slow
@@ -45,4 +45,4 @@ def test_limits_agree(tmp_path: Path) -> None:
     for name in names:
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
     assert [path.name for path in find.list_checkpoints(tmp_path)] == names[:3]
-    assert config._MOST_KIMG * 1000 == find.MAX_NIMG
+    assert checks._MOST_KIMG * 1000 == find.MAX_NIMG
