@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +54,7 @@ class Curve:
     def rewind(self, kimg: float) -> None:
         """Forget the points after `kimg`."""
         self.points = [point for point in self.points if point[0] <= kimg]
+        self.last = self.points[-1][1] if self.points else 0.0
 
 
 class PlotTracker:
@@ -76,11 +76,11 @@ class PlotTracker:
 
     def scalars(self, nimg: int, values: dict[str, Any]) -> None:
         self._add(nimg / 1000, values)
-        if "protocol" in values:
+        if nimg and "protocol" in values:
             self._draw_if_cheap()
 
     def image(self, nimg: int, name: str, picture: np.ndarray) -> None:
-        if name == "grid":
+        if nimg and name == "grid":
             self._draw_if_cheap()
 
     def rewind(self, nimg: int) -> None:
@@ -103,8 +103,8 @@ class PlotTracker:
                 curves.setdefault(name, Curve()).add(kimg, value)
 
     def _draw_if_cheap(self) -> None:
-        """Draw if there is a loss to show, and so seldom that drawing takes at most SHARE of the time."""
-        if self._losses and time.monotonic() >= self._next:
+        """Draw, but so seldom that drawing takes at most SHARE of the time."""
+        if time.monotonic() >= self._next:
             begun = time.monotonic()
             self._draw()
             ended = time.monotonic()
@@ -112,12 +112,15 @@ class PlotTracker:
 
     def _draw(self) -> None:
         """Draw a panel for the losses and for each kind of metric. The picture replaces the last one as a whole."""
-        panels: dict[str, dict[str, Curve]] = {"loss": self._losses} if self._losses else {}
+        panels: dict[str, dict[str, Curve]] = {}
         scales = {"loss": "linear"}
+        for name, curve in self._losses.items():
+            if curve.points:
+                panels.setdefault("loss", {})[name] = curve
         for name, curve in self._metrics.items():
-            title, scale = _panel(name)
-            panels.setdefault(title, {})[f"{name}, last {curve.last:.3g}"] = curve
-            scales[title] = scale
+            if curve.points:
+                title, scales[title] = _panel(name)
+                panels.setdefault(title, {})[f"{name}, last {curve.last:.3g}"] = curve
         if not panels:
             return
         from matplotlib.figure import Figure
@@ -129,7 +132,7 @@ class PlotTracker:
             axes.set(title=title, xlabel="kimg", yscale=scales[title])
             axes.grid(alpha=0.3)
             for label, curve in curves.items():
-                axes.plot(*_coordinates(curve.points), marker="" if title == "loss" else "o", markersize=4, label=label)
+                axes.plot(*np.transpose(curve.points), marker="" if title == "loss" else "o", markersize=4, label=label)
             axes.legend()
         with replacing(self._run_dir / "plot.png", flush=False) as file:
             figure.savefig(file, dpi=100, format="png")
@@ -139,7 +142,3 @@ def _panel(metric: str) -> tuple[str, str]:
     """Return the title and the scale of the panel of a metric."""
     found = (panel for name, panel in PANELS.items() if metric == name or metric.startswith(f"{name}_"))
     return next(found, (metric, "linear"))
-
-
-def _coordinates(points: Iterable[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    return [kimg for kimg, _ in points], [value for _, value in points]
