@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -202,6 +202,14 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         pytest.fail(f"it starts a process ({_watch.started[0]}): mark it slow, or do without", pytrace=False)
     if taken > LIMIT and taken > (limit := LIMIT * max(1.0, _calculate() / REFERENCE)):
         pytest.fail(f"it took {taken:.1f} s of CPU time, over {limit:.1f} s: mark it slow", pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Escape what is not UTF-8 in captured logs, such as names of files, because pytest-xdist could not send it."""
+    report = yield
+    report.sections = [(title, text.encode(errors="backslashreplace").decode()) for title, text in report.sections]
+    return report
 
 
 def _calculate() -> float:
