@@ -27,3 +27,7 @@ class ConfigError(UserError):
 
     exit_status = 2
     everywhere = True
+
+
+class Interrupted(Exception):
+    """A stop signal has arrived while something took long: a wait for data, or an evaluation."""

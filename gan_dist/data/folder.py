@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from gan_dist.data.gone import check_present
 from gan_dist.data.images import FORMATS, BrokenImage, read_image
 from gan_dist.errors import ConfigError, UserError
 
@@ -59,6 +60,7 @@ class ImageFiles(torch.utils.data.Dataset[tuple[Tensor, int]]):
             images keep their numbers.
 
     Raises:
+        DataGoneError: on access, if the whole folder is gone.
         UserError: on access, if a file cannot be read and `skip_broken` is False, or if no file can be read.
     """
 
@@ -81,6 +83,7 @@ class ImageFiles(torch.utils.data.Dataset[tuple[Tensor, int]]):
             try:
                 return read_image(path, self.image_shape), label
             except BrokenImage as error:
+                check_present(self.files, error)
                 if not self.skip_broken:
                     raise UserError(f"{error}; remove it, or set data.broken_files=skip") from error
                 log.warning("%s; the next file is used in its place", error)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gan_dist.data.folder import ImageFiles
+from gan_dist.data.gone import check_present
 from gan_dist.data.images import BrokenImage, read_image
 from gan_dist.errors import UserError
 from gan_dist.rng import to_device
@@ -107,6 +108,7 @@ def _read_file(files: ImageFiles, path: Path) -> Tensor | None:
     try:
         return read_image(path, files.image_shape)
     except BrokenImage as error:
+        check_present(files.files, error)
         if not files.skip_broken:
             raise UserError(f"{error}; remove it, or set data.broken_files=skip") from error
         log.warning("skipped %s", error)

@@ -266,6 +266,10 @@ class Distributed:
         if self.several:
             self._peers.wait_for_all()
 
+    def first(self, key: str) -> bool:
+        """Tell if this process is the first that calls this function with `key`. No process waits for another."""
+        return not self.several or self._peers.first(key)
+
     def end(self) -> None:
         """Wait for all processes at the end of a run without failure. Call this last.
 

@@ -75,6 +75,10 @@ class Peers:
             self._store.set(f"{here}/all", "")
         self._wait_for(f"{here}/all")
 
+    def first(self, key: str) -> bool:
+        """Tell if this process is the first that calls this function with `key`."""
+        return self._store.add(f"gan_dist/first/{key}", 1) == 1
+
     def part(self) -> None:
         """Stop the thread. All processes call this function last, after a run without failure."""
         self._store.set(_FAILED, "")  # an empty message ends the thread

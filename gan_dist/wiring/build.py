@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import math
+import socket
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
+from gan_dist.checkpoint.find import read_facts
 from gan_dist.checkpoint.restore import restore
 from gan_dist.checkpoint.state import State
 from gan_dist.data import DataInfo
+from gan_dist.data.folder import ImageFiles
 from gan_dist.data.in_memory import Images, ImageTensor
-from gan_dist.data.loader import batches_of, make_loader
+from gan_dist.data.loader import make_loader, read_batches
 from gan_dist.data.shared import load_shared, shrink
+from gan_dist.data.waiting import Patience
+from gan_dist.data.workers import PREFETCH, fitting_prefetch
 from gan_dist.engine.batches import Batches, Stream
 from gan_dist.engine.callbacks.evaluate import Evaluate
 from gan_dist.engine.callbacks.grid import SampleGrid
@@ -56,6 +64,7 @@ class WiredRun:
         bar: the progress bar; the caller must close it.
         save: writes the checkpoints.
         dist: the processes.
+        stop: tells whether to stop.
         summary: three lines for the log about processes, batches and networks.
     """
 
@@ -65,11 +74,13 @@ class WiredRun:
     bar: ProgressBar
     save: SaveCheckpoint
     dist: Distributed
+    stop: StopAgreement
     summary: list[str]
 
     def train(self, signals: StopSignals) -> bool:
         """Train; returns True if training is finished, False if a signal to one of the processes stopped it."""
-        return self.trainer.run(StopAgreement(self.dist, signals))
+        self.stop.signals = signals
+        return self.trainer.run(self.stop)
 
 
 def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None, dist: Distributed) -> WiredRun:
@@ -93,12 +104,13 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
         check_content(checkpoint, key)
         restore(checkpoint, state)
     class_probs = class_probabilities(dataset, info, config)
-    stats, clock = RunningMeans(dist), Clock()
+    stats, clock, stop = RunningMeans(dist), Clock(), StopAgreement(dist)
     step = make_step(config, state, dist, stats, class_probs)
-    batches = _batches(config, info, dataset, step, dist)
+    batches = _batches(config, info, dataset, step, stop, dist)
     tracker = _trackers(config, run_dir, state.nimg) if dist.is_main else Trackers([])
     bar = ProgressBar(state.nimg, total_nimg(config), dist)
     save = _save(config, _facts(config, info, key, dist), run_dir, dist)
+    save.unmeasured = checkpoint is not None and read_facts(checkpoint).get("unmeasured") is True
     kind = kind_of(config.data)
     if config.sample.every_kimg and state.nimg == 0:
         tracker.image(0, "real", kind.real_picture(config, info, dataset))
@@ -112,26 +124,58 @@ def build(config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None
     ]
     if config.metrics.every_kimg:
         evaluator = kind.make_evaluator(config, info, dataset, class_probs, dist)
-        keep_best = config.checkpoint.keep_best and config.checkpoint.every_kimg
-        after = save.if_best if keep_best else None
-        callbacks.append(Evaluate(nimg_of(config.metrics.every_kimg), evaluator, tracker, clock, dist, after))
+        keep_best = config.checkpoint.keep_best and config.checkpoint.every_kimg > 0
+        every = nimg_of(config.metrics.every_kimg)
+        callbacks.append(Evaluate(every, evaluator, tracker, clock, dist, save, keep_best, stop))
     if config.train.profile and dist.is_main:
         callbacks.append(Profile(run_dir / "trace.json"))
     recovery = _recovery(config, state, save, [tracker, stats, batches], dist)
     trainer = Trainer(state, step, batches, callbacks, save, recovery, clock, total_nimg(config))
-    return WiredRun(trainer, state, tracker, bar, save, dist, _summary(config, state, step.growth.batch_size, dist))
+    summary = _summary(config, state, step.growth.batch_size, dist)
+    return WiredRun(trainer, state, tracker, bar, save, dist, stop, summary)
 
 
-def _batches(config: Config, info: DataInfo, dataset: Images, step: Alternation, dist: Distributed) -> Batches:
+def _batches(
+    config: Config, info: DataInfo, dataset: Images, step: Alternation, stop: StopAgreement, dist: Distributed
+) -> Batches:
     """Make the stream of training batches. The early stages of progressive growing get smaller images."""
     source, last = source_of(config.data), last_stage(step.state)
+    n_critic, workers, say = config.train.n_critic, config.data.workers, _once(dist)
 
     def open_stream(stage: Stage, nimg: int, seed: int) -> Stream:
         images = shrink(dataset, 2 ** (last - stage.number), source, info, dist)
-        loader = make_loader(images, stage.batch_size, seed, nimg, config.data.workers)
-        return batches_of(dist.prepare_loader(loader))
+        prefetch = PREFETCH
+        if isinstance(images, ImageFiles):
+            share = math.prod(images.image_shape) * stage.batch_size // dist.world_size
+            # On a CPU the batches stay in shared memory until they are used; Accelerate fetches one more.
+            held = 2 + (stop.lag + 1) * n_critic * (dist.device.type == "cpu")
+            prefetch, message = fitting_prefetch(share, workers, held, dist.local_world_size)
+            if message:
+                say("shared memory", message)
 
-    return Batches(step.growth, open_stream)
+        def open_loader(first: int) -> DataLoader:
+            return dist.prepare_loader(make_loader(images, stage.batch_size, seed, first, workers, prefetch))
+
+        return read_batches(open_loader, nimg, stage.batch_size, Patience(lambda: stop.requested, say))
+
+    return Batches(step.growth, open_stream, n_critic)
+
+
+def _once(dist: Distributed) -> Callable[[str, str], None]:
+    """Return a function of a key and a message, which logs the message in the first process that has it."""
+    keys: set[str] = set()
+
+    def say(key: str, message: str) -> None:
+        if key in keys:
+            return
+        keys.add(key)
+        if not dist.is_main:
+            time.sleep(2)  # the main process comes first, because it writes log.txt
+        if dist.first(key):
+            where = f"rank {dist.rank} on {socket.gethostname()}: " if dist.several else ""
+            log.warning("%s%s", where, message)
+
+    return say
 
 
 def _facts(config: Config, info: DataInfo, data_key: str, dist: Distributed) -> dict[str, Any]:

@@ -47,6 +47,10 @@ class SaveCheckpoint:
         config: the run's resolved config as YAML.
         retention: which checkpoints are kept.
         dist: the processes.
+
+    Attributes:
+        unmeasured: the evaluation that is due at this moment of the run is not complete. Checkpoints say so, and a run
+            that goes on from one of them measures first.
     """
 
     at_start = False
@@ -63,19 +67,22 @@ class SaveCheckpoint:
     ) -> None:
         self.every_nimg, self.run_dir, self.facts, self.config = every_nimg, run_dir, facts, config
         self.retention, self.dist = retention, dist
+        self.unmeasured = False
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[bool] | None = None
-        self._newest = -1  # `nimg` of the newest checkpoint; -1 if there is none, or if it must be written again
+        # What the newest checkpoint holds; None if there is none, or if it must be written again.
+        self._newest: tuple[int, bool] | None = None
         self._lowest = math.inf  # lowest FID of the checkpoints that this object has written
 
     def __call__(self, state: State) -> None:
-        if not self.dist.is_main or state.nimg == self._newest:
+        if not self.dist.is_main or self._newest == self._stamp(state):
             return
         if self._pending and not self._pending.done():
             log.warning("%.1f kimg: skipped a checkpoint; the previous one is still being written", state.nimg / 1000)
             return
-        self._newest = state.nimg
-        self._pending = self._writer.submit(self._write, take_snapshot(state, self.facts))
+        self._newest = self._stamp(state)
+        snapshot = take_snapshot(state, {**self.facts, "unmeasured": self.unmeasured})
+        self._pending = self._writer.submit(self._write, snapshot)
 
     def if_best(self, state: State) -> None:
         """Save a checkpoint if the FID that was just measured is lower than that of each checkpoint written before.
@@ -88,7 +95,7 @@ class SaveCheckpoint:
             return
         self.wait()
         if fid_of(state.metrics) < self._lowest:
-            self._newest = -1  # a checkpoint of the same `nimg` may exist already, but it does not have the new FID
+            self._newest = None  # a checkpoint of the same `nimg` may exist already, but it does not have the new FID
             self(state)
 
     def rewind(self, nimg: int) -> None:
@@ -97,13 +104,13 @@ class SaveCheckpoint:
         Waits until the checkpoint that is being written is on disk. `nimg` is not used.
         """
         self.wait()
-        self._newest, self._lowest = -1, math.inf
+        self._newest, self._lowest = None, math.inf
 
     def now(self, state: State) -> bool:
         """Save a checkpoint and wait until it is on disk; returns False if this failed."""
-        if not self.dist.is_main or (self.wait() and state.nimg == self._newest):
+        if not self.dist.is_main or (self.wait() and self._newest == self._stamp(state)):
             return True
-        self._newest = -1
+        self._newest = None
         self(state)
         return self.wait()
 
@@ -114,6 +121,10 @@ class SaveCheckpoint:
             True if the last checkpoint was written, False if that failed or if there was none.
         """
         return self._pending is not None and self._pending.result()
+
+    def _stamp(self, state: State) -> tuple[int, bool]:
+        """Return what distinguishes the contents of two checkpoints."""
+        return state.nimg, self.unmeasured
 
     def _write(self, snapshot: Snapshot) -> bool:
         kimg = snapshot.facts["nimg"] / 1000
@@ -129,6 +140,6 @@ class SaveCheckpoint:
             prune(self.run_dir, self.retention.keep, self.retention.every_nimg, self.retention.best)
         except Exception as error:  # an error while writing must not end the training
             log.error("no checkpoint at %.1f kimg: %s", kimg, error)
-            self._newest = -1
+            self._newest = None
             return False
         return True
