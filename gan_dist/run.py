@@ -18,6 +18,7 @@ from gan_dist.kernels.switches import numerics
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.parallel.signals import StopSignals
 from gan_dist.parallel.together import together
+from gan_dist.planning.memory import warn_of_memory
 from gan_dist.report.log import log_to
 from gan_dist.report.plot import plot_run
 from gan_dist.settings.config import as_yaml, for_file, load_config
@@ -78,6 +79,8 @@ def _train(config: Config, dist: Distributed, signals: StopSignals) -> tuple[boo
     checkpoint, run_dir = dist.from_main(prepare)
     shape = "x".join(map(str, info.image_shape))
     log.info("%s: %s on %d images of %s", run_dir, config.model.name, info.num_images, shape)
+    if dist.is_main:
+        warn_of_memory(config, info, dist)
     run = build(config, info, run_dir, checkpoint, dist)
     if dist.is_main:
         # A failed start leaves no config.yaml behind, so it can be repeated with the same directory.
