@@ -24,6 +24,7 @@ from benchmarks import arena
 from benchmarks.arena import Contestant, Entry
 from benchmarks.contestants import configured
 from gan_dist.planning import plan
+from gan_dist.planning.count import counter_of
 
 ROOT = Path(__file__).parent.parent
 CONFIG = str(ROOT / "configs/dcgan_fashion_mnist.yaml")
@@ -80,7 +81,9 @@ def planned(settings: list[str], labels: list[str]) -> dict[str, float]:
     config, info = configured(CONFIG, [*settings, *PROCESSES])
     torch.set_num_threads(1)
     rates = plan.measured_rates()
-    return {n: 1000 / plan.plan(config, info, int(n), rates).seconds_per_kimg(config.train.batch_size) for n in labels}
+    count = counter_of(config, info)
+    rows = {n: plan.plan(config, info, int(n), rates, count) for n in labels}
+    return {n: 1000 / row.seconds_per_kimg(config.train.batch_size) for n, row in rows.items()}
 
 
 def main() -> None:

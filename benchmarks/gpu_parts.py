@@ -42,6 +42,7 @@ from benchmarks.gpu_measure import (
 from benchmarks.gpu_runs import Recipe, configure, layers_by_type, precision_of
 from gan_dist.parallel.accelerate_adapter import forget_state
 from gan_dist.planning import plan as planning
+from gan_dist.planning.count import counter_of
 
 ROOT = Path(__file__).parent.parent
 
@@ -212,7 +213,8 @@ def plan(options: Namespace) -> Rows:
         batch_size = config.train.batch_size // pieces
         piece = replace(config.train, batch_size=batch_size, micro_batch_size=0, precision=precision)
         forget_state()
-        expected = planning.plan(replace(config, train=piece), info, 1, rates)
+        settings = replace(config, train=piece)
+        expected = planning.plan(settings, info, 1, rates, counter_of(settings, info))
         expected_ms = 1000 * pieces * expected.compute
         yield Row(label, {"expected ms": expected_ms, "measured ms": ms, "measured over expected": ms / expected_ms,
                           "expected MiB": expected.memory / 2**20, "measured MiB": mib})  # fmt: skip

@@ -28,6 +28,10 @@ class ConfigError(UserError):
     everywhere = True
 
 
+class Interrupted(Exception):
+    """A stop signal has arrived while something took long: a wait for data, or an evaluation."""
+
+
 class Unreadable(UserError):
     """A file or directory that is there could not be read, for example because of a network file system.
 

@@ -40,7 +40,7 @@ OWNERS = {
     "gan_dist.settings": ["settings", "cli", "run", "evaluation", "prefetch", "planning", "wiring"],
 }
 # Attributes that others read: of callbacks, of networks, and of data sets.
-INTERFACE = {"every_nimg", "num_features", "weights", "files"}
+INTERFACE = {"every_nimg", "num_features", "weights", "files", "workers", "count"}
 MOST_LINES, MOST_PARAMETERS, MOST_FUNCTION, MOST_FIELDS = 300, 8, 60, 10
 
 

@@ -43,12 +43,14 @@ def test_pictures_and_figures_are_of_the_average() -> None:
     SampleGrid(10, 20, draw, tracker, Clock())(_state(30))
     assert tracker.told == [(30, "G_ema")]
     measured: list[Any] = []
-    evaluator: Any = lambda G: measured.append(G) or {"fid": 3.0}  # type: ignore[func-returns-value]  # noqa: E731
+    evaluator: Any = lambda G, check: measured.append(G) or {"fid": 3.0}  # type: ignore[func-returns-value]  # noqa: E731
     evaluator.protocol = {}
     state = _state(40)
-    Evaluate(10, evaluator, tracker, Clock(), MAIN, None)(state)
+    stop: Any = SimpleNamespace(requested=False)
+    save: Any = SimpleNamespace()
+    Evaluate(10, evaluator, tracker, Clock(), MAIN, save, False, stop)(state)
     assert measured == ["G_ema"]
-    assert (state.metrics, state.metrics_nimg) == ({"fid": 3.0}, 40)
+    assert (state.metrics, state.metrics_nimg, save.unmeasured) == ({"fid": 3.0}, 40, False)
     assert tracker.told[-1] == (40, {"fid": 3.0, "protocol": {}})
 
 

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,9 +29,10 @@ from gan_dist.data.folder import ImageFiles
 from gan_dist.data.images import BrokenImage, read_image
 from gan_dist.data.in_memory import ImageTensor, decode_all
 from gan_dist.data.listing import list_images
-from gan_dist.data.loader import GlobalBatches, KeyedStream, make_loader
+from gan_dist.data.loader import GlobalBatches, KeyedStream, make_loader, read_batches
 from gan_dist.data.preprocess import images_to_float, to_uint8
 from gan_dist.data.shared import shrink
+from gan_dist.data.workers import Workers
 from gan_dist.engine.draws import Draws
 from gan_dist.errors import UserError
 from gan_dist.parallel.distributed import Distributed
@@ -204,6 +206,24 @@ def test_loader_processes_give_the_same_batches_as_memory(folder: Path) -> None:
     for (a, label_a), (b, label_b) in islice(zip(*streams), 5):
         assert torch.equal(a, b)
         assert torch.equal(label_a, label_b)
+
+
+@pytest.mark.slow
+def test_lost_batch_ends_the_wait(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The DataLoader's thread drops a batch that it cannot send. Then all workers are idle, and none will come."""
+    pass_on = Workers.pass_on
+
+    def lose(self: Workers, batch: Any) -> Any:
+        pass_on(self, batch)
+        return [lambda: 0]  # it can't be pickled
+
+    monkeypatch.setattr("gan_dist.data.waiting.LOOK", 0.02)
+    monkeypatch.setattr(Workers, "pass_on", lose)
+    config = Data(name="folder", root=str(folder), image_size="8", memory_gib=1e-9)
+    files = load_dataset(source_of(config), describe(source_of(config)))
+    batches = read_batches(lambda start: make_loader(files, 2, 0, start, workers=1), 0, 2)
+    with pytest.raises(UserError, match="the data workers are idle"):
+        next(batches)
 
 
 def test_empty_and_missing_folders_are_named(tmp_path: Path) -> None:

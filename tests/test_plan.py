@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import RECIPES, ROOT, load_recipe
+from conftest import OF_EACH_ARCHITECTURE, RECIPES, ROOT, load_recipe
 
 from gan_dist.cli import main
 from gan_dist.data.datasets import describe
-from gan_dist.planning.count import Counter, Iteration, Operation, count_iteration
+from gan_dist.planning.count import Counter, Iteration, Operation, count_iteration, counter_of
+from gan_dist.planning.memory import estimate, memory_limit, moments
 from gan_dist.planning.plan import GPUS, Expected, expect, pays_up_to
 from gan_dist.settings.config import load_config
+from gan_dist.settings.schema import Optimizer
 from gan_dist.wiring.data import source_of
 
 MLP = ["model.conditional=false", "model.z_dim=8", "model.g_widths=[32]", "model.d_widths=[16]", "data.hflip=true"]
@@ -42,6 +45,17 @@ def test_every_recipe_can_be_counted(recipe: str) -> None:
     assert found.gradients["G"] > 0
     assert found.gradients["D"] > 0
     assert {operation.backward_of for operation in found.operations if operation.flops} == {"", "D", "G"}
+
+
+@pytest.mark.parametrize("settings", [["model.name=mlp"], ["model.name=dcgan", "data.image_size=16"]])
+def test_counts_between_two_that_were_counted(settings: list[str]) -> None:
+    config = load_config(None, settings)
+    info = describe(source_of(config.data))
+    count = counter_of(config, info)
+    between, counted = [count(share) for share in (64, 32, 8)][-1], count_iteration(config, info, 8)
+    assert between.operations == counted.operations
+    assert between.persistent == counted.persistent
+    assert between.peak == pytest.approx(counted.peak, rel=0.2)
 
 
 def test_batch_normalizations_are_counted_forward_and_backward() -> None:
@@ -81,8 +95,50 @@ def test_more_gpus_take_less_time_until_they_do_not_pay() -> None:
     config = load_config(None, [*MLP, "train.batch_size=64"])
     info = describe(source_of(config.data))
     slow = replace(GPUS["h100"], matmul=1e8, traffic=1e8, bandwidth=1e12, latency=0.0)
-    assert pays_up_to(config, info, slow) >= 16
-    assert pays_up_to(config, info, replace(slow, latency=1.0)) == 1
+    count = counter_of(config, info)
+    assert pays_up_to(config, info, slow, count) >= 16
+    assert pays_up_to(config, info, replace(slow, latency=1.0), count) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "kept"),
+    [
+        ("Adam", {}, 2),
+        ("AdamW", {"amsgrad": True}, 3),
+        ("SGD", {}, 0),
+        ("SGD", {"momentum": 0.9}, 1),
+        ("RMSprop", {}, 1),
+        ("Adafactor", {}, 0),
+    ],
+)
+def test_moments_of_an_optimizer(name: str, arguments: dict[str, Any], kept: float) -> None:
+    assert moments(Optimizer(name=name, args=arguments)) == kept
+
+
+def test_limit_of_the_control_group_or_of_one_that_contains_it(tmp_path: Path) -> None:
+    proc, groups = tmp_path / "proc", tmp_path / "cgroup"
+    for folder in (proc / "self", groups / "a/b", groups / "memory/c/d"):
+        folder.mkdir(parents=True)
+    (proc / "meminfo").write_text("MemTotal:  9000 kB\nMemAvailable:  8000 kB\n")
+    assert memory_limit(groups, proc) == 8_192_000, "no control groups"
+    (proc / "self/cgroup").write_text("4:cpu,memory:/c/d\n0::/a/b\n")
+    (groups / "a/b/memory.max").write_text("max\n")
+    (groups / "memory/c/d/memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert memory_limit(groups, proc) == 8_192_000, "no limits"
+    (groups / "a/memory.max").write_text("7000\n")
+    assert memory_limit(groups, proc) == 7000
+    (groups / "memory/c/memory.limit_in_bytes").write_text("6000\n")
+    assert memory_limit(groups, proc) == 6000
+
+
+@pytest.mark.parametrize("recipe", OF_EACH_ARCHITECTURE.values())
+def test_coarse_memory_is_near_what_is_counted(recipe: str) -> None:
+    config = load_recipe(recipe, "train.batch_size=64", "growth.batch_sizes=[]", "train.precision=fp32")
+    info = describe(source_of(config.data))
+    needs, counted = estimate(config, info, world_size=1), count_iteration(config, info, share=64)
+    networks = sum(counted.gradients.values())
+    assert needs.networks == pytest.approx(counted.persistent - needs.data + networks)
+    assert 0.3 * counted.peak < needs.activations + networks < 3 * counted.peak
 
 
 def test_command_prints_a_row_for_each_number(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -98,13 +98,13 @@ def test_retention_keeps_the_newest_the_best_and_one_of_every_so_many(tmp_path: 
 def test_due_checkpoint_is_there_before_an_evaluation_and_best_after_it(
     tmp_path: Path, dist: Distributed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A signal during an evaluation is acted on when that ends, which may be too late."""
+    """An evaluation can be killed, so what was trained before it is on disk first."""
     there = []
 
     class Watching:
         protocol: dict[str, Any] = {}  # noqa: RUF012
 
-        def __call__(self, G: nn.Module) -> dict[str, float]:
+        def __call__(self, G: nn.Module, check: Callable[[], None]) -> dict[str, float]:
             run.save.wait()
             there.append([int(path.name) for path in list_checkpoints(tmp_path)])
             return {"fid_classifier": float(len(there))}
@@ -114,6 +114,22 @@ def test_due_checkpoint_is_there_before_an_evaluation_and_best_after_it(
     assert run.train(StopSignals())
     assert there == [[], [2016], [2016, 4000]]
     assert int(find_checkpoint(tmp_path, "best").name) == 2016
+
+
+def test_failing_evaluation_costs_no_work(tmp_path: Path, dist: Distributed, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing:
+        protocol: dict[str, Any] = {}  # noqa: RUF012
+
+        def __call__(self, G: nn.Module, check: Callable[[], None]) -> dict[str, float]:
+            if run.state.nimg:
+                raise RuntimeError("it fails")
+            return {}
+
+    monkeypatch.setattr("gan_dist.wiring.kinds.images.ImagesKind.make_evaluator", lambda *_: Failing())
+    run = _build(tmp_path, dist, "metrics.every_kimg=1", "checkpoint.every_kimg=0")
+    with pytest.raises(RuntimeError, match="it fails"):
+        run.train(StopSignals())
+    assert [int(path.name) for path in list_checkpoints(tmp_path)] == [run.state.nimg]
 
 
 def test_newer_checkpoints_are_set_aside_when_a_run_goes_on(tmp_path: Path, dist: Distributed) -> None:
@@ -598,7 +614,8 @@ def test_killed_data_worker_ends_the_run_with_one_line(images: Path, tmp_path: P
     process = _started(tmp_path, *FOLDER, "data.workers=2")
     while not list_checkpoints(tmp_path / "run"):
         _until(process.stdout, "kimg  D ")
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    listed = Path(f"/proc/{process.pid}/task").glob("*/children")  # a thread forks the workers
+    children = [pid for path in listed for pid in path.read_text().split()]
     workers = [pid for pid in children if "resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_text()]
     os.kill(int(workers[0]), signal.SIGKILL)
     _, error = process.communicate(timeout=60)

@@ -134,11 +134,12 @@ def verify(checkpoint: Path) -> None:
 _FACTS: dict[str, type] = {"nimg": int, "metrics": dict, "metrics_nimg": int, "retries": int, "scalers": dict,
                            "image_shape": list, "num_classes": int, "num_images": int,
                            "environment": dict, "class_names": list, "unreadable": list, "protocol": dict,
-                           "series": int, "paths": dict}  # fmt: skip
+                           "series": int, "paths": dict, "unmeasured": bool}  # fmt: skip
 
 # Values of what runs of earlier versions have not recorded.
 _NOT_RECORDED: dict[str, Any] = {
     "environment": {}, "class_names": [], "unreadable": [], "protocol": {}, "series": 1, "paths": {},
+    "unmeasured": False,
 }  # fmt: skip
 
 
@@ -149,8 +150,8 @@ def read_facts(checkpoint: Path) -> dict[str, Any]:
         `nimg`, `metrics`, `metrics_nimg` and `retries` as in `gan_dist.checkpoint.state.State`; `scalers`, the state of
         each loss scale; `image_shape`, `num_classes`, `class_names`, `num_images`, `data_key`, `unreadable` (the
         numbers of the images that could not be read) and `environment` of the run; `protocol` and `series` of the
-        metrics; and `paths`, absolute paths by the names of settings. What a run of an earlier version has not recorded
-        is empty.
+        metrics; `paths`, absolute paths by the names of settings; and `unmeasured`: an evaluation was broken off. What
+        a run of an earlier version has not recorded is empty.
 
     Raises:
         UserError: the file is missing or damaged.

@@ -20,14 +20,14 @@ usage: gan-dist plan [CONFIG.yaml] --gpus 8,64,512 [--gpu h100] [--bandwidth 50]
 Estimate the time and the memory of a run. The operations and bytes of one iteration are counted and divided by the
 rates of a GPU. Nothing is trained, and no GPU is needed.
 
-  --gpus N,N       numbers of GPUs; without GPUs, numbers of processes, each with OMP_NUM_THREADS threads (default 1)
+  --gpus N,N       numbers of GPUs; without GPUs, of processes on CPUs, each with OMP_NUM_THREADS threads (default 1)
   --gpu NAME       use the rates that the maker states for h100, h200, a100 or v100 (default: measure this machine)
   --bandwidth G    gigabytes per second that a GPU can send to others over the slowest link
 """
 
 NOTE = """\
 "waiting" is the share of an iteration that is spent on communication outside the backward passes. "efficiency" is the
-speed divided by (number of GPUs x speed of one GPU). Real runs take longer, because the estimate assumes a program that
+speed divided by (number of {} x speed of one {}). Real runs take longer, because the estimate assumes a program that
 reaches the full rates of the machine.
 """
 
@@ -66,12 +66,13 @@ def plan(arguments: list[str]) -> int:
         raise ConfigError(f"--gpu {options.gpu}: {choose(options.gpu, list(planning.GPUS))}")
     check_names(config)
     info = describe(source_of(config.data))
-    config.train.precision = resolve(config.train, on_gpu=bool(options.gpu) or torch.cuda.is_available())
+    on_gpu = bool(options.gpu) or torch.cuda.is_available()
+    config.train.precision = resolve(config.train, on_gpu)
     rates = planning.GPUS[options.gpu] if options.gpu else planning.measured_rates()
     if options.bandwidth:
         rates = replace(rates, bandwidth=options.bandwidth * 1e9)
     _print_rates(rates, options.gpu or "", supposed=not (options.gpu or options.bandwidth))
-    _print_rows(config, info, rates, numbers)
+    _print_rows(config, info, rates, numbers, "GPU" if on_gpu else "process")
     return 0
 
 
@@ -96,23 +97,33 @@ def _print_rates(rates: Rates, gpu: str, supposed: bool) -> None:
     )
 
 
-def _print_rows(config: Config, info: DataInfo, rates: Rates, numbers: list[int]) -> None:
-    """Print the table, with a row for each number of GPUs, and say from which number on more GPUs do not pay."""
+def _print_rows(config: Config, info: DataInfo, rates: Rates, numbers: list[int], unit: str) -> None:
+    """Print the table, with a row for each number, and say from which number on more do not pay.
+
+    Args:
+        config: the settings.
+        info: the data set.
+        rates: the speed of each GPU or process.
+        numbers: numbers of GPUs or processes.
+        unit: "GPU", or "process" on CPUs.
+    """
+    from gan_dist.planning.count import counter_of
     from gan_dist.planning.plan import pays_up_to, plan
 
-    images = config.train.batch_size * config.train.n_critic
+    images, count = config.train.batch_size * config.train.n_critic, counter_of(config, info)
     print(f"precision: {config.train.precision}")
-    print("  GPUs images each    s/kimg    hours  memory each  waiting efficiency")
-    alone = plan(config, info, 1, rates).seconds_per_kimg(images)
+    units = "GPUs" if unit == "GPU" else "processes"
+    print(f"{units:>9} images each    s/kimg    hours  memory each  waiting efficiency")
+    alone = plan(config, info, 1, rates, count).seconds_per_kimg(images)
     for number in numbers:
-        row = plan(config, info, number, rates)
+        row = plan(config, info, number, rates, count)
         seconds = row.seconds_per_kimg(images)
         too_large = "  more than a GPU has" if row.memory > rates.memory else ""
         print(
-            f"{number:>6} {row.share:>11} {seconds:>9.3g} {seconds * config.train.kimg / 3600:>8.3g} "
+            f"{number:>9} {row.share:>11} {seconds:>9.3g} {seconds * config.train.kimg / 3600:>8.3g} "
             f"{row.memory / 1e9:>9.3g} GB {row.wait / (row.compute + row.wait):>8.0%} "
             f"{alone / (number * seconds):>10.0%}{too_large}"
         )
-    most = pays_up_to(config, info, rates)
+    most = pays_up_to(config, info, rates, count)
     print(f"More than {most} do not pay: twice as many save less than a fifth of the time, or cannot share the batch.")
-    print(NOTE, end="")
+    print(NOTE.format(units, unit), end="")

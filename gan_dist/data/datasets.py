@@ -84,6 +84,11 @@ def load_dataset(source: Source, info: DataInfo) -> Images:
     return DATASETS[source.name].load(source, info)
 
 
+def of_files(name: str) -> bool:
+    """Tell if a data set consists of image files, which are read when they are needed if memory is short."""
+    return DATASETS[name].load in (_folder, _celeba)
+
+
 def _points(source: Source, _: DataInfo) -> ImageTensor:
     return ImageTensor(*make_points(source.name))
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gan_dist.data.files import FileList
+from gan_dist.data.gone import check_present
 from gan_dist.data.images import BrokenImage, Picture, read_image
 from gan_dist.data.stand_in import stand_ins
 from gan_dist.errors import UserError
@@ -22,6 +23,7 @@ from gan_dist.errors import UserError
 T = TypeVar("T")
 
 READ, UNREADABLE, SEVERAL, DEEP, BRIGHT = 1, 2, 4, 8, 16  # what is noted about an image; see `ImageFiles.notes`
+PROBES = 16  # so many files are looked for to tell if the folder is gone
 CHUNK = 16  # images that a thread decodes one after the other
 
 
@@ -40,6 +42,7 @@ class ImageFiles(torch.utils.data.Dataset[tuple[Tensor, int]]):
             workers, which are forks of this process, write into the same memory.
 
     Raises:
+        DataGoneError: on access, if the whole folder is gone.
         UserError: on access, if a file cannot be read and `skip_broken` is False, or if no file can be read.
     """
 
@@ -116,12 +119,17 @@ class ImageFiles(torch.utils.data.Dataset[tuple[Tensor, int]]):
         try:
             picture = read_image(self.path(index), self.image_shape)
         except BrokenImage as error:
+            check_present(self.probes(), error)
             if not self.skip_broken:
                 raise UserError(f"{error}; remove it, or set data.broken_files=skip") from error
             self.notes[index] |= READ | UNREADABLE
             return None
         self.notes[index] |= _note(picture)
         return picture.pixels
+
+    def probes(self) -> Iterator[Path]:
+        """Yield PROBES files, evenly spaced in the data set. If none of them is there, the folder is gone."""
+        return (self.path(i) for i in range(0, len(self), max(1, len(self) // PROBES)))
 
     def path(self, index: int) -> Path:
         """Return the path of a file."""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Generator, Iterator
-from typing import Any
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from gan_dist.data.folder import ImageFiles
+from gan_dist.data.gone import DataGoneError
 from gan_dist.data.in_memory import Images, ImageTensor
+from gan_dist.data.waiting import PATIENT, Patience
+from gan_dist.data.workers import PREFETCH, SHARED, Workers
 from gan_dist.rng import BLOCK, Purpose, permuted
 
 
@@ -24,17 +27,21 @@ class GlobalBatches(Sampler[range]):
     Args:
         batch_size: global batch.
         start: number of the first image in the run.
+        workers: the workers that are asked for the batches; None if no DataLoader uses this sampler.
     """
 
     drop_last = True  # Accelerate reads this attribute; every batch here is full anyway
 
-    def __init__(self, batch_size: int, start: int) -> None:
+    def __init__(self, batch_size: int, start: int, workers: Workers | None = None) -> None:
         self.batch_size = batch_size
         self.start = start
+        self.workers = workers
 
     def __iter__(self) -> Iterator[range]:
         first = self.start
         while True:
+            if self.workers:
+                self.workers.given += 1
             yield range(first, first + self.batch_size)
             first += self.batch_size
 
@@ -48,11 +55,16 @@ class KeyedStream(Dataset):
     Args:
         dataset: the images.
         seed: determines the order of every epoch.
+        workers: number of the DataLoader's workers.
+
+    Attributes:
+        workers: what these workers are doing.
     """
 
-    def __init__(self, dataset: Images, seed: int) -> None:
+    def __init__(self, dataset: Images, seed: int, workers: int = 0) -> None:
         self.dataset = dataset
         self.seed = seed
+        self.workers = Workers(workers)
         # The places that were looked up last: epoch, first place, images of the data set.
         self._block: tuple[int, int, np.ndarray] = (0, 0, np.empty(0, dtype=np.int64))
 
@@ -80,22 +92,13 @@ class KeyedStream(Dataset):
         return self.dataset.fetch(self.indices(numbers), numbers, self.seed)
 
 
-def _as_fetched(batch: Any) -> Any:
-    return batch  # nothing is left to collate, because `__getitems__` returns whole batches
-
-
-def _quiet(_: int) -> None:
-    """Let a DataLoader worker print no tracebacks.
-
-    Its errors are raised in the main process anyway. If that has ended, the worker's helper threads would print errors.
-    """
-    sys.excepthook = lambda *_: None
-
-
-def make_loader(dataset: Images, batch_size: int, seed: int, start: int, workers: int) -> DataLoader:
+def make_loader(
+    dataset: Images, batch_size: int, seed: int, start: int, workers: int, prefetch: int = PREFETCH
+) -> DataLoader:
     """Make a DataLoader that yields global batches without end: images uint8 (N, C, H, W) and labels int64 (N,).
 
-    `gan_dist.parallel.distributed.Distributed.prepare_loader` then gives each process its slice of each batch.
+    `gan_dist.parallel.distributed.Distributed.prepare_loader` then gives each process its slice of each batch. Read the
+    batches by `read_batches`.
 
     Args:
         dataset: the images.
@@ -103,28 +106,87 @@ def make_loader(dataset: Images, batch_size: int, seed: int, start: int, workers
         seed: determines the order of the images.
         start: number, in the run, of the first image of the stream.
         workers: number of this process's workers, which decode files; none are used if the data set is in memory.
+        prefetch: number of batches that each worker reads in advance.
     """
     in_memory = isinstance(dataset, ImageTensor)
+    workers = 0 if in_memory else workers
+    stream = KeyedStream(dataset, seed, workers)
     return DataLoader(
-        KeyedStream(dataset, seed),
-        batch_sampler=GlobalBatches(batch_size, start),  # type: ignore[arg-type]
-        collate_fn=_as_fetched,
-        num_workers=0 if in_memory else workers,
-        worker_init_fn=_quiet,
+        stream,
+        batch_sampler=GlobalBatches(batch_size, start, stream.workers),  # type: ignore[arg-type]
+        collate_fn=stream.workers.pass_on,
+        num_workers=workers,
+        prefetch_factor=prefetch if workers else None,
+        worker_init_fn=stream.workers.begin,
         pin_memory=torch.cuda.is_available() and not in_memory,
     )
 
 
-def batches_of(loader: DataLoader) -> Generator[tuple[Tensor, Tensor]]:
-    """Yield a DataLoader's batches. `.close()` stops its workers.
+def read_batches(
+    open_loader: Callable[[int], DataLoader], start: int, batch_size: int, patience: Patience = PATIENT
+) -> Generator[tuple[Tensor, Tensor]]:
+    """Yield batches without end. `.close()` stops the workers.
+
+    If the folder of the images is gone, the loader is opened again when the folder is back.
+
+    Args:
+        open_loader: makes the DataLoader whose first image has the given number in the run.
+        start: number of the first image.
+        batch_size: global batch.
+        patience: what to do while there is no batch.
 
     Raises:
-        RuntimeError: a worker has died.
+        Interrupted: a stop signal arrived during a wait.
+        DataGoneError: the folder did not come back.
+        RuntimeError: a worker has died, or a batch is lost.
+        UserError: an image cannot be read, and must not be skipped.
     """
-    try:
+    number = start
+    while True:
+        loader = open_loader(number)
+        stream = loader.dataset
+        assert isinstance(stream, KeyedStream)
+        try:
+            for batch in _batches(loader, stream.workers, count(number, batch_size), patience):
+                yield batch
+                number += batch_size
+        except DataGoneError as gone:
+            assert isinstance(stream.dataset, ImageFiles)
+            patience.wait_for_folder(stream.dataset, gone, number)
+
+
+def _batches(
+    loader: DataLoader, workers: Workers, numbers: Iterator[int], patience: Patience
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the batches of one loader. If it has workers, a thread waits for them, while this thread looks around.
+
+    Args:
+        loader: the loader.
+        workers: its workers.
+        numbers: number, in the run, of the first image of each batch.
+        patience: what to do while there is no batch.
+    """
+    if not workers.count:
         yield from loader
-    except (ConnectionError, EOFError) as error:  # the worker died while it passed on a batch
-        # While this process sleeps, the signal about the dead worker arrives, and torch raises its own RuntimeError.
-        # The line below the sleep is for the case that it does not.
-        time.sleep(5)
-        raise RuntimeError("DataLoader worker lost") from error
+        return
+    device = getattr(loader, "device", None)
+    threads = ThreadPoolExecutor(1, thread_name_prefix="batches")
+    try:
+        # An iterator that the main thread makes would raise errors about dead workers anywhere in the main thread.
+        iterator = threads.submit(iter, loader).result()
+        for number in numbers:
+            batch = threads.submit(next, iterator)
+            try:
+                patience.wait_for(batch, workers, number)
+                parts = batch.result()
+            except (ConnectionError, EOFError) as error:  # the worker died while it passed on a batch
+                raise RuntimeError("DataLoader worker lost") from error
+            except Exception:
+                workers.kill()  # otherwise the thread could wait for them without end
+                raise
+            if any(not isinstance(part, Tensor) for part in parts):
+                patience.say("shared memory", f"{SHARED} is full, so batches go through pipes, which is slower")
+            images, labels = (torch.as_tensor(part, device=device) for part in parts)
+            yield images, labels
+    finally:
+        threads.shutdown(wait=False)

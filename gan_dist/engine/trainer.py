@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from gan_dist.checkpoint.state import State
 from gan_dist.engine.batches import Batches
+from gan_dist.engine.callbacks.evaluate import Evaluate
 from gan_dist.engine.callbacks.save import SaveCheckpoint
 from gan_dist.engine.clock import Clock
 from gan_dist.engine.recovery import Recovery
 from gan_dist.engine.step import Alternation
-from gan_dist.errors import UserError
+from gan_dist.errors import Interrupted, UserError
+from gan_dist.parallel.stop import StopAgreement
 
 
 class Callback(Protocol):
@@ -58,40 +60,71 @@ class Trainer:
         self.state, self.step, self.batches = state, step, batches
         self.callbacks, self.save, self.recovery = callbacks, save, recovery
         self.clock, self.total_nimg = clock, total_nimg
+        self._interrupted = False  # a callback was broken off by a stop signal
+        self._changing = False  # the state is between two iterations if this is False
 
-    def run(self, stop: Callable[[], bool]) -> bool:
+    def run(self, stop: StopAgreement) -> bool:
         """Train; returns True if training is finished, False if it was stopped.
 
+        The last checkpoint is also written if training fails while the state is between two iterations, for example
+        because there are no data any more.
+
         Args:
-            stop: called before each iteration; returns True to stop. All processes must get the same answer.
+            stop: tells whether to stop; it is asked before each iteration.
 
         Raises:
             UserError: gradients are not finite, and the run must not go back; or the last checkpoint cannot be written.
+            Exception: the batches end, or a callback fails.
         """
+        try:
+            self._train(stop)
+        except Exception:
+            if not self._changing:
+                self.save.now(self.state)
+            raise
+        self.batches.close()
         state = self.state
+        finished = state.nimg >= self.total_nimg and not self._interrupted
+        needed = self.save.every_nimg or not finished
+        if needed and not self.save.dist.from_main(lambda: self.save.now(state)):
+            error = UserError(
+                f"the last checkpoint, of {state.nimg / 1000:.1f} kimg, could not be written: see the log"
+            )
+            error.everywhere = True
+            raise self.batches.error or error
+        if self.batches.error:
+            raise self.batches.error
+        return finished
+
+    def _train(self, stop: StopAgreement) -> None:
+        """Make iterations until training is finished or must stop; call the callbacks that are due."""
+        state, callbacks = self.state, [c for c in self.callbacks if c.every_nimg]
         self.clock.start()
         if state.nimg == 0:
-            self._call([c for c in self.callbacks if c.every_nimg and c.at_start])
-        called: list[Callback] = []
+            self._call([c for c in callbacks if c.at_start])
+        elif self.save.unmeasured and state.nimg < self.total_nimg:
+            self._call([c for c in callbacks if isinstance(c, Evaluate)])
+        due: list[Callback] = []
         while True:
-            ended = state.nimg >= self.total_nimg or stop()
+            ended = self._interrupted or state.nimg >= self.total_nimg or not self.batches.ready(stop)
+            self._changing = True
             if not ended:
                 before = state.nimg
                 norms = self.step(self.batches)
-            if self.recovery.after_last() if ended else self.recovery.after_iteration(*norms):
-                continue
-            if ended:
+            went_back = self.recovery.after_last() if ended else self.recovery.after_iteration(*norms)
+            self._changing = False
+            if ended and not went_back:
                 break
-            called = [c for c in self.callbacks if c.every_nimg and state.nimg // c.every_nimg > before // c.every_nimg]
-            self._call(called)
-        self.batches.close()
-        finished = state.nimg >= self.total_nimg
-        if finished:
-            self._call([c for c in self.callbacks if c.every_nimg and c.at_end and c not in called])
-        if (self.save.every_nimg or not finished) and not self.save.now(state):
-            raise UserError(f"the last checkpoint, of {state.nimg / 1000:.1f} kimg, could not be written: see the log")
-        return finished
+            if not went_back:
+                due = [c for c in callbacks if state.nimg // c.every_nimg > before // c.every_nimg]
+                self._call(due)
+        if state.nimg >= self.total_nimg and not self._interrupted:
+            self._call([c for c in callbacks if c.at_end and c not in due])
 
     def _call(self, callbacks: Sequence[Callback]) -> None:
         for callback in callbacks:
-            callback(self.state)
+            try:
+                callback(self.state)
+            except Interrupted:
+                self._interrupted = True
+                return

@@ -7,6 +7,7 @@ because values from different extractors cannot be compared.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from gan_dist.data import DataInfo
 from gan_dist.data.in_memory import Images
 from gan_dist.errors import UserError
+from gan_dist.parallel.distributed import Distributed
 
 
 class Evaluator(Protocol):
@@ -25,8 +27,14 @@ class Evaluator(Protocol):
     def protocol(self) -> dict[str, Any]:
         """The facts that the metrics depend on, as in JSON. Values are compared only if their protocols are equal."""
 
-    def __call__(self, G: nn.Module) -> dict[str, float]:
-        """Measure a generator in eval mode; returns the value of each metric by its name."""
+    def __call__(self, G: nn.Module, check: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """Measure a generator in eval mode; returns the value of each metric by its name.
+
+        Args:
+            G: the generator.
+            check: called between batches, equally often in all processes. It raises an error in all of them to break
+                the measurement off.
+        """
 
 
 @dataclass(frozen=True)
@@ -57,3 +65,14 @@ def weights_hash(network: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
         digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def in_turn(dist: Distributed, count: int, check: Callable[[], None]) -> Iterator[int]:
+    """Yield the numbers of this process's share of `count` batches, and call `check` before each.
+
+    `check` is called equally often in all processes, although their shares may differ by one batch.
+    """
+    share = dist.share(count)
+    for turn in range(-(-count // dist.world_size)):
+        check()
+        yield from share[turn : turn + 1]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gan_dist.data.in_memory import Images
-from gan_dist.data.loader import make_loader
+from gan_dist.data.loader import make_loader, read_batches
 from gan_dist.data.preprocess import images_to_float
 from gan_dist.errors import UserError
 from gan_dist.files import check_disk, open_regular, replacing
@@ -250,7 +250,7 @@ def _train(classifier: Classifier, dataset: Images, seed: int) -> float:
     device = next(classifier.parameters()).device
     optimizer = torch.optim.Adam(classifier.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    batches = iter(make_loader(dataset, BATCH_SIZE, seed, start=0, workers=2))
+    batches = read_batches(lambda start: make_loader(dataset, BATCH_SIZE, seed, start, workers=2), 0, BATCH_SIZE)
     right = []
     for _ in range(STEPS):
         images, labels = (tensor.to(device) for tensor in next(batches))

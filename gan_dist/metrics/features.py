@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gan_dist import rng
 from gan_dist.data.preprocess import to_uint8
 from gan_dist.kernels.switches import ieee_fp32
-from gan_dist.metrics import Reference
+from gan_dist.metrics import Reference, in_turn
 from gan_dist.metrics.extractors import Extractor
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.rng import Purpose
@@ -109,8 +109,8 @@ class FeatureEvaluator:
         }
 
     @ieee_fp32()
-    def __call__(self, G: nn.Module) -> dict[str, float]:
-        """Measure a generator in eval mode.
+    def __call__(self, G: nn.Module, check: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """Measure a generator in eval mode; `check` is called between the batches and between the metrics.
 
         Returns:
             The results of `scores`, with the extractor's name added to each name: `fid_<extractor>`, ….
@@ -124,18 +124,22 @@ class FeatureEvaluator:
             y = rng.labels(self.seed, Purpose.METRIC_LABEL, first, count, self.reference.class_probs)
             return to_uint8(G(z, y.to(self.dist.device)))
 
-        fake, logits = self._extract(self.num_images, generate)
-        return {f"{k}_{self.extractor.name}": v for k, v in scores(self.real, fake, logits, self.seed).items()}
+        fake, logits = self._extract(self.num_images, generate, check)
+        found = scores(self.real, fake, logits, self.seed, check)
+        return {f"{name}_{self.extractor.name}": value for name, value in found.items()}
 
     @torch.no_grad()
     @ieee_fp32()
-    def _extract(self, count: int, images: Callable[[int, int], Tensor]) -> tuple[Tensor, Tensor]:
+    def _extract(
+        self, count: int, images: Callable[[int, int], Tensor], check: Callable[[], None] = lambda: None
+    ) -> tuple[Tensor, Tensor]:
         """Extract the features and logits of images with all processes.
 
         Args:
             count: number of images.
             images: called as `images(first, n)`; returns the images first … first + n - 1, uint8 (n, C, H, W), or
                 fewer if some of them cannot be read.
+            check: called before each batch.
 
         Returns:
             Features (count, num_features) and logits (count, num_logits), float32 on the CPU; fewer if images cannot be
@@ -144,7 +148,7 @@ class FeatureEvaluator:
         batches = range(0, count, self.batch_size)
         parts = []
         # Processes share whole batches, so that a batch holds the same images for any number of processes.
-        for i in self.dist.share(len(batches)):
+        for i in in_turn(self.dist, len(batches), check):
             batch = images(batches[i], min(self.batch_size, count - batches[i]))
             if len(batch):
                 parts.append(torch.cat([output.float().cpu() for output in self.extractor(batch)], dim=1))
@@ -153,7 +157,9 @@ class FeatureEvaluator:
         return joined[:, : self.extractor.num_features], joined[:, self.extractor.num_features :]
 
 
-def scores(real: Tensor, fake: Tensor, logits: Tensor, seed: int) -> dict[str, float]:
+def scores(
+    real: Tensor, fake: Tensor, logits: Tensor, seed: int, check: Callable[[], None] = lambda: None
+) -> dict[str, float]:
     """Compute FID, KID, Inception Score, precision and recall.
 
     - `fid`: Heusel et al. 2017, equation 6.
@@ -168,6 +174,7 @@ def scores(real: Tensor, fake: Tensor, logits: Tensor, seed: int) -> dict[str, f
         fake: features of generated images (M, D).
         logits: logits of the generated images (M, K).
         seed: seed of KID's random subsets.
+        check: called before each metric.
 
     Returns:
         The five values by these names.
@@ -189,7 +196,12 @@ def scores(real: Tensor, fake: Tensor, logits: Tensor, seed: int) -> dict[str, f
             metric.update(real, real=True)
             metric.update(fake, real=False)
         inception_score.update(logits)
-        results = {"fid": fid.compute(), "kid": kid.compute()[0], "is": inception_score.compute()[0]}
+        check()
+        results = {"fid": fid.compute()}
+        check()
+        results["kid"] = kid.compute()[0]
+        results["is"] = inception_score.compute()[0]
+    check()
     count = min(len(real), len(fake), MAX_NEIGHBOURS)
     near = prc_features_to_metric(
         *(features[[i * len(features) // count for i in range(count)]] for features in (fake, real)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -82,7 +83,8 @@ class PointsEvaluator:
         """The conditions of the measurement, which must be reported together with its results."""
         return {"data": self.name, "num_generated": self.num_images, "seed": self.seed}
 
-    def __call__(self, G: nn.Module) -> dict[str, float]:
+    def __call__(self, G: nn.Module, check: Callable[[], None] = lambda: None) -> dict[str, float]:
+        check()
         points = sample_points(G, self.num_images, self.seed, self.class_probs, self.dist)
         found, quality = coverage(points, modes(self.name), STD[self.name])
         return {"modes": float(found), "high_quality": quality}

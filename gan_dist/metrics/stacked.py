@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from gan_dist.data.in_memory import ImageTensor
 from gan_dist.data.preprocess import to_uint8
 from gan_dist.data.stacked import join_classes
 from gan_dist.kernels.switches import ieee_fp32
-from gan_dist.metrics import Reference
+from gan_dist.metrics import Reference, in_turn
 from gan_dist.metrics.extractors import Extractor
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.rng import Purpose
@@ -105,11 +106,11 @@ class StackedEvaluator:
 
     @torch.no_grad()
     @ieee_fp32()
-    def __call__(self, G: nn.Module) -> dict[str, float]:
+    def __call__(self, G: nn.Module, check: Callable[[], None] = lambda: None) -> dict[str, float]:
         z_dim: int = G.z_dim  # type: ignore[assignment]
         starts = range(0, self.num_images, self.batch_size)
         parts = [torch.empty(0, dtype=torch.int64)]
-        for i in self.dist.share(len(starts)):
+        for i in in_turn(self.dist, len(starts), check):
             count = min(self.batch_size, self.num_images - starts[i])
             like = next(G.parameters())
             x = to_uint8(G(rng.latents(self.seed, Purpose.METRIC_LATENT, starts[i], count, z_dim, like=like)))

@@ -75,7 +75,7 @@ class Distributed:
         elif group_of_one:
             raise ConfigError("GAN_DIST_TEST_GROUP_OF_ONE=1 needs a process group: start with torchrun, or unset it")
         hook = DDPCommunicationHookType.BF16 if compress else DDPCommunicationHookType.NO
-        # Buffers are not broadcast: they start equal and are updated equally in all processes, so they stay equal.
+        # Buffers are not broadcast: they start equal and are updated equally in all processes.
         self._ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True, comm_hook=hook)
         # Without a group, the name of a backend would make Accelerate try to join one.
         group = InitProcessGroupKwargs(backend=backend if peers else None, timeout=rendezvous.TIMEOUT)
@@ -123,11 +123,7 @@ class Distributed:
     @property
     def environment(self) -> dict[str, str]:
         """The versions, the processor and the precision. Two runs can only be bit-identical if these are the same."""
-        if self.device.type == "cuda":
-            name, cudnn = torch.cuda.get_device_name(self.device), str(torch.backends.cudnn.version())
-        else:
-            name, cudnn = f"CPU, {torch.backends.cpu.get_cpu_capability()}", "none"
-        return {"torch": torch.__version__, "cudnn": cudnn, "device": name, "precision": self.precision}
+        return {**world.processor(self.device), "precision": self.precision}
 
     # --- networks, optimizers and DataLoaders -------------------------------------------------------------------------
 
@@ -272,6 +268,10 @@ class Distributed:
 
     def _meet(self) -> None:
         _all_sum(torch.zeros(1, device=self.device)).item()  # Accelerate's own barrier may use a GPU that is not there
+
+    def first(self, key: str) -> bool:
+        """Tell if this process is the first that calls this function with `key`. No process waits for another."""
+        return not self.several or self._peers.first(key)
 
     def end(self) -> None:
         """Wait for all processes at the end of a run without failure. Call this last.

@@ -121,6 +121,10 @@ class Peers:
         self._turns += 1
         return f"gan_dist/{word}/{self._turns}"
 
+    def first(self, key: str) -> bool:
+        """Tell if this process is the first that calls this function with `key`."""
+        return self.store.add(f"gan_dist/first/{key}", 1) == 1
+
     def part(self) -> None:
         """Stop the thread. All processes call this function last, after a run without failure."""
         self.told = True

@@ -9,6 +9,8 @@ import os
 import re
 from typing import NamedTuple
 
+import torch
+
 from gan_dist.errors import ConfigError
 
 TOGETHER = "start with torchrun, or with accelerate launch --multi_gpu, which works on CPUs too"
@@ -145,3 +147,12 @@ def check_accelerate(cpu: bool) -> None:
         value = os.environ.get(name, "")
         if value.lower() not in harmless:
             raise ConfigError(f"{name}={value}, which accelerate launch sets, would change the training: {instead}")
+
+
+def processor(device: torch.device) -> dict[str, str]:
+    """Return the versions of torch and of cuDNN, and the name of the processor."""
+    if device.type == "cuda":
+        name, cudnn = torch.cuda.get_device_name(device), str(torch.backends.cudnn.version())
+    else:
+        name, cudnn = f"CPU, {torch.backends.cpu.get_cpu_capability()}", "none"
+    return {"torch": torch.__version__, "cudnn": cudnn, "device": name}

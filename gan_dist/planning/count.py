@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +25,7 @@ from gan_dist.data import DataInfo
 from gan_dist.engine.stats import RunningMeans
 from gan_dist.kernels import convolution
 from gan_dist.parallel.distributed import Distributed
+from gan_dist.planning.memory import data_bytes, moments
 from gan_dist.settings.schema import Config
 from gan_dist.wiring.iteration import make_step
 from gan_dist.wiring.networks import make_state
@@ -188,7 +189,7 @@ class Iteration:
         steps: number of steps of "D" and of "G" in the iteration.
         gradients: bytes of the gradient of "D" and of "G", as it is sent between processes.
         norms: number of passes through a synchronised batch normalization, each of which needs an all-reduce.
-        persistent: bytes that are always in use: weights, Adam's moments, G_ema and the data set.
+        persistent: bytes that are always in use: weights, the optimizers' moments, G_ema and the data set.
         peak: largest number of bytes in use at once for everything else, such as activations and gradients.
         tf32: operations that are not in half precision run in TF32.
     """
@@ -217,7 +218,8 @@ def count_iteration(config: Config, info: DataInfo, share: int) -> Iteration:
     mixed = MixedPrecision() if config.train.precision in ("bf16", "fp16") else None
     counter = Counter()
     dist = CountedProcess(counter, mixed, config.train.precision)
-    state = make_state(config, info, dist)
+    with torch.device("meta"):  # initial weights on the CPU would take most of the time
+        state = make_state(config, info, dist)
     dist.networks = {state.opt_G: "G", state.opt_D: "D"}
     class_probs = torch.full((info.num_classes,), 1 / info.num_classes) if config.model.conditional else None
     step = make_step(config, state, dist, RunningMeans(dist), class_probs)
@@ -227,19 +229,19 @@ def count_iteration(config: Config, info: DataInfo, share: int) -> Iteration:
         step(iter([(images, labels)] * settings.n_critic))
 
     weights = {name: _nbytes(getattr(state, name)) for name in ("G", "D")}
+    kept = {name: moments(getattr(config.optim, name)) for name in ("G", "D")}
     for name, n in (("G", 1), ("D", settings.n_critic)):
-        # Adam reads weights, gradients and two moments, and writes all of them except the gradients: 7 passes over
-        # memory of the size of the weights. Updating G_ema reads G and G_ema and writes G_ema: 3 more passes.
-        passes = 7 * n + 3 * (name == "G")
-        counter.operations.append(Operation(0, passes * weights[name], False, False, ""))
-    data = math.prod(info.image_shape) * info.num_images
-    held = data if data <= config.data.memory_gib * 2**30 else 0
+        # An optimizer reads weights, gradients and moments, and writes all of them except the gradients: with Adam's
+        # two moments, these are 7 passes over memory of the size of the weights. Updating G_ema reads G and G_ema and
+        # writes G_ema: 3 more passes.
+        passes = (3 + 2 * kept[name]) * n + 3 * (name == "G")
+        counter.operations.append(Operation(0, round(passes * weights[name]), False, False, ""))
     return Iteration(
         counter.operations,
         {"D": settings.n_critic, "G": 1},
         {name: size // (2 if settings.compress_gradients else 1) for name, size in weights.items()},
         counter.norms if settings.sync_batch_norm else 0,
-        4 * weights["G"] + 3 * weights["D"] + held,
+        round((2 + kept["G"]) * weights["G"] + (1 + kept["D"]) * weights["D"]) + data_bytes(config, info),
         counter.peak,
         config.train.precision == "tf32",
     )
@@ -253,3 +255,41 @@ def _countable(optimizer: Any) -> Any:
 
 def _nbytes(module: nn.Module) -> int:
     return sum(parameter.nbytes for parameter in module.parameters())
+
+
+def counter_of(config: Config, info: DataInfo) -> Callable[[int], Iteration]:
+    """Return a function from the per-process batch to the counts of an iteration.
+
+    Every count grows linearly with the batch. So two batches are counted, and the others are computed from these two. A
+    batch that runs in several micro-batches is counted.
+
+    Args:
+        config: the settings of the run.
+        info: the data set.
+    """
+    known: dict[int, Iteration] = {}
+    whole = config.train.micro_batch_size or 2**30  # the largest batch that runs in one piece
+
+    def count(share: int) -> Iteration:
+        if share not in known:
+            first, second, *_ = *(other for other in known if max(other, share) <= whole), 0, 0
+            if second and len(known[first].operations) == len(known[second].operations):
+                known[share] = _between(known[first], known[second], (share - first) / (second - first))
+            else:
+                known[share] = count_iteration(config, info, share)
+        return known[share]
+
+    return count
+
+
+def _between(a: Iteration, b: Iteration, part: float) -> Iteration:
+    """Return the counts at `part` of the way from `a` (0) to `b` (1), which may lie beyond them."""
+
+    def at(x: int, y: int) -> int:
+        return max(0, round(x + part * (y - x)))
+
+    operations = [
+        Operation(at(x.flops, y.flops), at(x.nbytes, y.nbytes), x.convolution, x.half, x.backward_of)
+        for x, y in zip(a.operations, b.operations)
+    ]
+    return replace(a, operations=operations, peak=at(a.peak, b.peak))

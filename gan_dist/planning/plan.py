@@ -18,7 +18,7 @@ from gan_dist.data import DataInfo
 from gan_dist.errors import ConfigError
 from gan_dist.kernels.layout import adapt
 from gan_dist.kernels.switches import ieee_fp32, numerics
-from gan_dist.planning.count import Iteration, Operation, count_iteration
+from gan_dist.planning.count import Iteration, Operation
 from gan_dist.settings.schema import Config
 from gan_dist.wiring.checks import check_game
 
@@ -72,8 +72,8 @@ def measured_rates() -> Rates:
     device = torch.device("cuda" if on_gpu else "cpu")
 
     def seconds(work: Callable[[], Tensor]) -> float:
-        times = []
-        for _ in range(7):
+        times: list[float] = []
+        while len(times) < 2 or (len(times) < 7 and sum(times) < 0.2):
             start = time.perf_counter()
             work().flatten()[0].item()  # `item` waits for the device
             times.append(time.perf_counter() - start)
@@ -158,7 +158,7 @@ def expect(iteration: Iteration, gpus: int, share: int, rates: Rates) -> Expecte
     return Expected(gpus, share, compute, wait if gpus > 1 else 0.0, iteration.persistent + iteration.peak)
 
 
-def plan(config: Config, info: DataInfo, gpus: int, rates: Rates) -> Expected:
+def plan(config: Config, info: DataInfo, gpus: int, rates: Rates, count: Callable[[int], Iteration]) -> Expected:
     """Predict the time and memory of an iteration on `gpus` GPUs.
 
     Args:
@@ -166,24 +166,26 @@ def plan(config: Config, info: DataInfo, gpus: int, rates: Rates) -> Expected:
         info: the data set; see `gan_dist.data.datasets.describe`.
         gpus: number of GPUs.
         rates: the speed of each GPU.
+        count: what `gan_dist.planning.count.counter_of` returned for `config` and `info`.
 
     Raises:
         ConfigError: the global batch cannot be divided among the GPUs.
     """
     check_game(config, info, gpus)
     share = config.train.batch_size // gpus
-    return expect(count_iteration(config, info, share), gpus, share, rates)
+    return expect(count(share), gpus, share, rates)
 
 
-def pays_up_to(config: Config, info: DataInfo, rates: Rates) -> int:
+def pays_up_to(config: Config, info: DataInfo, rates: Rates, count: Callable[[int], Iteration]) -> int:
     """Return up to how many GPUs it is worth using: 1, 2, 4, 8, …
 
-    The number is doubled as long as this is possible and shortens an iteration by at least 20%.
+    The number is doubled as long as this is possible and shortens an iteration by at least 20%. The arguments are those
+    of `plan`.
     """
-    row = plan(config, info, 1, rates)
+    row = plan(config, info, 1, rates, count)
     while True:
         try:
-            twice = plan(config, info, 2 * row.gpus, rates)
+            twice = plan(config, info, 2 * row.gpus, rates, count)
         except ConfigError:
             return row.gpus
         if twice.compute + twice.wait > 0.8 * (row.compute + row.wait):

@@ -16,9 +16,7 @@ from gan_dist.checkpoint.state import State
 from gan_dist.data import DataInfo
 from gan_dist.data.in_memory import Images, ImageTensor
 from gan_dist.data.listing import describe_classes
-from gan_dist.data.loader import batches_of, make_loader
-from gan_dist.data.shared import load_shared, shrink
-from gan_dist.engine.batches import Batches, Stream
+from gan_dist.data.shared import load_shared
 from gan_dist.engine.callbacks.evaluate import Evaluate
 from gan_dist.engine.callbacks.grid import SampleGrid
 from gan_dist.engine.callbacks.profile import Profile
@@ -26,11 +24,9 @@ from gan_dist.engine.callbacks.progress import LogProgress, ProgressBar
 from gan_dist.engine.callbacks.save import Retention, SaveCheckpoint
 from gan_dist.engine.callbacks.unreadable import ReportUnreadable
 from gan_dist.engine.clock import Clock
-from gan_dist.engine.growth import Stage
 from gan_dist.engine.health import Health
 from gan_dist.engine.recovery import Recovery
 from gan_dist.engine.stats import RunningMeans
-from gan_dist.engine.step import Alternation
 from gan_dist.engine.trainer import Callback, Trainer
 from gan_dist.metrics import Evaluator, NoFigure, Reference
 from gan_dist.parallel.distributed import Distributed
@@ -40,9 +36,10 @@ from gan_dist.report.trackers import TrackedRun, make_trackers
 from gan_dist.report.tracking import Tracker, Trackers
 from gan_dist.settings.config import as_yaml, for_file
 from gan_dist.settings.schema import Config
+from gan_dist.wiring.batches import make_batches
 from gan_dist.wiring.data import absolute_paths, class_probabilities, keep_classes, source_of, stage_dir
 from gan_dist.wiring.figures import figures_of
-from gan_dist.wiring.iteration import last_stage, make_step, nimg_of, total_nimg
+from gan_dist.wiring.iteration import make_step, nimg_of, total_nimg
 from gan_dist.wiring.kinds import kind_of
 from gan_dist.wiring.networks import make_state
 from gan_dist.wiring.resume import check_same_content
@@ -62,6 +59,7 @@ class WiredRun:
         bar: the progress bar.
         save: writes the checkpoints.
         dist: the processes.
+        stop: tells whether to stop.
         summary: lines for the log about classes, processes, batches and networks.
     """
 
@@ -72,6 +70,7 @@ class WiredRun:
     bar: ProgressBar
     save: SaveCheckpoint
     dist: Distributed
+    stop: StopAgreement
     summary: list[str]
 
     def train(self, signals: StopSignals) -> bool:
@@ -80,7 +79,8 @@ class WiredRun:
         Returns True if training is finished, False if a signal to one of the processes stopped it.
         """
         self.track()
-        return self.trainer.run(StopAgreement(self.dist, signals))
+        self.stop.signals = signals
+        return self.trainer.run(self.stop)
 
     def close(self) -> None:
         """End the progress bar, so that the terminal can be used again, and the profiler. Call this after `train`."""
@@ -122,13 +122,14 @@ def build(
     figures = figures_of(evaluator, checkpoint, dist)
     if checkpoint:
         restore(checkpoint, state, figures["protocol"])
-    stats, clock = RunningMeans(dist), Clock()
+    stats, clock, stop = RunningMeans(dist), Clock(), StopAgreement(dist)
     step = make_step(config, state, dist, stats, class_probs)
-    batches = _batches(config, info, dataset, step, dist)
+    batches = make_batches(config, info, dataset, step, stop, dist)
     tracker, track = _tracking(config, info, dataset, run_dir, state.nimg, dist)
     bar = ProgressBar(state.nimg, total_nimg(config), dist)
     facts = {**_facts(config, info, key, dist), **figures}
     save = _save(config, facts, run_dir, dist)
+    save.unmeasured = checkpoint is not None and read_facts(checkpoint)["unmeasured"]
     kind = kind_of(config.data)
     log_every = nimg_of(config.log.every_kimg)
     picture = kind.make_picture(config, info, class_probs, dist)
@@ -140,16 +141,15 @@ def build(
         save,  # an evaluation can take longer than SIGTERM's grace period, so the checkpoint is saved first
     ]
     if evaluator:
-        keep_best = config.checkpoint.keep_best and config.checkpoint.every_kimg
-        after, every = save.if_best if keep_best else None, nimg_of(config.metrics.every_kimg)
-        callbacks.append(Evaluate(every, evaluator, tracker, clock, dist, after, figures["series"]))
+        every = nimg_of(config.metrics.every_kimg)
+        callbacks.append(Evaluate(every, evaluator, tracker, clock, dist, save, stop))
     if config.train.profile and dist.is_main:
         callbacks.append(Profile(run_dir / "trace.json"))
     recovery = _recovery(config, state, save, [tracker, stats, batches], dist)
     trainer = Trainer(state, step, batches, callbacks, save, recovery, clock, total_nimg(config))
     summary = [describe_classes(info)] if info.class_names else []
     summary += _summary(config, state, step.growth.batch_size, dist)
-    return WiredRun(trainer, state, tracker, track, bar, save, dist, summary)
+    return WiredRun(trainer, state, tracker, track, bar, save, dist, stop, summary)
 
 
 def _evaluator(config: Config, reference: Reference, run_dir: Path, dist: Distributed) -> Evaluator | None:
@@ -162,18 +162,6 @@ def _evaluator(config: Config, reference: Reference, run_dir: Path, dist: Distri
         if dist.is_main:
             log.warning("no figures are measured: %s", error)
         return None
-
-
-def _batches(config: Config, info: DataInfo, dataset: Images, step: Alternation, dist: Distributed) -> Batches:
-    """Make the stream of training batches. The early stages of progressive growing get smaller images."""
-    source, last = source_of(config.data), last_stage(step.state)
-
-    def open_stream(stage: Stage, nimg: int, seed: int) -> Stream:
-        images = shrink(dataset, 2 ** (last - stage.number), source, info, dist)
-        loader = make_loader(images, stage.batch_size, seed, nimg, config.data.workers)
-        return batches_of(dist.prepare_loader(loader))
-
-    return Batches(step.growth, open_stream)
 
 
 def _facts(config: Config, info: DataInfo, data_key: str, dist: Distributed) -> dict[str, Any]:

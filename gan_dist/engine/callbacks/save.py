@@ -48,6 +48,10 @@ class SaveCheckpoint:
         config: the run's resolved config as YAML.
         retention: which checkpoints are kept.
         dist: the processes.
+
+    Attributes:
+        unmeasured: the evaluation that is due at this moment of the run is not complete. Checkpoints say so, and a run
+            that goes on from one of them measures first.
     """
 
     at_start = False
@@ -64,31 +68,34 @@ class SaveCheckpoint:
     ) -> None:
         self.every_nimg, self.run_dir, self.facts, self.config = every_nimg, run_dir, facts, config
         self.retention, self.dist = retention, dist
+        self.unmeasured = False
         self._place = Place(run_dir) if dist.is_main else None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[bool] | None = None
-        # `nimg` and `metrics_nimg` of the newest checkpoint; None if there is none, or if it must be written again
-        self._newest: tuple[int, int] | None = None
+        # What the newest checkpoint holds; None if there is none, or if it must be written again.
+        self._newest: tuple[int, int, bool] | None = None
         self._lowest = math.inf  # lowest FID of the checkpoints that this object has written
 
     def __call__(self, state: State) -> None:
-        if not self._place or _progress(state) == self._newest:
+        if not self._place or self._stamp(state) == self._newest:
             return
         self._place.check()
         if self._pending and not self._pending.done():
             log.warning("%.1f kimg: skipped a checkpoint; the previous one is still being written", state.nimg / 1000)
             return
-        self._newest = _progress(state)
-        self._pending = self._writer.submit(self._write, take_snapshot(state, self.facts))
+        self._newest = self._stamp(state)
+        snapshot = take_snapshot(state, {**self.facts, "unmeasured": self.unmeasured})
+        self._pending = self._writer.submit(self._write, snapshot)
 
     def if_best(self, state: State) -> None:
         """Save a checkpoint if the FID that was just measured is lower than that of each checkpoint written before.
 
-        Only the checkpoints count that were written since this program started, or since the run went back.
+        Only the checkpoints count that were written since this program started, or since the run went back. Nothing is
+        saved if the run keeps no best checkpoint, or writes none at all.
 
         Waits first until the checkpoint that is being written is on disk.
         """
-        if not self.dist.is_main:
+        if not (self.dist.is_main and self.retention.best and self.every_nimg):
             return
         self.wait()
         if fid_of(state.metrics) < self._lowest:
@@ -107,7 +114,7 @@ class SaveCheckpoint:
 
         A checkpoint of the same weights is written again if it does not have the newest metrics.
         """
-        if not self.dist.is_main or (self.wait() and _progress(state) == self._newest):
+        if not self.dist.is_main or (self.wait() and self._stamp(state) == self._newest):
             return True
         self._newest = None
         self(state)
@@ -120,6 +127,10 @@ class SaveCheckpoint:
             True if the last checkpoint was written, False if that failed or if there was none.
         """
         return self._pending is not None and self._pending.result()
+
+    def _stamp(self, state: State) -> tuple[int, int, bool]:
+        """Return what distinguishes the contents of two checkpoints."""
+        return state.nimg, state.metrics_nimg, self.unmeasured
 
     def _write(self, snapshot: Snapshot) -> bool:
         kimg = snapshot.facts["nimg"] / 1000
@@ -138,7 +149,3 @@ class SaveCheckpoint:
             self._newest = None
             return False
         return True
-
-
-def _progress(state: State) -> tuple[int, int]:
-    return state.nimg, state.metrics_nimg

@@ -1,0 +1,101 @@
+"""The workers of a DataLoader: what they are doing, and how their batches reach this process."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from multiprocessing.sharedctypes import RawArray
+from typing import Any
+
+from torch.utils.data import get_worker_info
+
+SHARED = "/dev/shm"  # torch passes tensors between processes in files of this directory
+PREFETCH = 2  # batches that each worker reads in advance; this is torch's default
+
+
+class Workers:
+    """The workers of one DataLoader. They count what they have done in memory that they share with this process.
+
+    Args:
+        count: number of workers.
+
+    Attributes:
+        count: as in `Args`.
+        given: number of batches that the workers have been asked for. The sampler counts them.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count, self.given = count, 0
+        self._pids, self._done = RawArray("q", max(1, count)), RawArray("q", max(1, count))
+
+    @property
+    def pending(self) -> int:
+        """Number of batches that the workers have been asked for and have not read yet. If it is 0, all are idle."""
+        return self.given - sum(self._done)
+
+    def begin(self, number: int) -> None:
+        """Called in a worker when it starts.
+
+        A worker prints no tracebacks. Its errors are raised in the main process anyway, and if that has ended, the
+        worker's helper threads would print errors.
+
+        Args:
+            number: number of the worker.
+        """
+        sys.excepthook = lambda *_: None
+        self._pids[number] = os.getpid()
+
+    def pass_on(self, batch: Any) -> Any:
+        """Put a worker's batch into shared memory; without room there, return it as arrays, which go through a pipe.
+
+        The DataLoader's own thread would do this later, and would drop the batch if there is no room.
+
+        Args:
+            batch: images and labels.
+        """
+        info = get_worker_info()
+        if info is None:  # the main process reads by itself
+            return batch
+        try:
+            return tuple(part.share_memory_() for part in batch)
+        except RuntimeError:  # no space left
+            return tuple(part.numpy() for part in batch)
+        finally:
+            self._done[info.id] += 1
+
+    def kill(self) -> None:
+        """Kill the workers, which may be waiting for a storage that does not answer."""
+        for child in multiprocessing.active_children():
+            if child.pid in list(self._pids):
+                child.kill()
+
+
+def fitting_prefetch(nbytes: int, workers: int, held: int, processes: int) -> tuple[int, str]:
+    """Return how many batches each worker may read in advance so that all of them have room in shared memory.
+
+    Args:
+        nbytes: size of a process's batch.
+        workers: number of workers of each process.
+        held: number of batches that a process keeps in shared memory at once, in addition to those of its workers.
+        processes: number of processes on this node.
+
+    Returns:
+        The number, at least 1 and at most PREFETCH, and a message if it is less than PREFETCH, else "".
+    """
+    try:
+        found = os.statvfs(SHARED)
+    except OSError:  # this system shares memory in another way
+        return PREFETCH, ""
+    room, batch = found.f_bavail * found.f_frsize, nbytes + 2 * found.f_frsize
+    needed = {prefetch: processes * (prefetch * workers + held) * batch for prefetch in (PREFETCH, 1)}
+    if not workers or needed[PREFETCH] <= room:
+        return PREFETCH, ""
+    less = f"each worker prefetches 1 batch instead of {PREFETCH}"
+    if needed[1] > room:
+        less += ", and batches without room go through pipes, which is slower"
+    return 1, (
+        f"{SHARED} has {room / 1e6:.0f} MB free, but {processes * workers} data workers with batches of "
+        f"{nbytes / 1e6:.0f} MB need {needed[PREFETCH] / 1e6:.0f} MB: {less}; enlarge it (docker run --shm-size="
+        f"{-(-needed[PREFETCH] // 2**30)}g), or lower data.workers"
+    )
