@@ -14,6 +14,7 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 
+from gan_dist.advice import advise
 from gan_dist.errors import UserError
 from gan_dist.files import replacing
 
@@ -64,7 +65,10 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("gan-dist: interrupted", file=sys.stderr)
         return _leave(130)
-    except Exception:
+    except Exception as error:
+        advised = advise(error)
+        if isinstance(advised, UserError):
+            return _report(advised)
         traceback.print_exc()
         return _leave(1)
 

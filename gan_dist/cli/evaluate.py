@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 
-from gan_dist.errors import UserError
+from gan_dist.errors import ConfigError, UserError
 from gan_dist.files import open_to_append
 from gan_dist.settings.config import check, load_config
 
@@ -51,6 +52,8 @@ def evaluate(arguments: list[str]) -> int:
         config.metrics.num_images = number
         check(config)
     results = options.run / FILE
+    if not os.access(results if results.exists() else options.run, os.W_OK):
+        raise ConfigError(f"{results}: the result cannot be added there; measure a copy of the run on another disk")
     evaluation.evaluate(
         config, options.run, None if every else checkpoint, results, lambda result: _store(results, result)
     )

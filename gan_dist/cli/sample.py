@@ -22,8 +22,8 @@ def sample(arguments: list[str]) -> int:
     parser.add_argument("--grid", action="store_true", help="write one picture of all images, not one file per image")
     parser.add_argument("--device", default="cpu", help="device that computes, for example cuda (default cpu)")
     options = parser.parse_args(arguments)
-    if options.n < 1 or options.seed < 0:
-        raise ConfigError(f"--n={options.n} must be at least 1 and --seed={options.seed} not negative")
+    if options.n < 1 or not 0 <= options.seed < 2**63:
+        raise ConfigError(f"--n={options.n} must be at least 1, and --seed={options.seed} from 0 to {2**63 - 1}")
 
     import gan_dist
 
@@ -39,7 +39,10 @@ def sample(arguments: list[str]) -> int:
 
     if not options.out:
         refuse_links(options.run)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{out}: no directory to write to ({error.strerror}); name another one with --out") from None
     images = generate(G, options.n, options.seed, classes)
     if options.grid:
         print(write_grid(images, classes, out))

@@ -22,7 +22,7 @@ from gan_dist.data.in_memory import Images, ImageTensor, decode_all
 from gan_dist.data.points import NUM_POINTS, make_points
 from gan_dist.data.published import celeba_files, read_idx_files, read_torchvision
 from gan_dist.data.stacked import NUM_STACKED, stack
-from gan_dist.errors import ConfigError
+from gan_dist.errors import ConfigError, UserError
 
 
 @dataclass(frozen=True)
@@ -125,11 +125,20 @@ def _in_memory(images: Tensor, labels: Any, source: Source, info: DataInfo) -> I
     Args:
         images: uint8 (N, C, H, W) in the data set's own shape.
         labels: their labels (N,).
+
+    Raises:
+        UserError: there is a label beyond the classes of the data set.
     """
     labels = torch.as_tensor(labels, dtype=torch.int64)
+    num_classes = round(info.num_classes ** (1 / 3)) if source.stacked else info.num_classes
+    if num_classes and len(labels) and (largest := int(labels.max())) >= num_classes:
+        raise UserError(
+            f"data.name={source.name}: a label in data.root={source.root} is {largest}, but its classes are 0 to "
+            f"{num_classes - 1}; for other classes use data.name=folder with data.class_folders=true"
+        )
     if source.stacked:
         images = _fit(images, (1, *info.image_shape[1:]))
-        images, labels = stack(images, labels, round(info.num_classes ** (1 / 3)))
+        images, labels = stack(images, labels, num_classes)
     return ImageTensor(_fit(images, info.image_shape), labels)
 
 

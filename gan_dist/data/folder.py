@@ -16,6 +16,14 @@ from gan_dist.errors import ConfigError, UserError
 log = logging.getLogger(__name__)
 
 
+def check_directory(root: Path) -> None:
+    """Raise a UserError if `root` is a file, for example an archive that was not unpacked."""
+    if root.exists() and not root.is_dir():
+        raise UserError(
+            f"data.root={root} is a file; if it is an archive, unpack it, and name the directory of its files"
+        )
+
+
 def list_images(root: Path, class_folders: bool) -> tuple[list[tuple[Path, int]], list[str]]:
     """List all image files below `root`, in a fixed order that depends on their names only.
 
@@ -31,6 +39,7 @@ def list_images(root: Path, class_folders: bool) -> tuple[list[tuple[Path, int]]
         UserError: there is no such directory, or no image in it.
         ConfigError: `class_folders` is True, but there are no subfolders.
     """
+    check_directory(root)
     if not root.is_dir():
         raise UserError(f"data.root={root}: no such directory")
     extensions = {extension for extension, name in Image.registered_extensions().items() if name in FORMATS}

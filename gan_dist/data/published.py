@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gan_dist.data import Source
+from gan_dist.data.folder import check_directory
 from gan_dist.errors import UserError
 
 
@@ -52,7 +54,7 @@ def _read_idx(path: Path) -> np.ndarray:
         if zero or kind != 8:
             raise ValueError("not an IDX file of bytes")
         return np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(shape).copy()
-    except (OSError, EOFError, ValueError, struct.error) as error:
+    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
         raise UserError(f"{path}: damaged IDX file ({error}); fetch it again") from error
 
 
@@ -72,11 +74,14 @@ _FILES = {
 def _open_torchvision(source: Source, **arguments: Any) -> Any:
     import torchvision
 
+    check_directory(source.root)
     try:
         return getattr(torchvision.datasets, source.name)(source.root, download=True, **arguments)
     except Exception as error:  # network, archive and disk can cause errors of many types
+        there = source.root / _FILES[source.name].split()[0]
+        found = f"{there} is damaged" if there.exists() else f"not below data.root={source.root}"
         raise UserError(
-            f"data.name={source.name}: not below data.root={source.root}, and the download failed "
+            f"data.name={source.name}: {found}, and the download failed "
             f"({type(error).__name__}: {' '.join(str(error).split())[:120]}); "
             f"put {_FILES[source.name]} into {source.root}"
         ) from error

@@ -25,7 +25,8 @@ class StopSignals:
         received: the first signal that has arrived; None as long as there is none. The training loop reads it.
     """
 
-    NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    # Not every system has SIGUSR1.
+    NUMBERS = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gan_dist.data import DataInfo, Source
 from gan_dist.data.in_memory import Images
+from gan_dist.errors import UserError
 from gan_dist.settings.config import parse_image_size
 from gan_dist.settings.schema import Config, Data
 
@@ -46,8 +47,15 @@ def class_probabilities(dataset: Images, info: DataInfo, config: Config) -> Tens
 
 
 def cache_dir() -> Path:
-    """Return the directory for feature extractors: $GAN_DIST_CACHE, or a folder in the user's cache directory."""
-    return Path(os.environ.get("GAN_DIST_CACHE") or platformdirs.user_cache_dir("gan_dist"))
+    """Return the directory for feature extractors: $GAN_DIST_CACHE, or a folder in the user's cache directory.
+
+    Raises:
+        UserError: the variable is not set, and the user has no home directory.
+    """
+    try:
+        return Path(os.environ.get("GAN_DIST_CACHE") or platformdirs.user_cache_dir("gan_dist"))
+    except RuntimeError as error:
+        raise UserError(f"there is no cache for the metrics ({error}): set GAN_DIST_CACHE to a directory") from error
 
 
 def stage_dir() -> Path | None:

@@ -95,6 +95,11 @@ def make_state(config: Config, info: DataInfo, dist: Distributed) -> State:
 
 def load_generator(run_dir: Path, checkpoint: str, device: str) -> nn.Module:
     """Load G_ema of a run; see `gan_dist.load_generator`."""
+    try:
+        torch.zeros(1, device=device).cpu()
+    except Exception as error:  # torch raises errors of many types for a device that is not there
+        why = str(error).partition("\n")[0][:100]
+        raise ConfigError(f"--device={device} cannot be used here ({why}); choose cpu, or cuda on a GPU") from error
     return generator_of(find_checkpoint(run_dir, checkpoint)).to(device)
 
 

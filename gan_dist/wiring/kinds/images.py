@@ -33,11 +33,18 @@ class ImagesKind:
         pass
 
     def check_metrics(self, config: Config, info: DataInfo) -> None:
+        for what, count in (
+            (f"metrics.num_images={config.metrics.num_images}", config.metrics.num_images),
+            (f"data.name={config.data.name} with {info.num_images} image", info.num_images),
+        ):
+            if count < 2:
+                raise ConfigError(f"{what}: FID compares at least 2 images; use more, or set metrics.every_kimg=0")
         if config.metrics.extractor == "classifier" and not info.num_classes:
             raise ConfigError(
                 f"metrics.extractor=classifier, but data.name={config.data.name} has no labels to train one on; "
                 "set metrics.extractor=inception, or metrics.every_kimg=0 for no metrics"
             )
+        cache_dir()  # an error is raised now and not after the data are loaded
 
     def make_evaluator(
         self, config: Config, info: DataInfo, dataset: Images, class_probs: Tensor | None, dist: Distributed
