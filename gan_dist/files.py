@@ -42,7 +42,7 @@ def open_regular(path: Path, most: int | None = None, links: bool = False) -> Bu
     Raises:
         OSError: the file cannot be opened, or is larger than `most`; `NotRegular` if it is no regular file.
     """
-    file = open(_open(path, os.O_RDONLY | (0 if links else _NO_LINK)), "rb")  # noqa: PTH123, SIM115
+    file = open(_open(path, os.O_RDONLY | (0 if links else _NO_LINK)), "rb")  # noqa: SIM115
     size = os.fstat(file.fileno()).st_size
     if most is not None and size > most:
         file.close()

@@ -278,7 +278,7 @@ def _wait_no_longer(*_: object) -> None:
 
 
 @pytest.mark.slow
-@settings(many, max_examples=examples(300))
+@settings(many, max_examples=examples(100))
 @given(
     name=st.sampled_from(RUN_FILES) | st.sampled_from(ALL_FILES).map(lambda name: f"{CHECKPOINT}/{name}"),
     what=contents | kinds_of_files,
