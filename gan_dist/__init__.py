@@ -27,7 +27,7 @@ def load_generator(run_dir: str | Path, checkpoint: str = "latest", device: str 
 
     Raises:
         gan_dist.errors.UserError: there is no such run or checkpoint, or its files are damaged or do not belong
-            together.
+            together; or `device` cannot be used (its subclass ConfigError).
     """
     # torch is imported in this function, because `import gan_dist` would otherwise take seconds.
     from gan_dist.wiring.networks import load_generator as load

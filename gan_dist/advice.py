@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
-
-import torch
 
 from gan_dist.errors import UserError
 
@@ -32,7 +31,8 @@ def advise(error: Exception) -> Exception:
     """Turn well-known errors of libraries into a UserError that says what to do; return other errors unchanged."""
     text = str(error)
     line = " ".join(text.split())[:150] or type(error).__name__
-    if isinstance(error, torch.OutOfMemoryError):
+    torch = sys.modules.get("torch")  # it is not imported here, because that takes seconds
+    if torch and isinstance(error, torch.OutOfMemoryError):
         return UserError(f"the GPU's memory was full ({line}) {_MEMORY.get(_folder(error), _TRAINING)}")
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         return UserError(
@@ -43,6 +43,12 @@ def advise(error: Exception) -> Exception:
         line = line if not in_worker else "in a data worker"
         return UserError(
             f"the memory was full ({line}) {_MEMORY.get('data' if in_worker else _folder(error), _TRAINING)}"
+        )
+    no_thread = isinstance(error, RuntimeError) and "can't start new thread" in text
+    if no_thread or isinstance(error, BlockingIOError):
+        return UserError(
+            f"no more threads or processes can be started ({line}); raise the limit (ulimit -u, or the container's "
+            "limit of pids), or lower data.workers and OMP_NUM_THREADS"
         )
     if isinstance(error, OSError) and error.filename:  # a network error is an OSError too, but has no file name
         return UserError(f"{error.filename}: {error.strerror}")

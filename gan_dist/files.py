@@ -14,6 +14,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,7 +31,7 @@ class FlushError(OSError):
     """The file system cannot flush a file to disk, although there is space."""
 
 
-def open_regular(path: Path, most: int | None = None, links: bool = False) -> BinaryIO:
+def open_regular(path: Path, most: int | None = None, links: bool = False) -> BufferedReader:
     """Open a regular file to read it. The open file is checked, so it cannot be exchanged after the check.
 
     Args:
@@ -41,7 +42,7 @@ def open_regular(path: Path, most: int | None = None, links: bool = False) -> Bi
     Raises:
         OSError: the file cannot be opened, or is larger than `most`; `NotRegular` if it is no regular file.
     """
-    file = os.fdopen(_open(path, os.O_RDONLY | (0 if links else _NO_LINK)), "rb")
+    file = open(_open(path, os.O_RDONLY | (0 if links else _NO_LINK)), "rb")  # noqa: SIM115
     size = os.fstat(file.fileno()).st_size
     if most is not None and size > most:
         file.close()

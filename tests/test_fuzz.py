@@ -10,6 +10,8 @@ import json
 import os
 import pickle
 import shutil
+import signal
+import socket
 import struct
 import tracemalloc
 import zlib
@@ -239,6 +241,79 @@ def test_size_that_a_file_claims_is_not_believed(content: dict[str, bytes], stat
             attempt()
     assert tracemalloc.get_traced_memory()[1] < 2**24
     tracemalloc.stop()
+
+
+RUN_FILES = ("config.yaml", "metrics.jsonl", "log.txt", ".owner", ".lock", ".starts", "wandb_id.txt", "plot.png")
+RUN_FILES += ("evaluations.jsonl", "samples", "samples/real-000000.000.png", "samples/new", "checkpoints")
+RUN_FILES += ("checkpoints/x", "checkpoints/000000000999", "checkpoints/.old-000000000999", "generated")
+CHECKPOINT = "checkpoints/000000000128"
+contents = st.binary(max_size=200) | hostile_json.map(lambda value: json.dumps(value).encode()) | st.integers(0, 2**41)
+kinds_of_files = st.sampled_from(["directory", "FIFO", "socket", "link", "hard link", "nothing"])
+
+
+def _put(path: Path, what: Any) -> None:
+    """Put a file with some content, a file of some size, or something else than a file in the place of a file."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    if isinstance(what, bytes):
+        path.write_bytes(what)
+    elif isinstance(what, int):
+        path.touch()
+        os.truncate(path, what)
+    elif what == "directory":
+        (path / "x").mkdir(parents=True)
+    elif what == "FIFO":
+        os.mkfifo(path)
+    elif what == "socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(os.path.relpath(path))
+    elif what == "link":
+        path.symlink_to("/dev/zero")
+    elif what == "hard link":
+        os.link(path.parents[len(path.parents) - 1 - path.parts.index("fuzzed")] / "outside", path)
+
+
+def _wait_no_longer(*_: object) -> None:
+    raise TimeoutError("a command has waited for 60 s")
+
+
+@pytest.mark.slow
+@settings(many, max_examples=examples(100))
+@given(
+    name=st.sampled_from(RUN_FILES) | st.sampled_from(ALL_FILES).map(lambda name: f"{CHECKPOINT}/{name}"),
+    what=contents | kinds_of_files,
+    command=st.sampled_from(["train", "train", "sample"]),
+)
+@example(name=".owner", what=b"host 99999999999999999999", command="train")
+@example(name="log.txt", what="hard link", command="train")
+@example(name="checkpoints", what="FIFO", command="sample")
+def test_any_file_of_a_run_directory_may_be_anything(
+    name: str, what: Any, command: str, run_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Bytes, sizes and types: a command goes on, or ends with one line; it never waits, and writes only in the run."""
+    folder = _folder(tmp_path_factory)
+    shutil.rmtree(folder / "run", ignore_errors=True)
+    shutil.copytree(run_dir, folder / "run")
+    (folder / "outside").write_bytes(b"outside")
+    _put(folder / "run" / name, what)
+    small = ["model.g_widths=[4]", "model.d_widths=[4]", "model.z_dim=3", "train.kimg=0.2", "log.every_kimg=0.1"]
+    arguments = ["train", *TINY, *small, "run.dir=run", "resume=auto"] if command == "train" else ["sample", "run"]
+    before = signal.signal(signal.SIGALRM, _wait_no_longer)
+    signal.alarm(60)
+    try:
+        result = run_here(folder, *arguments)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert result.returncode in (0, 1, 2), result.stderr
+    assert "Traceback" not in result.stderr
+    assert (folder / "outside").read_bytes() == b"outside"
+    if result.returncode:
+        (line,) = result.stderr.splitlines()
+        assert line.startswith("gan-dist: error: ")
+    elif command == "train":
+        verify(max(path for path in (folder / "run/checkpoints").iterdir() if path.name.startswith("0")))
 
 
 names = st.sampled_from(KEYS) | st.text(max_size=12)

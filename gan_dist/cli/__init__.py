@@ -15,6 +15,7 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 
+from gan_dist.advice import advise
 from gan_dist.errors import UserError, escaped
 from gan_dist.files import replacing
 from gan_dist.report.versions import package, versions
@@ -65,6 +66,9 @@ def main(arguments: list[str] | None = None) -> int:
         _complain("interrupted")
         return _leave(130)
     except Exception as error:
+        advised = advise(error)
+        if isinstance(advised, UserError):
+            return _report(advised, command)
         with suppress(OSError):
             traceback.print_exc()
         _tell(error, command)

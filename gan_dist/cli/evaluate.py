@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
 from gan_dist.cli.arguments import path
-from gan_dist.errors import UserError, escaped
+from gan_dist.errors import ConfigError, UserError, escaped
 
 FILE = "evaluations.jsonl"
 
@@ -43,6 +44,8 @@ def evaluate(arguments: list[str]) -> int:
 
     log_to(None)
     results = options.run / FILE
+    if not os.access(results if results.exists() else options.run, os.W_OK):
+        raise ConfigError(f"{results}: the result cannot be added there; measure a copy of the run on another disk")
     evaluation.evaluate(
         options.run, options.checkpoint, options.settings, options.n, results, lambda result: _store(results, result)
     )

@@ -29,13 +29,13 @@ def sample(arguments: list[str]) -> int:
     parser.add_argument("--grid", action="store_true", help="write one picture of all images, not one file per image")
     parser.add_argument("--device", default="cpu", help="device that computes, for example cuda (default cpu)")
     options = parser.parse_args(arguments)
-    if options.n < 1 or options.seed < 0:
-        raise ConfigError(f"--n={options.n} must be at least 1 and --seed={options.seed} not negative")
+    if options.n < 1 or not 0 <= options.seed < 2**63:
+        raise ConfigError(f"--n={options.n} must be at least 1, and --seed={options.seed} from 0 to {2**63 - 1}")
 
-    from gan_dist.wiring.networks import find_generator
+    from gan_dist.wiring.networks import find_generator, on_device
 
     saved = find_generator(options.run, options.checkpoint)
-    G = saved.make().to(options.device)
+    G = on_device(saved.make(), options.device)
     if tuple(G.image_shape)[1:] == (1, 1):  # type: ignore[arg-type]
         raise ConfigError(f"{options.run}: its generator makes points, not images; RUN/samples has pictures of them")
     num_classes: int = G.num_classes  # type: ignore[assignment]

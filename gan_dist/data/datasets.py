@@ -149,7 +149,7 @@ def _in_memory(images: Tensor, labels: Any, source: Source, info: DataInfo) -> I
         )
     if source.stacked:
         images = _fit(images, (1, *info.image_shape[1:]))
-        images, labels = stack(images, labels, round(info.num_classes ** (1 / 3)))
+        images, labels = stack(images, labels, num_classes)
     return ImageTensor(_fit(images, info.image_shape), labels)
 
 

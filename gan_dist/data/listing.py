@@ -24,6 +24,14 @@ SHOWN = 20  # so many classes are listed with their number of images
 _PARTS = ("train", "training", "val", "valid", "validation", "eval", "test", "testing")  # names of parts of a data set
 
 
+def check_directory(root: Path) -> None:
+    """Raise a UserError if `root` is a file, for example an archive that was not unpacked."""
+    if root.exists() and not root.is_dir():
+        raise UserError(
+            f"data.root={root} is a file; if it is an archive, unpack it, and name the directory of its files"
+        )
+
+
 def list_images(root: Path, class_folders: bool) -> tuple[FileList, tuple[str, ...]]:
     """List all image files below `root`, in a fixed order that depends on their names only.
 
@@ -42,6 +50,7 @@ def list_images(root: Path, class_folders: bool) -> tuple[FileList, tuple[str, .
         UserError: there is no such directory, a folder in it cannot be read, or there is no image in it.
         ConfigError: `class_folders` is True, but there are no subfolders.
     """
+    check_directory(root)
     if not root.is_dir():
         raise UserError(f"data.root={root}: no such directory")
     listing = _Listing(root)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gan_dist.data import Source
 from gan_dist.data.files import FileList, size_of
+from gan_dist.data.listing import check_directory
 from gan_dist.errors import UserError
 
 
@@ -110,6 +111,7 @@ _FILES = {
 def _open_torchvision(source: Source, **arguments: Any) -> Any:
     import torchvision
 
+    check_directory(source.root)
     try:
         return getattr(torchvision.datasets, source.name)(source.root, download=source.download, **arguments)
     except Exception as error:  # network, archive and disk can cause errors of many types
@@ -119,8 +121,10 @@ def _open_torchvision(source: Source, **arguments: Any) -> Any:
                 f"config file names a directory elsewhere: put {_FILES[source.name]} into {source.root}, or set "
                 "data.download=true on the command line"
             ) from error
+        there = source.root / _FILES[source.name].split()[0]
+        found = f"{there} is damaged" if there.exists() else f"not below data.root={source.root}"
         raise UserError(
-            f"data.name={source.name}: not below data.root={source.root}, and the download failed "
+            f"data.name={source.name}: {found}, and the download failed "
             f"({type(error).__name__}: {' '.join(str(error).split())[:120]}); "
             f"put {_FILES[source.name]} into {source.root}"
         ) from error

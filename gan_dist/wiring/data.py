@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gan_dist.data import DataInfo, Source
 from gan_dist.data.in_memory import Images
+from gan_dist.errors import UserError
 from gan_dist.settings.checks import parse_image_size
 from gan_dist.settings.schema import Config, Data
 
@@ -100,8 +101,15 @@ def use_paths(config: Config, recorded: dict[str, str], typed: Sequence[str]) ->
 
 
 def cache_dir() -> Path:
-    """Return the directory for feature extractors: $GAN_DIST_CACHE, or a folder in the user's cache directory."""
-    return _directory("GAN_DIST_CACHE") or Path(platformdirs.user_cache_dir("gan_dist"))
+    """Return the directory for feature extractors: $GAN_DIST_CACHE, or a folder in the user's cache directory.
+
+    Raises:
+        UserError: the variable is not set, and the user has no home directory.
+    """
+    try:
+        return _directory("GAN_DIST_CACHE") or Path(platformdirs.user_cache_dir("gan_dist"))
+    except RuntimeError as error:
+        raise UserError(f"there is no cache for the metrics ({error}): set GAN_DIST_CACHE to a directory") from error
 
 
 def stage_dir() -> Path | None:

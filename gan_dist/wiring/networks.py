@@ -127,7 +127,21 @@ class SavedGenerator:
 
 def load_generator(run_dir: Path, checkpoint: str, device: str) -> nn.Module:
     """Load G_ema of a run; see `gan_dist.load_generator`."""
-    return find_generator(run_dir, checkpoint).make().to(device)
+    return on_device(find_generator(run_dir, checkpoint).make(), device)
+
+
+def on_device(G: nn.Module, device: str) -> nn.Module:
+    """Move a generator to a device.
+
+    Raises:
+        ConfigError: the device cannot be used here.
+    """
+    try:
+        torch.zeros(1, device=device).cpu()
+    except Exception as error:  # torch raises errors of many types for a device that is not there
+        why = str(error).partition("\n")[0][:100]
+        raise ConfigError(f"--device={device} cannot be used here ({why}); choose cpu, or cuda on a GPU") from error
+    return G.to(device)
 
 
 def find_generator(run_dir: Path, name: str, settings: Sequence[str] = ()) -> SavedGenerator:

@@ -76,6 +76,7 @@ KINDS: dict[str, Callable[[Path], None]] = {"FIFO": os.mkfifo, "device": _device
 
 
 @pytest.mark.clause("2.5", "a FIFO, a device or a socket in place of a file of a run hangs or reads without end")
+@pytest.mark.clause("3.3", "files of a run directory that are of another type; tests/test_fuzz.py tries any of them")
 @pytest.mark.parametrize(
     ("name", "kind"),
     [*((name, "FIFO") for name in RUN_FILES), ("metrics.jsonl", "device"), (".owner", "socket")],

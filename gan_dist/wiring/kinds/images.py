@@ -36,12 +36,19 @@ class ImagesKind:
         pass
 
     def check_metrics(self, config: Config, info: DataInfo) -> None:
+        for what, count in (
+            (f"metrics.num_images={config.metrics.num_images}", config.metrics.num_images),
+            (f"data.name={config.data.name} with {info.num_images} image", info.num_images),
+        ):
+            if count < 2:
+                raise ConfigError(f"{what}: FID compares at least 2 images; use more, or set metrics.every_kimg=0")
         if config.metrics.extractor == "classifier" and info.num_classes < 2:
             lacks = "has one class, and it needs at least two" if info.num_classes else "has no labels to train one on"
             raise ConfigError(
                 f"metrics.extractor=classifier, but data.name={config.data.name} {lacks}; "
                 "set metrics.extractor=inception, or metrics.every_kimg=0 for no metrics"
             )
+        cache_dir()  # an error is raised now and not after the data are loaded
 
     def make_evaluator(
         self, config: Config, reference: Reference, run_dir: Path | None, dist: Distributed
