@@ -127,7 +127,7 @@ def inception_weights(weights: str, cache: Path) -> Path:
             cache.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), _INCEPTION_SHA256, progress=False)
         with open_regular(path, MOST_BYTES, links=True) as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != _INCEPTION_SHA256:  # type: ignore[arg-type]
+            if hashlib.file_digest(file, "sha256").hexdigest() != _INCEPTION_SHA256:
                 raise ValueError("damaged: its SHA-256 is wrong")
     except Exception as error:  # network, file and disk can cause errors of many types
         raise _no_weights(path, error) from error
