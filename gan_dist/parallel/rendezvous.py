@@ -6,6 +6,7 @@ otherwise rank 0 does. The process group then uses the same store.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import socket
@@ -173,6 +174,8 @@ def _enter(place: Place, patience: _Patience) -> Peers:
             "all processes of a run the same WORLD_SIZE, and each run its own MASTER_PORT"
         )
     _peers = Peers(store, place.rank, place.world_size, by_launcher)
+    if place.world_size == 1:
+        atexit.register(_peers.part)  # a run of several processes ends its threads when all of them are done
     return _peers
 
 
