@@ -220,7 +220,9 @@ def check_content(checkpoint: Path, key: str, dataset: Images, info: DataInfo) -
             f"{checkpoint} belongs to another run: the classes were {old} and are {new}; "
             "start a new run in another run.dir"
         )
-    if ":" not in before:  # of an earlier version
+    if before == key:
+        changed = []
+    elif ":" not in before:  # of an earlier version
         changed = [] if before == old_key(dataset, info.num_classes) else ["pixels or labels"]
     else:
         changed = differences(before, data_key(dataset, info.num_classes, without=lost) if lost else key)
