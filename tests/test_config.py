@@ -214,4 +214,4 @@ def test_config_of_the_run_is_taken_where_it_goes_on(tmp_path: Path) -> None:
 
 
 def test_message_is_one_line_that_a_terminal_can_show() -> None:
-    assert str(UserError("a\nb\t  c\x1b[31m\u202ed")) == "a b c?[31m?d"
+    assert str(UserError("a\nb\t  c\x1b[31m\u202ed")) == r"a b c\x1b[31m\u202ed"
