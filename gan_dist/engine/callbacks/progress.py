@@ -111,7 +111,7 @@ class LogProgress:
         shown = f"D {values['loss_D']:.3f}  G {values['loss_G']:.3f}  {speed:.0f} img/s"
         left = max(0, self.total_nimg - state.nimg) / max(speed, 1e-9)
         log.info(
-            "%s/%.10g kimg  %s  %.2g GiB  left %s",
+            "%s/%.10g kimg  %s  %.2f GiB  left %s",
             in_kimg(state.nimg),
             self.total_nimg / 1000,
             shown,
