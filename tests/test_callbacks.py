@@ -47,8 +47,8 @@ def test_pictures_and_figures_are_of_the_average() -> None:
     evaluator.protocol = {}
     state = _state(40)
     stop: Any = SimpleNamespace(requested=False)
-    save: Any = SimpleNamespace()
-    Evaluate(10, evaluator, tracker, Clock(), MAIN, save, False, stop)(state)
+    save: Any = SimpleNamespace(facts={"series": 1}, if_best=lambda state: None)
+    Evaluate(10, evaluator, tracker, Clock(), MAIN, save, stop)(state)
     assert measured == ["G_ema"]
     assert (state.metrics, state.metrics_nimg, save.unmeasured) == ({"fid": 3.0}, 40, False)
     assert tracker.told[-1] == (40, {"fid": 3.0, "protocol": {}})

@@ -49,7 +49,7 @@ def test_every_recipe_can_be_counted(recipe: str) -> None:
 
 @pytest.mark.parametrize("settings", [["model.name=mlp"], ["model.name=dcgan", "data.image_size=16"]])
 def test_counts_between_two_that_were_counted(settings: list[str]) -> None:
-    config = load_config(None, settings)
+    config = load_config(None, [*settings, "loss.r1_gamma=1"])
     info = describe(source_of(config.data))
     count = counter_of(config, info)
     between, counted = [count(share) for share in (64, 32, 8)][-1], count_iteration(config, info, 8)
