@@ -22,19 +22,18 @@ class Place:
     def __init__(self, path: Path) -> None:
         self._path, self._inode = path, path.stat().st_ino
 
-    def check(self) -> None:
-        """Check that the path still names the same directory. Call this before each write.
-
-        Raises:
-            UserError: the directory was moved.
-        """
+    def moved(self) -> bool:
+        """Tell if the path no longer names the directory. Ask this before each write."""
         try:
-            moved = self._path.stat().st_ino != self._inode
+            return self._path.stat().st_ino != self._inode
         except (FileNotFoundError, NotADirectoryError):
-            moved = True
+            return True
         except OSError:  # a file system that does not answer; the write itself will report it
-            return
-        if moved:
+            return False
+
+    def check(self) -> None:
+        """Raise UserError if the path no longer names the directory."""
+        if self.moved():
             raise UserError(
                 f"run.dir={self._path} was moved or replaced while the run was writing, so nothing more is written; "
                 "go on from the last checkpoint with run.dir=<the new place> resume=latest"

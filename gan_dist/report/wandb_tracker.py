@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from gan_dist.files import read_file, replacing
+from gan_dist.place import Place
 from gan_dist.report.tracking import Outcome
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class WandbTracker:
     def __init__(self, run_dir: Path, mode: str, project: str, entity: str, name: str, config: dict[str, Any]) -> None:
         self._queue: queue.Queue[Callable[[Any], None] | None] = queue.Queue(maxsize=10_000)
         self._arguments: dict[str, Any] = {"project": project, "entity": entity or None, "name": name, "config": config}
-        self._run_dir = run_dir
+        self._run_dir, self._place = run_dir, Place(run_dir)
         self._mode = mode
         self._exit_code = 1
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
@@ -97,7 +98,8 @@ class WandbTracker:
         """The thread: start the W&B run, then call the queued functions one after the other."""
         try:
             run = self._start()
-            while (item := self._queue.get()) is not None:
+            # The library writes pictures by path, and must not make a moved run directory anew.
+            while (item := self._queue.get()) is not None and not self._place.moved():
                 item(run)
             run.finish(exit_code=self._exit_code)
         except Exception as error:  # an error of W&B must not stop the training
