@@ -48,9 +48,6 @@ _MOST = {
 # Largest values of settings in kimg, and of other whole numbers; most entries of a list, and most characters of a text.
 _MOST_KIMG, _MOST_COUNTED, _LONGEST, _MOST_CHARACTERS = 1e12, 2**40, 2**10, 2**12
 
-# Settings in kimg that are counted in whole images: where they are due, or how long something lasts.
-_COUNTED = ("every_kimg", "train.kimg", "growth.stable_kimg", "growth.fade_kimg")
-
 
 def check(config: Config) -> None:
     """Check every value by itself, and the values that must fit together whatever the data set is.
@@ -84,9 +81,6 @@ def _check_number(name: str, number: float) -> None:
     most = _MOST_KIMG if name.endswith("kimg") else _MOST_COUNTED if type(number) is int else math.inf
     if number > _MOST.get(name, most):
         raise ConfigError(f"{name}={number} must be at most {_MOST.get(name, most):,}")
-    if number and name.endswith(_COUNTED) and round(number * 1000) == 0:
-        zero = "" if name in _POSITIVE else ", or 0"
-        raise ConfigError(f"{name}={number} is less than one image: set at least 0.001{zero}")
 
 
 def _check_together(config: Config) -> None:
@@ -117,6 +111,25 @@ def _check_together(config: Config) -> None:
         raise ConfigError(f"run.name={config.run.name} must be part of a directory name: use letters, digits, - and _")
     if config.resume != "never" and not config.run.dir:
         raise ConfigError(f"resume={config.resume} needs run.dir=DIR, the run to go on with")
+
+
+# Settings in kimg that are counted in whole images: when something is due, or how long it lasts.
+_COUNTED = ("every_kimg", "train.kimg", "growth.stable_kimg", "growth.fade_kimg")
+
+
+def check_counted(config: Config) -> None:
+    """Check that no setting in kimg becomes 0 because it is rounded to images: 0 means "never", which nobody asked for.
+
+    `check` does not do this, because a run of an earlier version may have such a setting, and can still be sampled.
+
+    Raises:
+        ConfigError: a setting is less than one image.
+    """
+    for name in (name for name, *_ in walk_settings() if name.endswith(_COUNTED)):
+        kimg = attrgetter(name)(config)
+        if kimg and round(kimg * 1000) == 0:
+            zero = "" if name in _POSITIVE else ", or 0"
+            raise ConfigError(f"{name}={kimg} is less than one image: set at least 0.001{zero}")
 
 
 def parse_image_size(text: str) -> tuple[int, int]:

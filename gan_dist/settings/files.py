@@ -24,14 +24,18 @@ def read_text(path: Path, pipe: bool = False) -> str:
         ValueError: it is another kind of file, too large, not UTF-8, or a pipe that does not end.
     """
     # O_NONBLOCK: to open a pipe without a writer would wait for one. The type is that of the file that was opened.
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        mode = os.fstat(file.fileno()).st_mode
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(descriptor).st_mode
         if stat.S_ISFIFO(mode) and pipe:
-            content = _read_pipe(file.fileno())
+            content = _read_pipe(descriptor)
         elif stat.S_ISREG(mode):
-            content = file.read(MAX_FILE + 1)
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                content = file.read(MAX_FILE + 1)
         else:
             raise ValueError("it is not a regular file")
+    finally:
+        os.close(descriptor)
     if len(content) > MAX_FILE:
         raise ValueError(f"a config has at most {MAX_FILE} bytes")
     return content.decode("utf-8-sig")

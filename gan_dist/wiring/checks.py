@@ -25,6 +25,7 @@ from gan_dist.game.losses import LOSSES
 from gan_dist.metrics.extractors import EXTRACTORS
 from gan_dist.models._layers import MinibatchStd
 from gan_dist.parallel.distributed import Distributed
+from gan_dist.settings.checks import check_counted
 from gan_dist.settings.config import choose
 from gan_dist.settings.schema import Config, Optimizer
 from gan_dist.wiring.kinds import kind_of
@@ -65,6 +66,7 @@ def check_parts(config: Config, info: DataInfo, dist: Distributed) -> None:
         ConfigError: they do not fit; the message names the setting, its value and a valid value.
     """
     model, kind = config.model, kind_of(config.data)
+    check_counted(config)
     try:
         models.architecture(model.name).check(info.image_shape, model.g_widths, model.d_widths)
     except ValueError as error:
