@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gan_dist import __version__
+from gan_dist.files import open_to_append
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def record_start(run_dir: Path, facts: dict[str, Any]) -> None:
     }
     path = run_dir / "starts.jsonl"
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        with open_to_append(path) as file:
+            file.write(f"{json.dumps(line)}\n".encode())
     except OSError as error:
         log.warning("%s: cannot be written (%s)", path, error.strerror)
