@@ -9,13 +9,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gan_dist.checkpoint import manifest
 from gan_dist.errors import ConfigError, Unreadable, UserError
+from gan_dist.files import replacing
 
 _HEAD = "# Written by gan_dist. A change by hand counts at the next start, which says so.\n"
 _RECORD = "# record "
@@ -53,7 +53,8 @@ def write_run_config(run_dir: Path, settings: str, record: Record) -> None:
     path = run_dir / "config.yaml"
     entries = json.dumps({**asdict(record), "sha256": _hash(settings)})
     try:
-        _replace(path, f"{_HEAD}{_RECORD}{entries}\n{settings}".encode())
+        with replacing(path) as file:
+            file.write(f"{_HEAD}{_RECORD}{entries}\n{settings}".encode())
     except OSError as error:
         if error.errno in (errno.EINVAL, errno.EIO, errno.ENOTSUP):
             raise ConfigError(
@@ -61,28 +62,6 @@ def write_run_config(run_dir: Path, settings: str, record: Record) -> None:
                 "name a directory on another disk"
             ) from None
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, flush it, and then rename it: a crash leaves the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # many network file systems cannot flush directories
-            raise
-    finally:
-        os.close(folder)
 
 
 def read_run_config(run_dir: Path) -> tuple[str, Record | None]:

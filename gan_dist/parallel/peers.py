@@ -244,7 +244,8 @@ class Peers:
             self.store_lost = self._by_launcher
             return
         time.sleep(GRACE)
-        print(f"gan-dist: rank {self.rank}: error: {reason}", file=sys.stderr, flush=True)
+        with suppress(OSError, ValueError):
+            print(f"gan-dist: rank {self.rank}: error: {reason}", file=sys.stderr, flush=True)
         os._exit(status)
 
     def _without_sign(self, word: str) -> list[int]:
