@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from itertools import count
+from typing import Any
 
 import numpy as np
 import torch
@@ -170,23 +172,34 @@ def _batches(
         yield from loader
         return
     device = getattr(loader, "device", None)
-    threads = ThreadPoolExecutor(1, thread_name_prefix="batches")
+    # An iterator that the main thread makes would raise errors about dead workers anywhere in the main thread.
+    iterator = _in_thread(iter, loader).result()
     try:
-        # An iterator that the main thread makes would raise errors about dead workers anywhere in the main thread.
-        iterator = threads.submit(iter, loader).result()
         for number in numbers:
-            batch = threads.submit(next, iterator)
+            batch = _in_thread(next, iterator)
+            patience.wait_for(batch, workers, number)
             try:
-                patience.wait_for(batch, workers, number)
                 parts = batch.result()
             except (ConnectionError, EOFError) as error:  # the worker died while it passed on a batch
                 raise RuntimeError("DataLoader worker lost") from error
-            except Exception:
-                workers.kill()  # otherwise the thread could wait for them without end
-                raise
             if any(not isinstance(part, Tensor) for part in parts):
                 patience.say("shared memory", f"{SHARED} is full, so batches go through pipes, which is slower")
             images, labels = (torch.as_tensor(part, device=device) for part in parts)
             yield images, labels
     finally:
-        threads.shutdown(wait=False)
+        del iterator  # this ends the workers, unless they wait for a storage that does not answer
+        workers.kill()
+
+
+def _in_thread(call: Callable[..., Any], *arguments: Any) -> Future:
+    """Call a function in a thread that does not keep the program from ending; returns its future result."""
+    future: Future = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call(*arguments))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="batches", daemon=True).start()
+    return future

@@ -61,7 +61,7 @@ class Trainer:
         self.callbacks, self.save, self.recovery = callbacks, save, recovery
         self.clock, self.total_nimg = clock, total_nimg
         self._interrupted = False  # a callback was broken off by a stop signal
-        self._changing = False  # the state is between two iterations if this is False
+        self._changing = False  # if this is False, the state is between two iterations, and may be saved
 
     def run(self, stop: StopAgreement) -> bool:
         """Train; returns True if training is finished, False if it was stopped.
@@ -78,18 +78,28 @@ class Trainer:
         """
         try:
             self._train(stop)
+            return self._end()
         except Exception:
             if not self._changing:
                 self.save.now(self.state)
             raise
-        self.batches.close()
+        finally:
+            self.batches.close()
+
+    def _end(self) -> bool:
+        """Write the last checkpoint; returns True if training is finished.
+
+        Raises:
+            UserError: the checkpoint cannot be written.
+            Exception: the batches have ended.
+        """
         state = self.state
         finished = state.nimg >= self.total_nimg and not self._interrupted
         needed = self.save.every_nimg or not finished
+        self._changing = True  # a checkpoint that cannot be written is not tried again
         if needed and not self.save.dist.from_main(lambda: self.save.now(state)):
-            error = UserError(
-                f"the last checkpoint, of {state.nimg / 1000:.1f} kimg, could not be written: see the log"
-            )
+            kimg = f"{state.nimg / 1000:.1f} kimg"
+            error = UserError(f"the last checkpoint, of {kimg}, could not be written: see the log")
             error.everywhere = True
             raise self.batches.error or error
         if self.batches.error:
