@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import tempfile
 from pathlib import Path
@@ -50,7 +51,7 @@ class Stop:
         if state.nimg == self.nimg:
             self.copy = copied(state)
             if self.stop:
-                self.signals.received = signal.SIGTERM
+                os.kill(os.getpid(), signal.SIGTERM)  # the active `self.signals` receives it
 
 
 def settings(name: str, tiny: bool) -> tuple[list[str], int]:

@@ -57,7 +57,6 @@ def evaluate(
         UserError: the data, the feature extractor or a checkpoint cannot be read.
     """
     asked = {
-        "the run": str(run_dir),
         "--checkpoint": checkpoint,
         "--n": str(num_images),
         "settings": " ".join(settings),

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 
 from gan_dist.data.datasets import describe
+from gan_dist.data.folder import ImageFiles
 from gan_dist.data.remarks import remarks
 from gan_dist.data.shared import load_shared
 from gan_dist.errors import UserError
@@ -17,6 +18,8 @@ from gan_dist.wiring.data import cache_dir, source_of
 from gan_dist.wiring.kinds import kind_of
 
 log = logging.getLogger(__name__)
+
+NAMED = 10  # so many images that cannot be read are named
 
 
 def prefetch(config: Config) -> Iterator[str]:
@@ -31,6 +34,10 @@ def prefetch(config: Config) -> Iterator[str]:
     check_parts(config, info, dist)
     dataset, key = load_shared(source, info, dist, None)
     good = dataset.count_readable()
+    files = dataset if isinstance(dataset, ImageFiles) else dataset.files
+    if files:
+        for i in dataset.unreadable[:NAMED]:
+            log.warning("%s", files.why(i))
     for remark in remarks(dataset, info):
         log.warning("data.root=%s: %s", source.root, remark)
     if good != info.num_images and config.data.name != "folder":

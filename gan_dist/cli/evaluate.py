@@ -44,7 +44,8 @@ def evaluate(arguments: list[str]) -> int:
 
     log_to(None)
     results = options.run / FILE
-    if not os.access(results if results.exists() else options.run, os.W_OK):
+    is_main = os.environ.get("RANK", "0") == "0"
+    if is_main and options.run.is_dir() and not os.access(results if results.exists() else options.run, os.W_OK):
         raise ConfigError(f"{results}: the result cannot be added there; measure a copy of the run on another disk")
     evaluation.evaluate(
         options.run, options.checkpoint, options.settings, options.n, results, lambda result: _store(results, result)

@@ -12,7 +12,7 @@ import time
 from types import FrameType
 from typing import Any
 
-from gan_dist.errors import UserError
+from gan_dist.advice import advise
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +62,7 @@ class StopSignals:
         try:
             threading.Thread(target=self._watch, name="signals", daemon=True).start()
         except RuntimeError as error:
-            raise UserError(
-                f"{error}: raise the limit of processes and threads (ulimit -u, or the container's)"
-            ) from None
+            raise advise(error) from None
         self._wakeup_before = signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
         for number in self.NUMBERS:
             if number.name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN:

@@ -38,7 +38,7 @@ class StopAgreement:
     @property
     def requested(self) -> bool:
         """This process has received a stop signal, or has noticed that its launcher is gone."""
-        return self._dist.launcher_is_lost or (self.signals is not None and self.signals.received is not None)
+        return (self.signals is not None and self.signals.received is not None) or self._dist.launcher_is_lost
 
     def __call__(self, unable: bool = False) -> bool:
         """Tell if a process wanted to stop at the call that was `lag` calls ago.

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gan_dist.files import replacing
+from gan_dist.place import Place
 from gan_dist.report.tracking import Outcome, number, read_metrics
 
 LOSSES = ("loss_D", "loss_G")
@@ -67,7 +68,7 @@ class PlotTracker:
     """
 
     def __init__(self, run_dir: Path) -> None:
-        self._run_dir = run_dir
+        self._run_dir, self._place = run_dir, Place(run_dir)
         self._losses: dict[str, Curve] = {}
         self._metrics: dict[str, Curve] = {}
         self._next = 0.0  # time from which the picture may be drawn again
@@ -112,6 +113,8 @@ class PlotTracker:
 
     def _draw(self) -> None:
         """Draw a panel for the losses and for each kind of metric. The picture replaces the last one as a whole."""
+        if self._place.moved():  # the local tracker says so
+            return
         panels: dict[str, dict[str, Curve]] = {}
         scales = {"loss": "linear"}
         for name, curve in self._losses.items():

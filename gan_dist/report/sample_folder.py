@@ -34,6 +34,9 @@ def replaced_folder(folder: Path, origin: str) -> Iterator[Path]:
     new, old = (folder.with_name(f".{folder.name}-{token}-{kind}") for kind in ("new", "old"))
     try:
         new.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"{folder}: no folder to write to ({error.strerror}); name another one by --out") from error
+    try:
         yield new
         if folder.exists():
             refuse_other_files(folder, origin)

@@ -41,12 +41,13 @@ tracking.LocalTracker.finish = fail
 A_WORKER_FAILS = """
 from gan_dist.data import folder
 from torch.utils.data import get_worker_info
-read = folder.ImageFiles.__getitems__
+name = "fetch" if hasattr(folder.ImageFiles, "fetch") else "__getitems__"
+read = getattr(folder.ImageFiles, name)
 def fail(*arguments):
     if get_worker_info():
         raise RuntimeError("the decoder is confused")
     return read(*arguments)
-folder.ImageFiles.__getitems__ = fail
+setattr(folder.ImageFiles, name, fail)
 """
 
 

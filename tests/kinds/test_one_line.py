@@ -81,9 +81,12 @@ def test_metrics_of_one_image(program: Program) -> None:
 
 @pytest.mark.clause("3.3", "an unwritable cache: found after 40 s of training a classifier")
 def test_unwritable_cache(program: Program) -> None:
+    """A run keeps a copy of its own, so it goes on, and says so before it trains the classifier."""
     result = program(*MEASURE, "run.dir=run", env={"GAN_DIST_CACHE": "/proc/cache"})
-    _one_line(result, 1, "/proc/cache", "set GAN_DIST_CACHE to another directory")
-    assert "trained a classifier" not in result.stdout
+    assert result.returncode == 0, result.stderr
+    said = "/proc/cache: the classifier for the metrics cannot be written there"
+    assert 0 <= result.stdout.find(said) < result.stdout.find("trained a classifier")
+    assert result.stdout.count("GAN_DIST_CACHE") == 1
 
 
 def _without_home(command: list[str], cwd: Path) -> Result:
@@ -119,7 +122,7 @@ def _write_idx(folder: Path, labels: np.ndarray, damage: bool = False) -> None:
 def test_labels_beyond_the_classes(program: Program) -> None:
     _write_idx(program.cwd / "letters", (np.arange(200) % 26 + 1).astype(np.uint8))
     result = program(*TRAIN, "data.name=MNIST", "data.root=letters", "run.dir=run")
-    _one_line(result, 1, "data.root=letters is 26", "classes are 0 to 9")
+    _one_line(result, 1, "labels from 1 to 26", "labels 0 to 9")
 
 
 @pytest.mark.clause("3.3", "data.root=set.zip: no such directory")
