@@ -23,8 +23,7 @@ _WORKER = {
     "signal: Bus error": "/dev/shm is full: enlarge it (docker run --shm-size=8g), or lower data.workers",
     "signal: Terminated": "something outside the program has sent it SIGTERM",
     "signal": "a library has crashed in it: start again with data.workers=0 to see where",
-    "": "mostly because memory ran out or /dev/shm is full (lower data.workers or data.memory_gib, or enlarge /dev/shm), "
-    "or because a library has crashed in it; data.workers=0 shows where",
+    "": "mostly because memory ran out: lower data.workers or data.memory_gib; data.workers=0 shows other reasons",
 }
 
 

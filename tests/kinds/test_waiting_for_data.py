@@ -193,7 +193,7 @@ def test_dead_worker_costs_nothing(program: Program, images: Path) -> None:
     os.kill(_workers(processes[1].pid)[0], signal.SIGKILL)
     errors = [process.communicate(timeout=60)[1] for process in processes]
     assert [process.returncode for process in processes] == [1, 1]
-    assert all("a data worker was killed" in error for error in errors)
+    assert all("a data worker has died" in error for error in errors)
     assert len(_checkpoints(program)) == 1
 
 
