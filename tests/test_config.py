@@ -115,6 +115,7 @@ MISTAKES = {
     "width": (["model.g_widths=[4611686018427387904]"], ["model.g_widths=4611686018427387904", "1,048,576"]),
     "latent": (["model.z_dim=9223372036854775807"], ["model.z_dim=9223372036854775807"]),
     "length": (["train.kimg=1e306"], ["train.kimg=1e+306"]),
+    "a word for a list": (["model.d_widths=true"], ["model.d_widths=true must be a list of whole numbers"]),
     "layers": ([f"model.d_widths={[4] * 2000}"], ["model.d_widths has 2000 entries"]),
     "blocks": (
         ["model.name=r3gan", "data.image_size=16", "model.d_args={blocks: 1000000000}"],

@@ -131,7 +131,8 @@ def typed(node: Node, kind: Any) -> Any:
         return node.text
     if kind in (int, float):
         return kind(_number(node.text, whole=kind is int))
-    choices = {str(choice): choice for choice in get_args(kind)} if get_origin(kind) is Literal else _BOOLEANS
+    literal = {str(choice): choice for choice in get_args(kind)} if get_origin(kind) is Literal else {}
+    choices = _BOOLEANS if kind is bool else literal  # a list or a mapping has none
     if node.text in choices:
         return choices[node.text]
     raise ValueError

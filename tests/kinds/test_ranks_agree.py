@@ -54,7 +54,10 @@ def _ends(processes: list[subprocess.Popen[str]], status: int) -> list[str]:
 def test_other_settings_on_one_rank(setting: str, other: str, main: str, program: Program) -> None:
     same = [*RUN, f"{setting}={main}"] if setting == "loss.r1_gamma" else RUN
     errors = _ends(program.ranks(same, [*RUN, f"{setting}={other}"]), 2)
-    assert "".join(errors) == errors[0], "the main process alone says it"
+    # On a busy machine the other one may hear of the failure first, and then says that it stops because of it.
+    assert not errors[1] or errors[1].startswith(
+        "gan-dist: rank 1: error: stopped, because rank 0 failed: the processes"
+    )
     assert errors[0].count("\n") == 1
     assert f"rank 1 has {setting}={other}, rank 0 has {setting}={main}" in errors[0]
     assert not (program.cwd / "run").exists()

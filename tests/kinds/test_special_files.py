@@ -19,7 +19,7 @@ TINY_RUN = ["train.kimg=0.2", "train.batch_size=32", "model.g_widths=[4]", "mode
 TINY_RUN += ["sample.every_kimg=0.1", "checkpoint.every_kimg=0.1", "metrics.every_kimg=0", "tracking.wandb=disabled"]
 TINY_RUN += ["train.device=cpu", "data.workers=0"]
 LONGER = ["run.dir=run", "resume=auto", "train.kimg=0.3"]
-SECONDS = 30  # until a program counts as one that waits for ever
+SECONDS = 120  # until a program counts as one that waits for ever
 
 
 @pytest.fixture(scope="module")
