@@ -43,15 +43,15 @@ class Stop:
 
     every_nimg, at_start, at_end = 1, False, False
 
-    def __init__(self, nimg: int, signals: StopSignals, stop: bool) -> None:
-        self.nimg, self.signals, self.stop = nimg, signals, stop
+    def __init__(self, nimg: int, stop: bool) -> None:
+        self.nimg, self.stop = nimg, stop
         self.copy: dict[str, Tensor] = {}
 
     def __call__(self, state: State) -> None:
         if state.nimg == self.nimg:
             self.copy = copied(state)
             if self.stop:
-                os.kill(os.getpid(), signal.SIGTERM)  # the active `self.signals` receives it
+                os.kill(os.getpid(), signal.SIGTERM)  # the active `StopSignals` receives it
 
 
 def settings(name: str, tiny: bool) -> tuple[list[str], int]:
@@ -98,11 +98,11 @@ def train(
     run_dir.mkdir(exist_ok=True)
     checkpoint = find_checkpoint(run_dir) if (run_dir / "checkpoints").exists() else None
     run = gan_dist.wiring.build.build(config, info, run_dir, checkpoint, distributed(config))
-    signals = StopSignals()
-    watch = Stop(nimg, signals, stop)
-    run.trainer.callbacks = [*run.trainer.callbacks, watch]
-    if run.train(signals) == stop:
-        raise RuntimeError("a run that was to be stopped went on" if stop else "a run was stopped")
+    with StopSignals() as signals:
+        watch = Stop(nimg, stop)
+        run.trainer.callbacks = [*run.trainer.callbacks, watch]
+        if run.train(signals) == stop:
+            raise RuntimeError("a run that was to be stopped went on" if stop else "a run was stopped")
     run.tracker.finish("stopped" if stop else "finished")
     return watch.copy, copied(run.state)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def evaluate(
             the value of each metric, and `protocol`.
 
     Raises:
-        ConfigError: the data do not fit the run's generator.
+        ConfigError: the data do not fit the run's generator, or results cannot be added to their file.
         UserError: the data, the feature extractor or a checkpoint cannot be read.
     """
     asked = {
@@ -67,6 +68,7 @@ def evaluate(
 
     def find() -> SavedGenerator:
         refuse_links(run_dir)
+        _check_writable(results)
         found = find_generator(run_dir, "latest" if every else checkpoint, settings)
         _complete(found, settings, num_images)
         return found
@@ -84,6 +86,17 @@ def evaluate(
                     store({"checkpoint": saved.path.name, **figures})
 
     together(dist, work)
+
+
+def _check_writable(results: Path) -> None:
+    """Check that results can be added to their file, before anything is measured.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    folder = results.parent
+    if folder.is_dir() and not os.access(results if results.exists() else folder, os.W_OK):
+        raise ConfigError(f"{results}: the result cannot be added there; measure a copy of the run on another disk")
 
 
 def _complete(found: SavedGenerator, settings: Sequence[str], num_images: int | None) -> None:

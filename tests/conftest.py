@@ -7,7 +7,6 @@ import io
 import logging
 import multiprocessing.process
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from forks import Forked
+from launched import launched
 from PIL import Image
 from program import Program, Result
 from torch import Tensor, nn
@@ -255,21 +255,26 @@ def start_ranks(
     A single process gets no launcher's variables: with LOCAL_RANK, Accelerate on a CPU would wrap its networks. Fresh
     processes import everything themselves; the others are forks of a process that has done so, which is quicker.
     """
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
-    n = str(world_size)
-    world = {"WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     processes: list[subprocess.Popen[str]] = []
-    for rank in range(world_size):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if world_size > 1 else {}
-        environment = {**os.environ, **world, **place, **env}
+    for place in launched(world_size) if world_size > 1 else [{}]:
+        environment = {**os.environ, **place, **env}
         if fresh:
             whole, pipe = [sys.executable, "-u", *command], subprocess.PIPE
             processes.append(subprocess.Popen(whole, cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True))
         else:
             processes.append(Forked(command, cwd, environment))
     return processes
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> str:
+    """Read what a process prints up to a line with the text, and return it."""
+    assert process.stdout
+    lines = ""
+    for line in process.stdout:
+        lines += line
+        if text in line:
+            return lines
+    pytest.fail(f"ended before it printed {text!r}: {lines}{process.stderr.read() if process.stderr else ''}")
 
 
 def distance(a: dict[str, Tensor], b: dict[str, Tensor], smallest: float = 1e-7) -> float:
@@ -374,6 +379,14 @@ def train_process(tmp_path: Path) -> Train:
 def program(tmp_path: Path) -> Iterator[Program]:
     """The command line in an empty directory, of the tree that `python tests/kinds` names."""
     program = Program(tmp_path, run_here, _in_order)
+    yield program
+    program.end()
+
+
+@pytest.fixture(scope="module")
+def shared_program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    """The same for the tests of a file together: their fixtures make a run there, and each test copies it."""
+    program = Program(tmp_path_factory.mktemp("shared"), run_here, _in_order)
     yield program
     program.end()
 

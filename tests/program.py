@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import socket
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from forks import Forked
+from launched import launched
 
 Result = subprocess.CompletedProcess[str]
 
@@ -34,6 +35,11 @@ class Program:
     def __init__(self, cwd: Path, here: Callable[..., Result], tiny: Callable[[Sequence[str]], list[str]]) -> None:
         self.cwd, self._here, self._tiny = cwd, here, tiny
         self._started: list[subprocess.Popen[str]] = []
+
+    def with_copy_of(self, source: Path) -> Program:
+        """Copy what is in `source` into the directory of the commands."""
+        shutil.copytree(source, self.cwd, dirs_exist_ok=True)
+        return self
 
     def __call__(self, *arguments: str, env: dict[str, str] | None = None) -> Result:
         """Run `gan-dist ARGUMENTS` to its end, in this process if the tree is this one."""
@@ -76,13 +82,8 @@ class Program:
 
     def ranks(self, *arguments: Sequence[str], env: dict[str, str] | None = None) -> list[subprocess.Popen[str]]:
         """Start the ranks of one run, one for each list of arguments, with the variables that a launcher sets."""
-        size = str(len(arguments))
-        with socket.socket() as server:
-            server.bind(("127.0.0.1", 0))
-            port = str(server.getsockname()[1])
-        world = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        places = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(len(arguments))]
-        return [self.start(*its, env={**world, **place, **(env or {})}) for its, place in zip(arguments, places)]
+        places = launched(len(arguments))
+        return [self.start(*its, env={**place, **(env or {})}) for its, place in zip(arguments, places)]
 
     def end(self) -> None:
         """Kill what still runs."""

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from launched import free_port
+
 DAEMONS = ("munged", "slurmctld", "slurmd")
 SBIN = f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin"
 
@@ -70,7 +72,7 @@ def cluster() -> Iterator[dict[str, str]]:
     """Start one; gives the environment in which sbatch and its like speak to it. Jobs and daemons end with it."""
     directory = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # munge refuses parents that others may write to
     directory.chmod(0o711)  # munged asks for it
-    ports = [_free_port() for _ in range(3)]
+    ports = [free_port() for _ in range(3)]
     names = ("controller", "first", "second")
     fields = dict(zip(names, ports), host=socket.gethostname(), user=getpass.getuser(), dir=directory)
     (directory / "state").mkdir()
@@ -124,12 +126,6 @@ def _stop(directory: Path, env: dict[str, str]) -> None:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 30)
-
-
-def _free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY, Train, run_here, run_there, start_ranks
+from conftest import ROOT, TINY, Train, read_until, run_here, run_there, start_ranks
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -154,7 +154,7 @@ def test_more_processes_than_gpus_get_one_line() -> None:
 @pytest.mark.parametrize("killed", [0, 1])
 def test_peer_of_a_killed_process_ends_and_names_it(killed: int, tmp_path: Path) -> None:
     processes = start_ranks(2, [*TRAIN, "train.kimg=100000", "train.precision=fp64", "run.dir=run"], tmp_path)
-    _read_until(processes[0], f"{random.randint(1, 8)}.0/100000 kimg")
+    read_until(processes[0], f"{random.randint(1, 8)}.0/100000 kimg")
     processes[killed].kill()
     survivor = processes[1 - killed]
     _, error = survivor.communicate(timeout=30)
@@ -220,7 +220,7 @@ def test_node_with_other_images_is_named(tmp_path: Path) -> None:
 
 def test_signal_to_one_process_stops_all_in_the_same_iteration(tmp_path: Path) -> None:
     processes = start_ranks(2, [*TRAIN, "train.kimg=100000", "run.dir=run"], tmp_path)
-    _read_until(processes[0], "3.0/100000 kimg")
+    read_until(processes[0], "3.0/100000 kimg")
     processes[1].send_signal(signal.SIGTERM)
     outputs = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [75, 75], outputs
@@ -236,7 +236,7 @@ def test_signal_to_the_launcher_saves_and_another_number_of_processes_goes_on(tr
     with subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as launcher:
-        _read_until(launcher, "3.0/100000 kimg")
+        read_until(launcher, "3.0/100000 kimg")
         launcher.send_signal(signal.SIGTERM)
         rest, _ = launcher.communicate(timeout=60)
     assert "stopped at" in rest
@@ -348,7 +348,7 @@ def test_two_processes_train_dcgan_on_fashion_mnist_in_shared_memory(tmp_path: P
     settings = [str(ROOT / "configs/dcgan_fashion_mnist.yaml"), f"data.root={FASHION_MNIST}", "train.kimg=100",
                 "metrics.every_kimg=0", "tracking.wandb=disabled", "log.every_kimg=0.1", "run.dir=run"]  # fmt: skip
     ranks = start_ranks(2, [str(ROOT / "train.py"), *settings], tmp_path)
-    _read_until(ranks[0], "0.4/100 kimg")
+    read_until(ranks[0], "0.4/100 kimg")
     for rank in ranks:
         mapped = [line for line in Path(f"/proc/{rank.pid}/maps").read_text().splitlines() if "gan_dist-" in line]
         start, end = (int(part, 16) for part in mapped[0].split()[0].split("-"))
@@ -359,11 +359,3 @@ def test_two_processes_train_dcgan_on_fashion_mnist_in_shared_memory(tmp_path: P
     assert [rank.returncode for rank in ranks] == [75, 75], outputs
     losses = [json.loads(line)["loss_D"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0], "D learns from real images"
-
-
-def _read_until(process: subprocess.Popen[str], text: str) -> None:
-    assert process.stdout
-    for line in process.stdout:
-        if text in line:
-            return
-    pytest.fail(f"ended before it printed {text!r}: {process.stderr.read() if process.stderr else ''}")

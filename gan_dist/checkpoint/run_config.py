@@ -27,7 +27,7 @@ class Record:
 
     Attributes:
         starts_from: name of the checkpoint from which that start went on; "" for the beginning.
-        file_sha256: SHA-256 of the config file with which the run was started first; "" if there was none.
+        file_sha256: SHA-256 of the settings in the config file of the run's first start; "" if there was none.
         num_images: number of images in the data set.
         data_key: the `gan_dist.data.key.data_key` of the data set.
     """

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
 from gan_dist.cli.arguments import path
-from gan_dist.errors import ConfigError, UserError, escaped
+from gan_dist.errors import UserError, escaped
 
 FILE = "evaluations.jsonl"
 
@@ -44,9 +43,6 @@ def evaluate(arguments: list[str]) -> int:
 
     log_to(None)
     results = options.run / FILE
-    is_main = os.environ.get("RANK", "0") == "0"
-    if is_main and options.run.is_dir() and not os.access(results if results.exists() else options.run, os.W_OK):
-        raise ConfigError(f"{results}: the result cannot be added there; measure a copy of the run on another disk")
     evaluation.evaluate(
         options.run, options.checkpoint, options.settings, options.n, results, lambda result: _store(results, result)
     )

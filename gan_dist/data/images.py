@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from gan_dist.data.budget import Budget
+from gan_dist.files import NotRegular, open_regular
 
 # The accepted formats. Pillow recognises a format by the file's content, not by its name. Formats such as EPS, which
 # Pillow reads by starting another program, are not in the list.
@@ -94,17 +94,16 @@ def read_image(path: Path, image_shape: tuple[int, int, int]) -> Picture:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
-    """Open a regular file, with its bytes in the budget FILES.
-
-    A pipe in place of a file is not waited for, and a file cannot be replaced between the check and reading.
-    """
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise BrokenImage("not a regular file")
-        if status.st_size > MAX_BYTES:
-            raise BrokenImage(f"{status.st_size:,} bytes are more than {MAX_BYTES:,}")
-        with FILES.of(status.st_size):
+    """Open a regular file, with its bytes in the budget FILES."""
+    try:
+        opened = open_regular(path, links=True)
+    except NotRegular:
+        raise BrokenImage("not a regular file") from None
+    with opened as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_BYTES:
+            raise BrokenImage(f"{size:,} bytes are more than {MAX_BYTES:,}")
+        with FILES.of(size):
             yield file
 
 

@@ -53,6 +53,15 @@ class Reference:
     key: str
     class_probs: Tensor | None
 
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What the protocol of a measurement against these images says about them."""
+        return {
+            "data": self.key,
+            "image_shape": list(self.info.image_shape),
+            "data_resizing": "centre, Lanczos",
+        }
+
 
 class NoFigure(UserError):
     """There can be no meaningful figure, for example because the classifier cannot tell the classes apart."""

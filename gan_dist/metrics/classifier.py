@@ -125,14 +125,15 @@ def trained_classifier(
         places = [folder / name for folder in (run_dir, cache) if folder]
         known = _Known(images, dist.device)
         for i, path in enumerate(places):
-            if classifier := _load(path, fresh(), known):
+            if found := _load(path, fresh(), known):
                 missing = places[:i]  # the cache gets no weights from a run directory, which may be a stranger's
                 break
         else:
             missing = _writable(places)
-            classifier = _trained(fresh(), images, seed, known)
+            found = _trained(fresh(), images, seed, known)
+        classifier, share = found
         for path in missing:
-            _save(path, classifier, known(classifier))
+            _save(path, classifier, share)
         return {name: tensor.cpu() for name, tensor in classifier.state_dict().items()}
 
     shared = fresh()
@@ -175,8 +176,12 @@ class _Known:
         return (torch.cat(answers) == self._labels).float().mean().item()
 
 
-def _load(path: Path, classifier: Classifier, known: _Known) -> Classifier | None:
-    """Load weights into a classifier and check them; returns None, with a warning, if they cannot be used."""
+def _load(path: Path, classifier: Classifier, known: _Known) -> tuple[Classifier, float] | None:
+    """Load weights into a classifier and check them.
+
+    Returns:
+        The classifier and the share of real images that it knows; None, with a warning, if the weights cannot be used.
+    """
     most = 2 * sum(tensor.nbytes for tensor in classifier.state_dict().values())
     try:
         with open_regular(path, most, links=True) as opened, safe_open(f"/dev/fd/{opened.fileno()}", "pt") as file:
@@ -194,7 +199,7 @@ def _load(path: Path, classifier: Classifier, known: _Known) -> Classifier | Non
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         log.warning("%s: this classifier is not used: %s", path, " ".join(str(error).split())[:200])
         return None
-    return classifier
+    return classifier, share
 
 
 def _writable(places: Sequence[Path]) -> list[Path]:
@@ -228,8 +233,8 @@ def _save(path: Path, classifier: Classifier, share: float) -> None:
         log.warning("%s: the classifier for the metrics cannot be kept there (%s)", path, error)
 
 
-def _trained(classifier: Classifier, images: Images, seed: int, known: _Known) -> Classifier:
-    """Train a classifier, and return it.
+def _trained(classifier: Classifier, images: Images, seed: int, known: _Known) -> tuple[Classifier, float]:
+    """Train a classifier; return it, and the share of real images that it knows.
 
     Raises:
         NoFigure: it cannot tell the classes apart.
@@ -241,7 +246,7 @@ def _trained(classifier: Classifier, images: Images, seed: int, known: _Known) -
             f"metrics.extractor=classifier: the trained classifier knows only {share:.1%} of the real images, not at "
             f"least {known.least:.1%}, so its features mean nothing; {_INSTEAD}"
         )
-    return classifier
+    return classifier, share
 
 
 @ieee_fp32()

@@ -95,9 +95,7 @@ class FeatureEvaluator:
         from importlib.metadata import version
 
         return {
-            "data": self.reference.key,
-            "image_shape": list(self.reference.info.image_shape),
-            "data_resizing": "centre, Lanczos",
+            **self.reference.protocol,
             "extractor": self.extractor.name,
             "weights": self.extractor.weights,
             "resizing": self.extractor.resizing,

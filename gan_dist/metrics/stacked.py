@@ -94,9 +94,7 @@ class StackedEvaluator:
     def protocol(self) -> dict[str, Any]:
         """The conditions of the measurement, which must be reported together with its results."""
         return {
-            "data": self.reference.key,
-            "image_shape": list(self.reference.info.image_shape),
-            "data_resizing": "centre, Lanczos",
+            **self.reference.protocol,
             "weights": self.extractor.weights,
             "precision": "fp32",
             "num_generated": self.num_images,

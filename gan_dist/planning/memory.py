@@ -20,7 +20,7 @@ from gan_dist.data.workers import PREFETCH
 from gan_dist.kernels import convolution
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.settings.schema import Config, Optimizer
-from gan_dist.wiring.networks import make_discriminator, make_generator, make_optimizer
+from gan_dist.wiring.networks import make_optimizer, networks_on_meta
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def _networks(config: Config, info: DataInfo, n: int) -> tuple[dict[str, int], i
 
     # The generator of random numbers is left as it is, because the initial weights of the run depend on it.
     with torch.random.fork_rng(devices=[]), torch.device("meta"), saved_tensors_hooks(keep, lambda tensor: tensor):
-        G, D = make_generator(model, info.image_shape, classes), make_discriminator(model, info.image_shape, classes)
+        G, D = networks_on_meta(model, info.image_shape, classes)
         sizes = {name: sum(p.nbytes for p in module.parameters()) for name, module in (("G", G), ("D", D))}
         own = [p.untyped_storage()._cdata for module in (G, D) for p in module.parameters()]
         y = torch.zeros(n, dtype=torch.int64) if classes else None

@@ -93,7 +93,7 @@ class WiredRun:
 def build(
     config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None, dist: Distributed, accepted_key: str = ""
 ) -> WiredRun:
-    """Build a run. All processes call this function together. Nothing is written into the run directory.
+    """Build a run. All processes call this together. The only file that it may write is the metrics' classifier.
 
     Args:
         config: the settings, which `gan_dist.wiring.checks` has checked.
@@ -106,8 +106,8 @@ def build(
     Raises:
         UserError: the data or the checkpoint cannot be read, or the checkpoint belongs to other data.
     """
-    if checkpoint:
-        info = keep_classes(info, read_facts(checkpoint)["class_names"])
+    before = read_facts(checkpoint) if checkpoint else None
+    info = keep_classes(info, before["class_names"]) if before else info
     dataset, key = load_shared(source_of(config.data), info, dist, stage_dir())
     if isinstance(dataset, ImageTensor):
         dataset = dataset.on(dist.device)
@@ -129,7 +129,7 @@ def build(
     bar = ProgressBar(state.nimg, total_nimg(config), dist)
     facts = {**_facts(config, info, key, dist), **figures}
     save = _save(config, facts, run_dir, dist)
-    save.unmeasured = checkpoint is not None and read_facts(checkpoint)["unmeasured"]
+    save.unmeasured = before is not None and before["unmeasured"]
     kind = kind_of(config.data)
     log_every = nimg_of(config.log.every_kimg)
     picture = kind.make_picture(config, info, class_probs, dist)

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -29,7 +28,7 @@ from gan_dist.settings.checks import check_counted
 from gan_dist.settings.config import choose
 from gan_dist.settings.schema import Config, Optimizer
 from gan_dist.wiring.kinds import kind_of
-from gan_dist.wiring.networks import check_args, make_discriminator, make_generator, make_optimizer
+from gan_dist.wiring.networks import check_args, make_optimizer, networks_on_meta
 
 log = logging.getLogger("gan_dist")
 
@@ -125,9 +124,7 @@ def check_game(config: Config, info: DataInfo, world_size: int) -> list[str]:
         raise ConfigError(f"loss.label_smoothing: loss.name={loss.name} has no target to smooth; set it to 0")
     num_classes = info.num_classes if model.conditional else 0
     try:
-        with torch.device("meta"):
-            G = make_generator(model, info.image_shape, num_classes)
-            D = make_discriminator(model, info.image_shape, num_classes)
+        G, D = networks_on_meta(model, info.image_shape, num_classes)
     except Exception as error:  # each size may be valid, but not all of them together
         raise ConfigError(f"model.name={model.name} {_words(error)}") from error
     num_stages = G.last_stage + 1 if isinstance(G, models.Growing) else 0

@@ -71,6 +71,18 @@ def make_discriminator(model: Model, image_shape: tuple[int, int, int], num_clas
     return models.architecture(model.name).Discriminator(image_shape, num_classes, model.d_widths, **model.d_args)
 
 
+def networks_on_meta(model: Model, image_shape: tuple[int, int, int], num_classes: int) -> tuple[nn.Module, nn.Module]:
+    """Make G and D on the meta device, where they take no memory and their weights have shapes but no values.
+
+    The arguments are those of `make_generator`.
+
+    Raises:
+        Exception: torch and the architectures raise errors of many types for sizes that do not fit each other.
+    """
+    with torch.device("meta"):
+        return make_generator(model, image_shape, num_classes), make_discriminator(model, image_shape, num_classes)
+
+
 def make_state(config: Config, info: DataInfo, dist: Distributed) -> State:
     """Make the networks and their optimizers, for a new run.
 

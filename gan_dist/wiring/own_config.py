@@ -14,7 +14,7 @@ from gan_dist.checkpoint.find import config_path, list_checkpoints
 from gan_dist.checkpoint.run_config import Record, read_run_config, was_changed
 from gan_dist.errors import ConfigError, Unreadable, UserError
 from gan_dist.settings.changes import check_allowed, find_changes, in_words
-from gan_dist.settings.config import Setting, is_outside, load_config, make_config, read_file, read_overrides
+from gan_dist.settings.config import Setting, is_outside, make_config, read_file, read_overrides
 from gan_dist.settings.schema import Config
 
 _PLACE = {"run.dir", "resume"}
@@ -29,13 +29,13 @@ class OwnConfig:
     """The settings that a run had before this start.
 
     Attributes:
-        path: the file that holds them: the run's `config.yaml`, or that of a checkpoint.
-        config: the settings.
+        settings: the settings in the file that holds them: the run's `config.yaml`, or that of a checkpoint.
+        config: all settings, with the defaults.
         record: what is recorded about the start that wrote them; None if nothing is, or if they were changed by hand.
         note: what the user has to know about them; "" for nothing.
     """
 
-    path: Path
+    settings: list[Setting]
     config: Config
     record: Record | None
     note: str
@@ -70,7 +70,7 @@ def own_config(run_dir: Path) -> OwnConfig | None:
         reason = f"{path} is {'empty' if path.exists() else 'missing'}"
         if text.strip():
             by_hand = f"{path} was changed by hand since the run wrote it; its settings count"
-            return OwnConfig(path, load_config(path), record, by_hand if was_changed(text) else "")
+            return _own(path, record, by_hand if was_changed(text) else "")
     except Unreadable:
         raise
     except UserError as error:
@@ -78,12 +78,18 @@ def own_config(run_dir: Path) -> OwnConfig | None:
     for checkpoint in reversed(list_checkpoints(run_dir)):
         try:
             its_path = config_path(checkpoint)
-            return OwnConfig(its_path, load_config(its_path), None, f"{reason}: the settings of {its_path} count")
+            return _own(its_path, None, f"{reason}: the settings of {its_path} count")
         except Unreadable:
             raise
         except UserError:
             continue
     return None
+
+
+def _own(path: Path, record: Record | None, note: str) -> OwnConfig:
+    """Read the settings of a run from the file that holds them."""
+    settings = read_file(path)
+    return OwnConfig(settings, make_config(settings), record, note)
 
 
 def resolve_settings(path: Path | None, overrides: Sequence[str]) -> Asked:
@@ -118,7 +124,7 @@ def resolve_settings(path: Path | None, overrides: Sequence[str]) -> Asked:
         config.run.name = config.run.name or (path.stem if path else config.data.name)
         check_allowed(config.allow_changes)
         return Asked(config, sha256, _notes(path, in_file, named))
-    config = make_config([*read_file(own.path), *(word for word in words if word[0] not in _PLACE)])
+    config = make_config([*own.settings, *(word for word in words if word[0] not in _PLACE)])
     config.run.dir, config.resume = start.run.dir, start.resume
     config.run.name = config.run.name or config.data.name
     check_allowed(config.allow_changes)

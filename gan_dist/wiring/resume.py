@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from gan_dist.checkpoint.find import config_path, nimg_of, read_facts
@@ -26,7 +25,7 @@ from gan_dist.settings.config import load_config
 from gan_dist.settings.schema import Config
 from gan_dist.wiring.checks import check_content
 from gan_dist.wiring.iteration import optimizer_schedule, total_nimg
-from gan_dist.wiring.networks import make_discriminator, make_generator, make_optimizer
+from gan_dist.wiring.networks import make_optimizer, networks_on_meta
 from gan_dist.wiring.own_config import OwnConfig
 
 log = logging.getLogger(__name__)
@@ -220,10 +219,7 @@ def _other_shapes(before: Config, config: Config, facts: dict[str, Any], info: D
         (config.model, info.image_shape, info.num_classes if config.model.conditional else 0),
     ):
         try:
-            with torch.device("meta"):
-                networks = [
-                    make(model, tuple(image_shape), num_classes) for make in (make_generator, make_discriminator)
-                ]
+            networks = networks_on_meta(model, tuple(image_shape), num_classes)
         except Exception:  # a checkpoint may come from a stranger, with sizes that no network can have
             shapes.append(None)
             continue

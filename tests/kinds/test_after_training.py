@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY, _in_order, run_here
+from conftest import TINY
 from PIL import Image
 from program import Program
 
@@ -56,12 +56,11 @@ UNKNOWN_SIGNAL = pytest.mark.xfail(reason="the line does not know which signal a
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(shared_program: Program) -> Path:
     """A finished run with pictures and checkpoints at 0.128, 0.224 and 0.32 kimg."""
-    program = Program(tmp_path_factory.mktemp("finished"), run_here, _in_order)
     settings = ["train.kimg=0.3", "sample.every_kimg=0.1", "checkpoint.every_kimg=0.1", "checkpoint.keep=0"]
-    assert program.train(*settings, "run.dir=run").returncode == 0
-    return program.cwd / "run"
+    assert shared_program.train(*settings, "run.dir=run").returncode == 0
+    return shared_program.cwd / "run"
 
 
 @pytest.fixture

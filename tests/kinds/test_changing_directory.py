@@ -10,21 +10,19 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import _in_order, run_here
 from program import Program
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(shared_program: Program) -> Path:
     """A run on two pictures of modes, with nine checkpoints: evaluating points takes no time."""
-    program = Program(tmp_path_factory.mktemp("trained"), run_here, _in_order)
     points = ["data.name=ring", "model.g_args={tanh: false}", "model.conditional=false"]
     kept = ["train.kimg=2.88", "checkpoint.every_kimg=0.32", "checkpoint.keep=0", "sample.every_kimg=0"]
-    result = program.train("run.dir=run", *points, *kept, "metrics.num_images=100")
+    result = shared_program.train("run.dir=run", *points, *kept, "metrics.num_images=100")
     assert result.returncode == 0, result.stderr
-    return program.cwd / "run"
+    return shared_program.cwd / "run"
 
 
 @pytest.fixture

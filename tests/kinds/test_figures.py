@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import _in_order, run_here
 from PIL import Image
 from program import Program
 from safetensors import safe_open
@@ -66,21 +65,19 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(shared_program: Program) -> Path:
     """A directory with two runs, on handwritten digits and on pictures in two folders."""
-    program = Program(tmp_path_factory.mktemp("trained"), run_here, _in_order)
-    _pictures(program.cwd / "images", 2, 40)
+    _pictures(shared_program.cwd / "images", 2, 40)
     for arguments in (["run.dir=digits"], ["run.dir=run", *FOLDER]):
-        result = program.train(*MEASURED, *arguments)
+        result = shared_program.train(*MEASURED, *arguments)
         assert result.returncode == 0, result.stderr
-    return program.cwd
+    return shared_program.cwd
 
 
 @pytest.fixture
 def copied(program: Program, trained: Path) -> Program:
     """The command line in a copy of that directory."""
-    shutil.copytree(trained, program.cwd, dirs_exist_ok=True)
-    return program
+    return program.with_copy_of(trained)
 
 
 @pytest.mark.clause("1.8", "the protocol names neither the data's content nor their size, nor the extractor's weights")

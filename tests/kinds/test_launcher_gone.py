@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, read_until
 from program import COMMAND, TREE, Program
 
 HERE = str(TREE or ROOT)
@@ -18,14 +18,6 @@ RUN = [*TINY, "train.kimg=100000", "run.dir=run"]
 END = 60.0
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 SIMPLE = ["accelerate.commands.launch", "--config_file", f"{HERE}/launch/one_gpu.yaml"]
-
-
-def _read_until(process: subprocess.Popen[str], text: str) -> None:
-    assert process.stdout
-    for line in process.stdout:
-        if text in line:
-            return
-    pytest.fail(f"ended before it printed {text!r}: {process.stderr.read() if process.stderr else ''}")
 
 
 def _status_of(run_dir: Path) -> int:
@@ -81,7 +73,7 @@ def test_ranks_of_a_launcher_that_ends(launcher: list[str], number: signal.Signa
         command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     try:
-        _read_until(process, "3.0/100000 kimg")
+        read_until(process, "3.0/100000 kimg")
         process.send_signal(number)
         assert _status_of(tmp_path / "run") == 75
         assert process.stdout
@@ -101,7 +93,7 @@ def test_ranks_of_a_launcher_that_ends(launcher: list[str], number: signal.Signa
 @pytest.mark.clause("2.3", "SIGHUP ends a run without a checkpoint")
 def test_hangup_saves_a_checkpoint(program: Program) -> None:
     process = program.start("train", *RUN)
-    _read_until(process, "3.0/100000 kimg")
+    read_until(process, "3.0/100000 kimg")
     process.send_signal(signal.SIGHUP)
     process.communicate(timeout=END)
     assert process.returncode == 75

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import _in_order, run_here
+from conftest import _in_order
 from PIL import Image
 from program import Program
 
@@ -17,11 +17,10 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(shared_program: Program) -> Path:
     """A run with two checkpoints."""
-    program = Program(tmp_path_factory.mktemp("trained"), run_here, _in_order)
-    assert program.train("run.dir=run", "train.kimg=1", "checkpoint.every_kimg=0.5").returncode == 0
-    return program.cwd / "run"
+    assert shared_program.train("run.dir=run", "train.kimg=1", "checkpoint.every_kimg=0.5").returncode == 0
+    return shared_program.cwd / "run"
 
 
 @pytest.fixture

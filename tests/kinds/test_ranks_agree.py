@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, TINY
 from forks import Forked
+from launched import launched
 from program import COMMAND, TREE, Program
 
 HERE = Path(TREE or ROOT)
@@ -71,7 +71,7 @@ def test_other_sources_and_numerics_on_one_rank(program: Program, tmp_path: Path
     shutil.copytree(HERE / "gan_dist", copy / "gan_dist", ignore=shutil.ignore_patterns("__pycache__"))
     with (copy / "gan_dist/engine/step.py").open("a") as file:
         file.write("# another version\n")
-    first, second = _places(2)
+    first, second = launched(2)
     errors = _ends([program.start(*RUN, env=first), _start_fresh(tmp_path, copy, RUN, second)], 2)
     assert "rank 1 has the hash of gan_dist/engine/step.py=" in errors[0]
     second["NVIDIA_TF32_OVERRIDE"] = "0"
@@ -83,7 +83,7 @@ def test_other_sources_and_numerics_on_one_rank(program: Program, tmp_path: Path
 @pytest.mark.clause("1.2", "ranks on other processors get other bits, and nothing is said")
 def test_data_in_another_directory_and_another_processor_are_allowed(program: Program) -> None:
     """One process takes itself for a processor without vector instructions; torch reads the variable once."""
-    copy, places = program.cwd / "elsewhere", _places(2)
+    copy, places = program.cwd / "elsewhere", launched(2)
     copy.mkdir()
     places[1]["ATEN_CPU_CAPABILITY"] = "default"
     first = program.start(*RUN, env=places[0])
@@ -103,19 +103,6 @@ def _start_fresh(cwd: Path, tree: Path, arguments: list[str], env: dict[str, str
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def _places(size: int) -> list[dict[str, str]]:
-    """The variables that a launcher sets, for each rank."""
-    port = str(_free_port())
-    world = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [{**world, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
-
-
-def _free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
 
 
 STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 from conftest import TINY
+from launched import free_port, launched
 from program import Program
 
 RUN = ["train", *TINY, "train.kimg=0.1", "run.dir=run"]
@@ -26,15 +27,11 @@ except ImportError:
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
+    return free_port()
 
 
 def _env(rank: int, size: int, port: int | str) -> dict[str, str]:
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
-    return {**place, **where}
+    return launched(size, port)[rank]
 
 
 def _start(program: Program, rank: int, size: int, port: int, *settings: str) -> subprocess.Popen[str]:
@@ -155,7 +152,7 @@ def test_rank_with_another_world_size(program: Program, port: int) -> None:
             ("WORLD_SIZE=", {"WORLD_SIZE": ""}, "the environment has WORLD_SIZE=, but no value of RANK and WORLD"),
             ("no RANK", {"WORLD_SIZE": "2"}, "has WORLD_SIZE=2, but no value of RANK and LOCAL_RANK and MASTER_A"),
             ("no MASTER_ADDR", {**_env(1, 2, 29400), "MASTER_ADDR": ""}, "but no value of MASTER_ADDR, so it is"),
-            ("RANK=2 of two", {**_env(2, 2, 29400), "LOCAL_RANK": "0"}, "RANK=2 must be below the number of processes"),
+            ("RANK=2 of two", {**_env(1, 2, 29400), "RANK": "2"}, "RANK=2 must be below the number of processes"),
             ("RANK=first", {**_env(0, 2, 29400), "RANK": "first"}, "RANK=first must be a whole number"),
             ("an unknown host", {**_env(1, 2, 29400), "MASTER_ADDR": "no..where"}, "no..where: no host has this name"),
         ]

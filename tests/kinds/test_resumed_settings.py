@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import _in_order, run_here
 from forged import forge
 from program import Program
 
@@ -20,20 +19,18 @@ CONFIG = "optim: {G: {schedule: cosine}}\n"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(shared_program: Program) -> Path:
     """A directory with a config file and the finished run of it."""
-    program = Program(tmp_path_factory.mktemp("made"), run_here, _in_order)
-    (program.cwd / "c.yaml").write_text(CONFIG)
-    result = program.train("c.yaml", *SHORT)
+    (shared_program.cwd / "c.yaml").write_text(CONFIG)
+    result = shared_program.train("c.yaml", *SHORT)
     assert result.returncode == 0, result.stderr
-    return program.cwd
+    return shared_program.cwd
 
 
 @pytest.fixture
 def resumed(made: Path, program: Program) -> Program:
     """The command line in a copy of that directory."""
-    shutil.copytree(made, program.cwd, dirs_exist_ok=True)
-    return program
+    return program.with_copy_of(made)
 
 
 def _files(run_dir: Path) -> dict[Path, tuple[int, str]]:

@@ -130,8 +130,10 @@ def test_classifier_that_is_no_file_is_trained_anew(
     content = classifier.read_bytes()
     classifier.unlink()
     os.mkfifo(classifier)
+    (run / classifier.name).unlink(missing_ok=True)  # the run's own copy would be used instead
     result = _start(program, *command, env=env)
     assert result.returncode == 0, result.stderr
+    assert classifier.is_file()
     assert classifier.read_bytes() == content
     first, second = (run / "evaluations.jsonl").read_text().splitlines()
     assert first == second

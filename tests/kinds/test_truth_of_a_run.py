@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, _in_order, run_here
+from conftest import ROOT, _in_order, read_until, run_here
 from PIL import Image
 from program import COMMAND, TREE, Program, Result
 
@@ -26,19 +26,17 @@ NEWEST, OLDER = "000000001024", "000000000512"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(shared_program: Program) -> Path:
     """A directory with a finished run, whose loss is not the default."""
-    program = Program(tmp_path_factory.mktemp("made"), run_here, _in_order)
-    result = program.train(*SHORT, "loss.name=hinge")
+    result = shared_program.train(*SHORT, "loss.name=hinge")
     assert result.returncode == 0, result.stderr
-    return program.cwd
+    return shared_program.cwd
 
 
 @pytest.fixture
 def resumed(made: Path, program: Program) -> Program:
     """The command line in a copy of that directory."""
-    shutil.copytree(made, program.cwd, dirs_exist_ok=True)
-    return program
+    return program.with_copy_of(made)
 
 
 @pytest.mark.clause("1.4", "config.yaml is missing, empty or broken, and the run goes on with another loss")
@@ -111,27 +109,17 @@ def test_what_a_start_was_given_outlives_a_kill(program: Program) -> None:
     assert "the data set's content differs" in result.stderr
     assert "allow_changes=[data.content]" in result.stderr
     process = program.start("train", *changed, "log.every_kimg=0.1", "allow_changes=[loss.name,data.content]")
-    _read_until(process, "/100000 kimg")
+    read_until(process, "/100000 kimg")
     process.kill()
     process.communicate()
     assert sorted(path.name for path in (program.cwd / "run/checkpoints").iterdir()) == [OLDER, "000000001008"]
     process = program.start("train", "run.dir=run", "resume=latest")
-    assert "loss.name: non_saturating -> hinge" in _read_until(process, "/100000 kimg")
+    assert "loss.name: non_saturating -> hinge" in read_until(process, "/100000 kimg")
     process.send_signal(signal.SIGTERM)
     out, error = process.communicate(timeout=60)
     assert process.returncode == 75, out + error
     newest = max((program.cwd / "run/checkpoints").iterdir())
     assert "name: hinge" in (newest / "config.yaml").read_text()
-
-
-def _read_until(process: subprocess.Popen[str], text: str) -> str:
-    assert process.stdout
-    lines = ""
-    for line in process.stdout:
-        lines += line
-        if text in line:
-            return lines
-    raise AssertionError(f"{text!r} never came: {lines} {process.communicate()}")
 
 
 STRANGERS = ["metrics.jsonl", "log.txt", "config.yaml", "checkpoints/a", "samples/a.png", "evaluations.jsonl"]
@@ -249,8 +237,7 @@ def test_error_that_passes_costs_nothing(resumed: Program, faulty: Path) -> None
 def test_file_that_stays_unreadable_ends_the_start(name: str, made: Path) -> None:
     words = ["train", "run.dir=run", "resume=auto", "train.kimg=1.1"]
     with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to other users
-        program = Program(Path(folder), run_here, _in_order)
-        shutil.copytree(made, folder, dirs_exist_ok=True)
+        program = Program(Path(folder), run_here, _in_order).with_copy_of(made)
         (program.cwd / "run" / name).chmod(0)
         before = sorted(Path(folder).rglob("*"))
         if TREE is None:

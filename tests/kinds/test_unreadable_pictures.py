@@ -75,7 +75,7 @@ from gan_dist.cli import main
 from gan_dist.metrics import extractors
 
 class Pixels:
-    name, num_features, num_logits, identity = "classifier", 64, 1, "pixels"
+    name, num_features, num_logits, identity, weights, resizing = "classifier", 64, 1, "pixels", "none", "none"
     def __call__(self, images):
         features = images.float().flatten(1)
         return features, features.new_zeros(len(images), 1)

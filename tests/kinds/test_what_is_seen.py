@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, _in_order, run_here
+from conftest import ROOT, TINY
 from PIL import Image
 from program import TREE, Program, Result
 
@@ -29,13 +29,12 @@ threading.Thread(target=copy, daemon=True).start()
 
 
 @pytest.fixture(scope="module")
-def short(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+def short(shared_program: Program) -> tuple[Path, Result]:
     """A run of digits of 1.2 kimg with the default interval of pictures, and what it printed."""
-    program = Program(tmp_path_factory.mktemp("short"), run_here, _in_order)
     settings = ["train.kimg=1.2", "log.every_kimg=0.1", "sample.every_kimg=100", "run.dir=run"]
-    result = program.train(*settings)
+    result = shared_program.train(*settings)
     assert result.returncode == 0, result.stderr
-    return program.cwd / "run", result
+    return shared_program.cwd / "run", result
 
 
 @pytest.mark.clause("5", "`left -00:00` and `0.1/0 kimg`")
