@@ -17,7 +17,7 @@ _MEMORY = {
 }
 _TRAINING = "while the networks were made or trained; lower train.micro_batch_size or the networks' widths"
 
-# How torch says that a data worker has ended -> why, and what to do.
+# How a data worker has ended -> why, and what to do.
 _WORKER = {
     "signal: Killed": "mostly because memory ran out: lower data.workers or data.memory_gib, or get more memory",
     "signal: Bus error": "/dev/shm is full: enlarge it (docker run --shm-size=8g), or lower data.workers",
@@ -56,9 +56,6 @@ def advise(error: Exception) -> Exception:
         return UserError(f"{line}: raise the limit with ulimit -n, or lower data.workers")
     # An exception inside a worker has the worker's traceback as its message, which says more than a line here could.
     if isinstance(error, RuntimeError) and "DataLoader worker" in text and not text.startswith("Caught "):
-        # If the news comes while torch waits for data, it says "exited unexpectedly", and the cause names the signal.
-        text = str(error.__cause__) if "killed by signal" in str(error.__cause__) else text
-        line = " ".join(text.split())
         why = next(advice for words, advice in _WORKER.items() if words in text)
         return UserError(f"a data worker has died ({line[:80]}): {why}; then resume the run")
     return error

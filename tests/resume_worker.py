@@ -82,7 +82,7 @@ def train(run_dir: Path, config: Config, dist: Distributed, *, stop: bool) -> No
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    world_size = int(os.environ["WORLD_SIZE"])
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
     results: dict[str, list[str]] = {}
     previous = ""
     recipes = RECIPES if world_size == 1 else IN_TWO

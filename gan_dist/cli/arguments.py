@@ -1,19 +1,54 @@
-"""Arguments that several commands take: a path, an optional config file, and settings as key.sub=value."""
+"""What the commands share to read their arguments: options, paths, a config file, and settings as key.sub=value."""
 
 from __future__ import annotations
 
+import argparse
 import os
 from pathlib import Path
+from typing import NoReturn
 
 from gan_dist.errors import ConfigError
 from gan_dist.settings.config import is_setting
 from gan_dist.settings.schema import Config
+from gan_dist.settings.values import Scalar, typed
 from gan_dist.wiring.own_config import Asked, resolve_settings
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser of a command's options. It refuses wrong ones by a ConfigError, whose message is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the arguments; argparse calls this with what is wrong."""
+        raise ConfigError(f"{message}; {self.prog} --help explains the arguments")
+
+
+def whole(text: str) -> int:
+    """Return the whole number that an argument is. As in settings, it is decimal: 010 and 1_0 are no numbers."""
+    return int(_number(text, int))
+
+
+def decimal(text: str) -> float:
+    """Return the decimal number that an argument is, by the rules of the settings."""
+    return float(_number(text, float))
+
+
+def _number(text: str, kind: type[int] | type[float]) -> int | float:
+    try:
+        number: int | float = typed(Scalar(text), kind)
+    except ValueError as error:
+        what = "a whole number" if kind is int else "a number"
+        raise argparse.ArgumentTypeError(str(error) or f"{text} is not {what}") from None
+    return number
+
+
 def path(text: str) -> Path:
-    """Return the path that an argument names. A `~` at its beginning is the home directory, even if it was quoted."""
-    return Path(os.path.expanduser(text))  # noqa: PTH111, Path.expanduser raises an error for unknown users
+    """Return the path that an argument names; see `expanded`."""
+    return Path(expanded(text))
+
+
+def expanded(text: str) -> str:
+    """Return an argument with the home directory for a `~` at its beginning, even if it was quoted."""
+    return os.path.expanduser(text)  # noqa: PTH111, Path.expanduser raises an error for unknown users
 
 
 def read_config(arguments: list[str]) -> Config:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
-from gan_dist.cli.arguments import path
+from gan_dist.cli.arguments import Parser, expanded, path, whole
 from gan_dist.errors import UserError, escaped
 
 FILE = "evaluations.jsonl"
@@ -14,7 +13,7 @@ FILE = "evaluations.jsonl"
 
 def evaluate(arguments: list[str]) -> int:
     """Parse the arguments, measure in all processes together, then print the results and add them to a file."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "gan-dist evaluate",
         description=f"Measure a run's averaged generator G_ema, and add the result and its protocol to RUN/{FILE}. "
         "To use several GPUs, type: accelerate launch --multi_gpu -m gan_dist evaluate RUN",
@@ -27,13 +26,14 @@ def evaluate(arguments: list[str]) -> int:
     )
     parser.add_argument(
         "--checkpoint",
+        type=expanded,
         default="latest",
-        help="latest, best, a name in RUN/checkpoints, or all for every checkpoint without a result of this protocol "
-        f"in {FILE} (default latest)",
+        help="latest, best, a name in RUN/checkpoints, a path, or all for every checkpoint without a result of this "
+        f"protocol in {FILE} (default latest)",
     )
     parser.add_argument(
         "--n",
-        type=int,
+        type=whole,
         help="number of images to generate (default 50000; if the metrics count modes, metrics.num_images of the run)",
     )
     options = parser.parse_intermixed_args(arguments)

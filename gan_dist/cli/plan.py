@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from gan_dist.cli.arguments import read_config
+from gan_dist.cli.arguments import Parser, decimal, read_config, whole
 from gan_dist.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,18 +38,18 @@ def plan(arguments: list[str]) -> int:
     if any(argument in ("-h", "--help") for argument in arguments):
         print(USAGE, end="")
         return 0
-    parser = argparse.ArgumentParser(prog="gan-dist plan", usage=USAGE.partition("\n")[0].removeprefix("usage: "))
+    parser = Parser(prog="gan-dist plan", usage=USAGE.partition("\n")[0].removeprefix("usage: "))
     parser.add_argument("--gpus", default="1")
     parser.add_argument("--gpu")
-    parser.add_argument("--bandwidth", type=float)
+    parser.add_argument("--bandwidth", type=decimal)
     options, settings = parser.parse_known_args(arguments)
     try:
-        numbers = [int(text) for text in options.gpus.split(",")]
-    except ValueError:
+        numbers = [whole(text) for text in options.gpus.split(",")]
+    except argparse.ArgumentTypeError:
         numbers = [0]
     if min(numbers) < 1 or max(numbers) > 2**16:
         raise ConfigError(f"--gpus {options.gpus}: numbers of GPUs from 1 to 65536, for example 8,64,512")
-    if options.bandwidth is not None and not options.bandwidth > 0:
+    if options.bandwidth is not None and not 0 < options.bandwidth < math.inf:
         raise ConfigError(f"--bandwidth {options.bandwidth}: gigabytes per second, above 0")
 
     config = read_config(settings)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from gan_dist.cli.arguments import path
+from gan_dist.cli.arguments import Parser, path
 from gan_dist.errors import ConfigError, escaped
 from gan_dist.settings.files import read_text
 
 
 def recipes(arguments: list[str]) -> int:
     """Print the path of each config, and its first line if that is a comment."""
-    parser = argparse.ArgumentParser("gan-dist recipes", description="List configs and what each of them trains.")
+    parser = Parser("gan-dist recipes", description="List configs and what each of them trains.")
     parser.add_argument("dir", type=path, nargs="?", default=Path("configs"), help="directory (default: configs)")
     folder: Path = parser.parse_args(arguments).dir
     paths = sorted(folder.glob("*.yaml"))

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 from pathlib import Path
 
-from gan_dist.cli.arguments import path
+from gan_dist.cli.arguments import Parser, expanded, path, whole
 from gan_dist.errors import ConfigError, escaped
 
 
 def sample(arguments: list[str]) -> int:
     """Parse the arguments, generate images, and write them as PNG files."""
-    parser = argparse.ArgumentParser(
-        "gan-dist sample", description="Write images of a run's averaged generator G_ema as PNG files."
-    )
+    parser = Parser("gan-dist sample", description="Write images of a run's averaged generator G_ema as PNG files.")
     parser.add_argument("run", type=path, help="run directory")
-    parser.add_argument("--n", type=int, default=64, help="number of images (default 64)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the latents (default 0)")
+    parser.add_argument("--n", type=whole, default=64, help="number of images (default 64)")
+    parser.add_argument("--seed", type=whole, default=0, help="seed of the latents (default 0)")
     parser.add_argument("--classes", help="labels or names of classes, in turn, for example 3,7 (default: all)")
-    parser.add_argument("--checkpoint", default="latest", help="latest (default), best, or a name in RUN/checkpoints")
+    parser.add_argument(
+        "--checkpoint",
+        type=expanded,
+        default="latest",
+        help="latest (default), best, a name in RUN/checkpoints, or a path",
+    )
     parser.add_argument(
         "--out",
         type=path,

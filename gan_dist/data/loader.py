@@ -181,7 +181,12 @@ def _batches(
             try:
                 parts = batch.result()
             except (ConnectionError, EOFError) as error:  # the worker died while it passed on a batch
-                raise RuntimeError("DataLoader worker lost") from error
+                raise RuntimeError(f"DataLoader worker {workers.death() or 'lost'}") from error
+            except RuntimeError as error:
+                if death := workers.death():
+                    raise RuntimeError(f"DataLoader worker {death}") from error
+                raise
+            workers.find()
             if any(not isinstance(part, Tensor) for part in parts):
                 patience.say("shared memory", f"{SHARED} is full, so batches go through pipes, which is slower")
             images, labels = (torch.as_tensor(part, device=device) for part in parts)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import RawArray
 from typing import Any
 
@@ -28,6 +31,7 @@ class Workers:
     def __init__(self, count: int) -> None:
         self.count, self.given = count, 0
         self._pids, self._done = RawArray("q", max(1, count)), RawArray("q", max(1, count))
+        self._processes: list[BaseProcess] = []
 
     @property
     def pending(self) -> int:
@@ -45,6 +49,12 @@ class Workers:
         """
         sys.excepthook = lambda *_: None
         self._pids[number] = os.getpid()
+
+    def find(self) -> None:
+        """Find the workers among the children of this process, while they live; `death` and `kill` need them."""
+        if len(self._processes) < self.count:
+            pids = list(self._pids)
+            self._processes = [child for child in multiprocessing.active_children() if child.pid in pids]
 
     def pass_on(self, batch: Any) -> Any:
         """Put a worker's batch into shared memory; without room there, return it as arrays, which go through a pipe.
@@ -64,11 +74,19 @@ class Workers:
         finally:
             self._done[info.id] += 1
 
+    def death(self) -> str:
+        """Return how a worker has died, such as "killed by signal: Bus error"; "" if all live for another second."""
+        wait([process.sentinel for process in self._processes], timeout=1)
+        for process in self._processes:
+            if code := process.exitcode:
+                return f"killed by signal: {signal.strsignal(-code)}" if code < 0 else f"ended with status {code}"
+        return ""
+
     def kill(self) -> None:
         """Kill the workers, which may be waiting for a storage that does not answer."""
-        for child in multiprocessing.active_children():
-            if child.pid in list(self._pids):
-                child.kill()
+        self.find()
+        for process in self._processes:
+            process.kill()
 
 
 def fitting_prefetch(nbytes: int, workers: int, held: int, processes: int) -> tuple[int, str]:

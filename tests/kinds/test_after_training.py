@@ -51,10 +51,6 @@ setattr(folder.ImageFiles, name, fail)
 """
 
 
-# A thread fetches the batches, and torch names a worker's signal in the main thread only.
-UNKNOWN_SIGNAL = pytest.mark.xfail(reason="the line does not know which signal a data worker has died of")
-
-
 @pytest.fixture(scope="module")
 def finished(shared_program: Program) -> Path:
     """A finished run with pictures and checkpoints at 0.128, 0.224 and 0.32 kimg."""
@@ -168,8 +164,8 @@ def lose_a_worker(program: Program) -> Callable[[int | None], str]:
     ("number", "advice"),
     [
         (signal.SIGKILL, "memory ran out: lower data.workers"),
-        pytest.param(signal.SIGBUS, "/dev/shm is full", marks=UNKNOWN_SIGNAL),
-        pytest.param(signal.SIGSEGV, "a library has crashed in it", marks=UNKNOWN_SIGNAL),
+        (signal.SIGBUS, "/dev/shm is full"),
+        (signal.SIGSEGV, "a library has crashed in it"),
         (None, "RuntimeError: the decoder is confused"),
     ],
 )

@@ -67,6 +67,26 @@ def test_arguments_of_sample(arguments: list[str], words: list[str], run: Path, 
     assert (program.cwd / "FILE").read_text() == "mine"
 
 
+@pytest.mark.clause("1.1", "options of the commands take 1_0 for 10 and 010 for 8")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["sample", "RUN", "--n", "1_0"], ["--n", "1_0 is not a whole number"]),
+        (["sample", "RUN", "--seed", "010"], ["--seed", "010 is not a whole number"]),
+        (["sample", "RUN", "--seed", "9" * 50], ["--seed", "at most 40"]),
+        (["evaluate", "RUN", "--n", "1e2"], ["--n", "1e2 is not a whole number"]),
+        (["plan", "--gpus", "8,1_6"], ["--gpus 8,1_6"]),
+        (["plan", "--bandwidth", "1_0"], ["--bandwidth", "1_0 is not a number"]),
+        (["plan", "--bandwidth", "1e999"], ["--bandwidth inf"]),
+        (["sample"], ["run", "gan-dist sample --help"]),
+        (["evaluate", "RUN", "--m", "3"], ["--m", "gan-dist evaluate --help"]),
+        (["recipes", "a", "b"], ["b", "gan-dist recipes --help"]),
+    ],
+)
+def test_options_that_are_no_numbers(arguments: list[str], words: list[str], run: Path, program: Program) -> None:
+    _one_line(program(*(str(run) if word == "RUN" else word for word in arguments)), 2, *words)
+
+
 @pytest.mark.clause("3.3", "--n 1")
 def test_evaluation_of_one_image(run: Path, program: Program) -> None:
     _one_line(program("evaluate", str(run), "--n", "1"), 2, "metrics.num_images=1", "at least 2")

@@ -132,7 +132,8 @@ def test_home_directory_in_paths_and_nowhere_else(program: Program) -> None:
     assert saved["metrics"]["inception_weights"] == f"{home}/w"
     again = ("run.dir=~/run", "resume=~/run/checkpoints/000000000032", "train.kimg=0.064")
     assert program("train", *again, env=env).returncode == 0
-    assert program("sample", "~/run", "--n", "1", "--out", "~/out", env=env).returncode == 0
+    checkpoint = ("--checkpoint", "~/run/checkpoints/000000000064")
+    assert program("sample", "~/run", "--n", "1", "--out", "~/out", *checkpoint, env=env).returncode == 0
     assert (home / "out").is_dir()
     assert "a recipe" in program("recipes", "~", env=env).stdout
     result = program("evaluate", "~/no run", env=env)
