@@ -29,9 +29,11 @@ from PIL import Image
 from program import Program, Result
 from torch import Tensor, nn
 
+from gan_dist.checkpoint.state import State
 from gan_dist.cli import main
 from gan_dist.data.datasets import DATASETS, describe
 from gan_dist.data.points import POINTS
+from gan_dist.engine.callbacks.save import SaveCheckpoint
 from gan_dist.models._layers import MinibatchStd
 from gan_dist.parallel.accelerate_adapter import forget_state
 from gan_dist.report.versions import package
@@ -77,6 +79,20 @@ SMALL = {
 # Handwritten digits are decoded and resized once for each size, not again for each run of this process.
 _digits = DATASETS["digits"]
 DATASETS["digits"] = replace(_digits, load=functools.cache(_digits.load))
+
+
+# A run skips a checkpoint if the one before is still being written. In the tests of this process it waits instead: on a
+# busy machine they would miss checkpoints that they look for.
+_save_or_skip = SaveCheckpoint.__call__
+
+
+@functools.wraps(_save_or_skip)
+def _wait_and_save(self: SaveCheckpoint, state: State) -> None:
+    self.wait()
+    _save_or_skip(self, state)
+
+
+SaveCheckpoint.__call__ = _wait_and_save  # type: ignore[method-assign]
 
 
 @functools.cache

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +34,7 @@ from gan_dist.checkpoint.restore import restore
 from gan_dist.checkpoint.write import clean_up, prune, set_aside, take_snapshot, write_checkpoint
 from gan_dist.cli import main
 from gan_dist.data.datasets import describe
+from gan_dist.engine.callbacks import save
 from gan_dist.errors import ConfigError, UserError
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.parallel.signals import StopSignals
@@ -559,8 +561,29 @@ def test_stop_keeps_the_last_good_checkpoint(
         _train_with_nan(run, [1600])
     assert "gradients are not finite at 1.6 kimg; norms of D/G" in caplog.text
     run.save.wait()
-    # One that is due while the one before is still being written is left out.
-    assert int(find_checkpoint(tmp_path).name) in (512, 1024, 1504)
+    assert find_checkpoint(tmp_path).name == "000000001504"
+
+
+def test_checkpoint_is_skipped_while_another_is_being_written(
+    tmp_path: Path, dist: Distributed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk_is_free = threading.Event()
+    write = save.write_checkpoint
+
+    def slow(*arguments: Any) -> None:
+        disk_is_free.wait(60)
+        write(*arguments)
+
+    monkeypatch.setattr(save, "write_checkpoint", slow)
+    monkeypatch.setattr(save.SaveCheckpoint, "__call__", save.SaveCheckpoint.__call__.__wrapped__)
+    run = _build(tmp_path, dist, "checkpoint.every_kimg=0.5", "checkpoint.keep=0")
+    for nimg in (512, 1024):
+        run.state.nimg = nimg
+        run.save(run.state)
+    assert "1.0 kimg: skipped a checkpoint; the previous one is still being written" in caplog.text
+    disk_is_free.set()
+    assert run.save.wait()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["000000000512"]
 
 
 @pytest.mark.slow

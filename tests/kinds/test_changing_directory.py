@@ -71,8 +71,9 @@ def test_checkpoints_that_the_run_deletes_meanwhile_are_left_out(run: Path, prog
     thread.join()
     assert process.returncode == 0, error
     assert _results(run) == [*names[:5], *names[8:]]
-    (said,) = [line for line in out.splitlines() if "deleted by the run before they were measured" in line]
-    assert all(name in said for name in names[5:8])
+    said = [line for line in out.splitlines() if "deleted by the run before they were measured" in line]
+    assert len(said) == 1, out + error
+    assert all(name in said[0] for name in names[5:8])
 
 
 @pytest.mark.clause("1.10", "a pruned checkpoint is called damaged")
