@@ -2,21 +2,28 @@
 
 Sample number n of a purpose gets the same random numbers, whichever process draws them and however many samples it
 draws at once. So the world size, the number of DataLoader workers, the micro-batch size and a resume do not change the
-training. The random number generator is numpy's counter-based Philox (Salmon et al. 2011, "Parallel random numbers: as
-easy as 1, 2, 3"), with the key (seed, purpose) and a counter that follows from the number of the sample.
+training.
+
+The numbers are computed where they are needed, on the CPU or on a GPU, by operations on 64-bit integers: the generator
+SplitMix64 (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators", figure 16), with a key that
+follows from (seed, purpose), and a counter that follows from the number of the sample. The integers are the same on
+every device, and so is what is decided by comparing integers: labels, coins, and numbers below n. Latents are computed
+from them in float64, and may differ in the last bit.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
+GENERATOR = "SplitMix64"  # checkpoints record it, because a run continues with other numbers if it is another one
 BLOCK = 512  # number of samples that are drawn, or looked up, at once
 
 
@@ -51,12 +58,50 @@ class Purpose(IntEnum):
     REAL_PICTURE = 22
 
 
-def uniform(seed: int, purpose: Purpose, first: int, count: int, dim: int) -> np.ndarray:
-    """Draw uniform numbers in [0, 1) for the samples first … first + count - 1: (count, dim) float64."""
-    blocks = -(-dim // 4)  # each step of Philox's counter gives four numbers
-    counter = first * blocks
-    philox = np.random.Philox(key=[seed, purpose], counter=[counter % 2**64, counter >> 64, 0, 0])
-    return np.random.Generator(philox).random((count, 4 * blocks))[:, :dim]
+_GAMMA, _FACTORS = 0x9E3779B97F4A7C15, (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # the constants of SplitMix64
+
+
+def _signed(x: int) -> int:
+    """Return the int64 with the same 64 bits as a number from 0 to 2^64 - 1."""
+    return (x + 2**63) % 2**64 - 2**63
+
+
+def shifted(x: Tensor, by: int) -> Tensor:
+    """Shift int64 numbers to the right and fill with zeros; torch's `>>` repeats the sign."""
+    return (x >> by) & (2 ** (64 - by) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """Mix the bits of int64 numbers: each input bit changes about half of the output bits (SplitMix64's last step)."""
+    x = (x ^ shifted(x, 30)) * _signed(_FACTORS[0])
+    x = (x ^ shifted(x, 27)) * _signed(_FACTORS[1])
+    return x ^ shifted(x, 31)
+
+
+@lru_cache(maxsize=1024)
+def _key(seed: int, purpose: Purpose) -> int:
+    """Return an int64 for a seed and a purpose.
+
+    It is mixed twice. The numbers of two keys are the same sequence at two places, and mixing puts these far apart.
+    """
+    mixed = _mix(torch.tensor(_signed(seed + _GAMMA)))
+    return int(_mix(mixed + _signed((int(purpose) + 1) * _GAMMA)))
+
+
+def words(seed: int, purpose: Purpose, first: int, count: int, dim: int, device: torch.device | str = "cpu") -> Tensor:
+    """Draw 64 random bits `dim` times for each of the samples first … first + count - 1: int64 (count, dim)."""
+    counter = torch.arange(first * dim, (first + count) * dim, device=device)
+    return _mix(counter * _signed(_GAMMA) + _key(seed, purpose)).view(count, dim)
+
+
+def unit(bits: Tensor) -> Tensor:
+    """Turn random bits, int64, into uniform numbers in [0, 1): float64 of the same shape, from the upper 53 bits."""
+    return shifted(bits, 11).double() * 2.0**-53
+
+
+def below(bits: Tensor, n: int) -> Tensor:
+    """Turn random bits, int64, into whole numbers from 0 to n - 1, for n below 2^31: int64 of the same shape."""
+    return (shifted(bits, 32) * n) >> 32
 
 
 def retry_seed(seed: int, retries: int) -> int:
@@ -70,51 +115,67 @@ def retry_seed(seed: int, retries: int) -> int:
 def latents(seed: int, purpose: Purpose, first: int, count: int, z_dim: int, like: Tensor | None = None) -> Tensor:
     """Draw latents z ~ N(0, 1) for the samples first … first + count - 1: (count, z_dim).
 
-    The numbers come from uniform ones by the inverse of the normal distribution function. They are float64 on the CPU,
-    or have the device and dtype of `like`.
+    The numbers come from uniform ones by the inverse of the normal distribution function, in float64. They are float64
+    on the CPU, or have the device and dtype of `like`.
     """
-    u = torch.from_numpy(uniform(seed, purpose, first, count, z_dim))
+    device = "cpu" if like is None else like.device
+    u = unit(words(seed, purpose, first, count, z_dim, device))
     z = 2**0.5 * torch.erfinv(2 * u - 1 + 2.0**-53)  # without the last term u = 0 would give -infinity
-    return z if like is None else to_device(z.to(like.dtype), like.device)
+    return z if like is None else z.to(like.dtype)
 
 
-class Latents:
-    """The latents of a run, with the device and dtype of a tensor `like`; the same numbers as those of `latents`.
+def label_thresholds(class_probs: Tensor) -> Tensor:
+    """Return what `labels` compares random bits with: the sums of the first probabilities, in units of 2^-63.
 
-    The object draws whole blocks of BLOCK samples and keeps the last block of each purpose, because a block costs
-    little more time than a few samples.
+    Args:
+        class_probs: the probability of each class, (num_classes,), on the CPU: sums on a GPU may be rounded otherwise.
+
+    Returns:
+        int64 (num_classes - 1,).
+    """
+    sums = class_probs.double().cumsum(0)[:-1]
+    return (sums.clamp(max=1 - 2.0**-53) * 2.0**63).long()
+
+
+def labels(seed: int, purpose: Purpose, first: int, count: int, thresholds: Tensor) -> Tensor:
+    """Draw labels y for the samples first … first + count - 1: (count,) int64 in 0 … num_classes - 1.
+
+    Args:
+        thresholds: the `label_thresholds` of the classes; the labels are on their device.
+    """
+    drawn = shifted(words(seed, purpose, first, count, 1, thresholds.device)[:, 0], 1)
+    return torch.searchsorted(thresholds, drawn, right=True)
+
+
+def coins(seed: int, purpose: Purpose, first: int, count: int, device: torch.device | str = "cpu") -> Tensor:
+    """Draw True with probability 1/2 for the samples first … first + count - 1: (count,) bool."""
+    return words(seed, purpose, first, count, 1, device)[:, 0] < 0
+
+
+class Blocks:
+    """Draws whole blocks of BLOCK samples, and keeps the last block of each purpose.
+
+    A block costs little more time than a few samples, above all on a GPU, where most of it is spent on starting
+    kernels. The numbers are those that `draw` gives.
+
+    Args:
+        draw: takes seed, purpose, first and count, and returns a tensor (count, …).
     """
 
-    def __init__(self, z_dim: int, like: Tensor) -> None:
-        self.z_dim, self.like = z_dim, like
+    def __init__(self, draw: Callable[[int, Purpose, int, int], Tensor]) -> None:
+        self.draw = draw
         self._blocks: dict[Purpose, tuple[tuple[int, int], Tensor]] = {}
 
     def __call__(self, seed: int, purpose: Purpose, first: int, count: int) -> Tensor:
-        """Return the latents of the samples first … first + count - 1: (count, z_dim)."""
+        """Return what is drawn for the samples first … first + count - 1: (count, …)."""
         parts = []
         while count:
             number, start = divmod(first, BLOCK)
             if self._blocks.get(purpose, (None,))[0] != (seed, number):
-                block = latents(seed, purpose, number * BLOCK, BLOCK, self.z_dim, self.like)
-                self._blocks[purpose] = ((seed, number), block)
+                self._blocks[purpose] = ((seed, number), self.draw(seed, purpose, number * BLOCK, BLOCK))
             parts.append(self._blocks[purpose][1][start : start + count])
             first, count = first + len(parts[-1]), count - len(parts[-1])
         return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def labels(seed: int, purpose: Purpose, first: int, count: int, class_probs: Tensor) -> Tensor:
-    """Draw labels y for the samples first … first + count - 1: (count,) int64 in 0 … num_classes - 1.
-
-    Args:
-        class_probs: the probability of each class, (num_classes,).
-    """
-    u = torch.from_numpy(uniform(seed, purpose, first, count, 1).ravel())
-    return torch.searchsorted(class_probs.double().cumsum(0), u, right=True).clamp_(max=len(class_probs) - 1)
-
-
-def coins(seed: int, purpose: Purpose, first: int, count: int) -> Tensor:
-    """Draw True with probability 1/2 for the samples first … first + count - 1: (count,) bool."""
-    return torch.from_numpy(uniform(seed, purpose, first, count, 1).ravel() < 0.5)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -125,7 +186,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 ROUNDS = 8  # rounds of the Feistel network in `permuted`
 
 
-def permuted(seed: int, purpose: Purpose, epoch: int, places: np.ndarray, n: int) -> np.ndarray:
+def permuted(seed: int, purpose: Purpose, epoch: int, places: Tensor, n: int) -> Tensor:
     """Return the numbers of the images at some places of an epoch's random order, without computing the whole order.
 
     The order is a permutation of 0 … n - 1 that depends on (seed, purpose, epoch). A Feistel network permutes the cells
@@ -133,33 +194,24 @@ def permuted(seed: int, purpose: Purpose, epoch: int, places: np.ndarray, n: int
     not below n (Black & Rogaway 2002, "Ciphers with arbitrary finite domains", sections 4 and 5).
 
     Args:
-        places: places in the order (N,), from 0 to n - 1.
+        places: places in the order, int64 (N,), from 0 to n - 1.
         n: number of images in the data set.
 
     Returns:
-        (N,) int64 in 0 … n - 1.
+        int64 (N,) in 0 … n - 1, on the device of `places`.
     """
     rows = math.isqrt(n - 1) + 1
     columns = -(-n // rows)
-    philox = np.random.Philox(key=[seed, purpose], counter=[0, 0, epoch, 0])
-    keys = philox.random_raw(ROUNDS)
-    found = np.asarray(places, dtype=np.uint64)
-    outside = np.ones(len(found), dtype=bool)
+    keys = words(seed, purpose, epoch, 1, ROUNDS)[0].tolist()
+    found, outside = places.clone(), torch.ones_like(places, dtype=torch.bool)
     while outside.any():
-        row, column = np.divmod(found[outside], np.uint64(columns))
+        row, column = found[outside] // columns, found[outside] % columns
         for i in range(0, ROUNDS, 2):
-            row = (row + _mix(column ^ keys[i]) % np.uint64(rows)) % np.uint64(rows)
-            column = (column + _mix(row ^ keys[i + 1]) % np.uint64(columns)) % np.uint64(columns)
-        found[outside] = row * np.uint64(columns) + column
+            row = (row + shifted(_mix(column ^ keys[i]), 1) % rows) % rows
+            column = (column + shifted(_mix(row ^ keys[i + 1]), 1) % columns) % columns
+        found[outside] = row * columns + column
         outside = found >= n
-    return found.astype(np.int64)
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """Mix the bits of 64-bit numbers: each input bit changes about half of the output bits (SplitMix64's last step)."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    return found
 
 
 @contextmanager

@@ -72,7 +72,7 @@ def test_iteration_is_algorithm_1(dist: Distributed) -> None:
             return rng.latents(0, purpose, 12 * number, 12, 6)
 
         def classes(purpose: Purpose, number: int) -> Tensor:
-            return rng.labels(0, purpose, 12 * number, 12, PROBS)
+            return rng.labels(0, purpose, 12 * number, 12, rng.label_thresholds(PROBS))
 
         x = images.double() / 127.5 - 1
         y = classes(Purpose.D_LABEL, i)

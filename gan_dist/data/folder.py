@@ -75,17 +75,19 @@ class ImageFiles(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """Return a whole batch: images uint8 (N, C, H, W) and labels int64 (N,)."""
-        return self.fetch(indices, indices, seed=0)
+        return self.fetch(torch.tensor(indices), indices, seed=0)
 
-    def fetch(self, indices: Sequence[int], numbers: Sequence[int], seed: int) -> tuple[Tensor, Tensor]:
+    def fetch(self, indices: Tensor, numbers: Sequence[int], seed: int) -> tuple[Tensor, Tensor]:
         """Return images uint8 (N, C, H, W) and labels int64 (N,); others stand in for unreadable ones.
 
         Args:
-            indices: the numbers of the images in the data set.
+            indices: the numbers of the images in the data set, int64 (N,).
             numbers: their numbers in the run, on which it depends which images stand in.
             seed: the seed of the run.
         """
-        images, labels = zip(*(self._fetch(i, stand_ins(seed, n, len(self))) for i, n in zip(indices, numbers)))
+        images, labels = zip(
+            *(self._fetch(i, stand_ins(seed, n, len(self))) for i, n in zip(indices.tolist(), numbers))
+        )
         return torch.stack(images), torch.tensor(labels)
 
     def _fetch(self, index: int, others: Iterator[int]) -> tuple[Tensor, int]:

@@ -40,17 +40,18 @@ class ImageTensor(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """Return a whole batch: images (N, C, H, W) and labels (N,)."""
-        return self.fetch(indices, indices, seed=0)
+        return self.fetch(to_device(torch.tensor(indices), self.images.device), indices, seed=0)
 
-    def fetch(self, indices: Sequence[int], numbers: Sequence[int], seed: int) -> tuple[Tensor, Tensor]:
+    def fetch(self, indices: Tensor, numbers: Sequence[int], seed: int) -> tuple[Tensor, Tensor]:
         """Return images (N, C, H, W) and labels (N,); see `gan_dist.data.folder.ImageFiles.fetch`."""
         if self._unreadable:
             n, good = len(self), lambda i: i not in self._unreadable
-            indices = [
-                i if good(i) else next(filter(good, stand_ins(seed, number, n))) for i, number in zip(indices, numbers)
+            kept = [
+                i if good(i) else next(filter(good, stand_ins(seed, number, n)))
+                for i, number in zip(indices.tolist(), numbers)
             ]
-        index = to_device(torch.tensor(indices), self.images.device)
-        return self.images[index], self.labels[index]
+            indices = to_device(torch.tensor(kept), self.images.device)
+        return self.images[indices], self.labels[indices]
 
     def readable(self, indices: Sequence[int]) -> tuple[list[int], Tensor]:
         """Return those of the indices whose images could be read, and their images (M, C, H, W)."""

@@ -8,7 +8,6 @@ from concurrent.futures import Future
 from itertools import count
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -67,13 +66,15 @@ class KeyedStream(Dataset):
         self.dataset = dataset
         self.seed = seed
         self.workers = Workers(workers)
+        self.device = dataset.images.device if isinstance(dataset, ImageTensor) else torch.device("cpu")
         # The places that were looked up last: epoch, first place, images of the data set.
-        self._block: tuple[int, int, np.ndarray] = (0, 0, np.empty(0, dtype=np.int64))
+        self._block: tuple[int, int, Tensor] = (0, 0, torch.empty(0, dtype=torch.int64))
 
-    def indices(self, numbers: range) -> list[int]:
-        """Return the indices in the data set of the images with these numbers in the run.
+    def indices(self, numbers: range) -> Tensor:
+        """Return the indices in the data set of the images with these numbers in the run: int64 (N,).
 
-        The order is looked up in blocks of BLOCK places, because a block takes little more time than a few places.
+        The order is looked up where the images are, in blocks of BLOCK places, because a block takes little more time
+        than a few places.
         """
         found, n, number = [], len(self.dataset), numbers.start
         while number < numbers.stop:
@@ -81,13 +82,13 @@ class KeyedStream(Dataset):
             known, first, images = self._block
             if epoch != known or not first <= place < first + len(images):
                 first = place - place % BLOCK
-                places = np.arange(first, min(first + BLOCK, n))
+                places = torch.arange(first, min(first + BLOCK, n), device=self.device)
                 images = permuted(self.seed, Purpose.ORDER, epoch, places, n)
                 self._block = (epoch, first, images)
             part = images[place - first : place - first + numbers.stop - number]
-            found += part.tolist()
+            found.append(part)
             number += len(part)
-        return found
+        return found[0] if len(found) == 1 else torch.cat(found)
 
     def __getitems__(self, numbers: range) -> tuple[Tensor, Tensor]:
         """Return a whole batch, as DataLoader requests it: images uint8 (N, C, H, W) and labels int64 (N,)."""

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from gan_dist.rng import Purpose, labels, latents
+from gan_dist.rng import Purpose, below, latents, words
 
 NUM_POINTS = 100_000
 STD = {"ring": 0.02, "grid": 0.05}  # standard deviation of each Gaussian
@@ -37,6 +37,6 @@ def make_points(name: str) -> tuple[Tensor, Tensor]:
         Points float32 (N, 2, 1, 1), and the number of the Gaussian of each point as its label, int64 (N,).
     """
     centres = modes(name)
-    y = labels(0, Purpose.POINTS_MODE, 0, NUM_POINTS, torch.full((len(centres),), 1 / len(centres)))
+    y = below(words(0, Purpose.POINTS_MODE, 0, NUM_POINTS, 1)[:, 0], len(centres))
     x = centres.double()[y] + STD[name] * latents(0, Purpose.POINTS, 0, NUM_POINTS, 2)
     return x.float()[:, :, None, None], y

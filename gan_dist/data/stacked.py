@@ -7,10 +7,9 @@ on MNIST).
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from gan_dist.rng import Purpose, uniform
+from gan_dist.rng import Purpose, below, words
 
 NUM_STACKED = 100_000  # images of a stacked data set
 
@@ -26,7 +25,7 @@ def stack(images: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Ten
     Returns:
         Images uint8 (NUM_STACKED, 3, H, W), and labels int64 (NUM_STACKED,) in 0 … num_classes^3 - 1.
     """
-    index = torch.from_numpy(uniform(0, Purpose.STACK, 0, NUM_STACKED, 3) * len(images)).long()
+    index = below(words(0, Purpose.STACK, 0, NUM_STACKED, 3), len(images))
     return images[:, 0][index], join_classes(labels[index], num_classes)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gan_dist.rng import Purpose, uniform
+from gan_dist.rng import Purpose, unit, words
 
 DRAWN = 64  # so many images are drawn before they are tried one after the other
 
@@ -21,7 +21,7 @@ def stand_ins(seed: int, number: int, n: int) -> Iterator[int]:
         n: number of images in the data set.
     """
     last = 0
-    for u in uniform(seed, Purpose.STAND_IN, number, 1, DRAWN)[0].tolist():
+    for u in unit(words(seed, Purpose.STAND_IN, number, 1, DRAWN))[0].tolist():
         last = min(int(u * n), n - 1)
         yield last
     yield from ((last + i) % n for i in range(1, n))  # almost no image can be read

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -50,8 +51,15 @@ class Draws:
         self.state, self.run_seed = state, seed
         self.class_probs, self.to_float = class_probs, to_float
         self.hflip, self.augmentations = hflip, augmentations
-        self.like = next(state.G.parameters())
-        self._latents = rng.Latents(state.G.z_dim, like=self.like)  # type: ignore[arg-type]
+        self.like = like = next(state.G.parameters())
+        z_dim: int = state.G.z_dim  # type: ignore[assignment]
+        self._latents = rng.Blocks(partial(rng.latents, z_dim=z_dim, like=like))
+        if class_probs is not None:
+            thresholds = rng.label_thresholds(class_probs).to(like.device)
+            self._labels = rng.Blocks(partial(rng.labels, thresholds=thresholds))
+        self._flips = rng.Blocks(partial(rng.coins, device=like.device))
+        self._augmentations = rng.Blocks(partial(rng.words, dim=NUMBERS, device=like.device))
+        self._between = rng.Blocks(partial(rng.words, dim=1, device=like.device))
 
     @property
     def seed(self) -> int:
@@ -64,10 +72,7 @@ class Draws:
 
     def labels(self, purpose: Purpose, first: int, count: int) -> Tensor | None:
         """Draw labels for G with the probabilities `class_probs`: (count,) int64; None if G takes no label."""
-        if self.class_probs is None:
-            return None
-        drawn = rng.labels(self.seed, purpose, first, count, self.class_probs)
-        return rng.to_device(drawn, self.like.device)
+        return None if self.class_probs is None else self._labels(self.seed, purpose, first, count)
 
     def labels_of(self, labels: Tensor) -> Tensor | None:
         """Return the labels of real images unchanged; None if the networks take no label."""
@@ -85,8 +90,7 @@ class Draws:
         """
         x = self.to_float(images, self.like.dtype)
         if self.hflip:
-            mirrored = rng.coins(self.seed, Purpose.FLIP, first, len(x))
-            x = mirror(x, rng.to_device(mirrored, x.device))
+            x = mirror(x, self._flips(self.seed, Purpose.FLIP, first, len(x)))
         if self.alpha < 1:
             x = fade(x, self.alpha)
         return self.augmented(x, Purpose.AUGMENT_REAL, first)
@@ -101,12 +105,8 @@ class Draws:
         """
         if not self.augmentations:
             return x
-        return augment(x, self.augmentations, self._uniform(purpose, first, x, NUMBERS))
+        return augment(x, self.augmentations, self._augmentations(self.seed, purpose, first, len(x)))
 
     def between(self, first: int, x: Tensor) -> Tensor:
         """Draw a number u in [0, 1) for each image of x: (N,). The gradient penalty needs it to mix images."""
-        return self._uniform(Purpose.INTERPOLATE, first, x, 1).squeeze(1)
-
-    def _uniform(self, purpose: Purpose, first: int, x: Tensor, dim: int) -> Tensor:
-        drawn = torch.from_numpy(rng.uniform(self.seed, purpose, first, len(x), dim))
-        return rng.to_device(drawn.to(x.dtype), x.device)
+        return rng.unit(self._between(self.seed, Purpose.INTERPOLATE, first, len(x))).squeeze(1).to(x.dtype)

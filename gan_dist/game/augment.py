@@ -13,14 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gan_dist.rng import below, unit
 
-def color(x: Tensor, u: Tensor) -> Tensor:
+
+def color(x: Tensor, bits: Tensor) -> Tensor:
     """Change brightness, saturation and contrast of images.
 
     Args:
         x: images (N, C, H, W).
-        u: one random number in [0, 1) for each of the three changes, (N, 3); 0.5 changes nothing.
+        bits: random bits for each of the three changes, int64 (N, 3). As numbers in [0, 1), 0.5 changes nothing.
     """
+    u = unit(bits).to(x.dtype)
     brightness, saturation, contrast = (column[:, None, None, None] for column in u.unbind(1))
     x = x + (brightness - 0.5)
     gray = x.mean(1, keepdim=True)
@@ -29,20 +32,20 @@ def color(x: Tensor, u: Tensor) -> Tensor:
     return mean + (x - mean) * (contrast + 0.5)
 
 
-def translation(x: Tensor, u: Tensor) -> Tensor:
+def translation(x: Tensor, bits: Tensor) -> Tensor:
     """Move images by up to an eighth of their size, up or down and left or right, and fill the rest with 0.
 
     Args:
         x: images (N, C, H, W).
-        u: random numbers in [0, 1) for the vertical and the horizontal move, (N, 2).
+        bits: random bits for the vertical and the horizontal move, int64 (N, 2).
     """
-    return _Move.apply(x, *(_pixels(u[:, i], x.shape[2 + i]) for i in (0, 1)))
+    return _Move.apply(x, *(_pixels(bits[:, i], x.shape[2 + i]) for i in (0, 1)))
 
 
-def _pixels(u: Tensor, size: int) -> Tensor:
-    """Convert random numbers u (N,) in [0, 1) to moves: whole numbers of pixels from -size/8 to size/8, (N,)."""
+def _pixels(bits: Tensor, size: int) -> Tensor:
+    """Convert random bits (N,) to moves: whole numbers of pixels from -size/8 to size/8, int64 (N,)."""
     most = int(size / 8 + 0.5)
-    return (u * (2 * most + 1)).floor().long() - most
+    return below(bits, 2 * most + 1) - most
 
 
 class _Move(torch.autograd.Function):
@@ -67,30 +70,30 @@ class _Move(torch.autograd.Function):
         return _Move.apply(g, -down, -right), None, None
 
 
-def cutout(x: Tensor, u: Tensor) -> Tensor:
+def cutout(x: Tensor, bits: Tensor) -> Tensor:
     """Set a rectangle of half the height and width of each image to 0.
 
     Args:
         x: images (N, C, H, W).
-        u: random numbers in [0, 1) that give the row and the column of the rectangle's centre, (N, 2).
+        bits: random bits that give the row and the column of the rectangle's centre, int64 (N, 2).
     """
-    rows, columns = (_inside(u[:, i], x.shape[2 + i]) for i in (0, 1))
+    rows, columns = (_inside(bits[:, i], x.shape[2 + i]) for i in (0, 1))
     return x * ~(rows[:, None, :, None] & columns[:, None, None, :])
 
 
-def _inside(u: Tensor, size: int) -> Tensor:
+def _inside(bits: Tensor, size: int) -> Tensor:
     """Tell which rows (or columns) of each image the rectangle covers.
 
     Args:
-        u: random numbers (N,) in [0, 1) that give the centre.
+        bits: random bits (N,) that give the centre.
         size: number of rows (or columns).
 
     Returns:
         bool (N, size).
     """
     width = int(size / 2 + 0.5)
-    start = (u * (size + 1 - width % 2)).floor() - width // 2
-    place = torch.arange(size, device=u.device)
+    start = below(bits, size + 1 - width % 2) - width // 2
+    place = torch.arange(size, device=bits.device)
     return (place >= start[:, None]) & (place < start[:, None] + width)
 
 
@@ -106,16 +109,16 @@ AUGMENTATIONS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {
 NUMBERS = sum(count for _, count in AUGMENTATIONS.values())  # random numbers per image for all augmentations together
 
 
-def augment(x: Tensor, names: Sequence[str], u: Tensor) -> Tensor:
+def augment(x: Tensor, names: Sequence[str], bits: Tensor) -> Tensor:
     """Apply augmentations to images.
 
     Args:
         x: images (N, C, H, W).
         names: keys of `AUGMENTATIONS`.
-        u: random numbers in [0, 1), (N, NUMBERS). Each augmentation has its own columns, so it gets the same numbers
+        bits: random bits, int64 (N, NUMBERS). Each augmentation has its own columns, so it gets the same numbers
             whichever others are used.
     """
-    columns = u.split([count for _, count in AUGMENTATIONS.values()], dim=1)
+    columns = bits.split([count for _, count in AUGMENTATIONS.values()], dim=1)
     for (name, (apply, _)), numbers in zip(AUGMENTATIONS.items(), columns):
         if name in names:
             x = apply(x, numbers)

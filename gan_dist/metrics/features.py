@@ -119,8 +119,8 @@ class FeatureEvaluator:
             z = rng.latents(self.seed, Purpose.METRIC_LATENT, first, count, z_dim, like=next(G.parameters()))
             if self.reference.class_probs is None:
                 return to_uint8(G(z))
-            y = rng.labels(self.seed, Purpose.METRIC_LABEL, first, count, self.reference.class_probs)
-            return to_uint8(G(z, y.to(self.dist.device)))
+            thresholds = rng.label_thresholds(self.reference.class_probs).to(z.device)
+            return to_uint8(G(z, rng.labels(self.seed, Purpose.METRIC_LABEL, first, count, thresholds)))
 
         fake, logits = self._extract(self.num_images, generate, check)
         found = scores(self.real, fake, logits, self.seed, check)

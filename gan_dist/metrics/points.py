@@ -57,7 +57,8 @@ def sample_points(G: nn.Module, count: int, seed: int, class_probs: Tensor | Non
     if class_probs is None:
         x = G(z)
     else:
-        x = G(z, rng.labels(seed, Purpose.METRIC_LABEL, share.start, len(share), class_probs).to(weight.device))
+        thresholds = rng.label_thresholds(class_probs).to(weight.device)
+        x = G(z, rng.labels(seed, Purpose.METRIC_LABEL, share.start, len(share), thresholds))
     return dist.gather(x.flatten(1).float().cpu())
 
 

@@ -26,6 +26,7 @@ from gan_dist.engine.stats import RunningMeans
 from gan_dist.kernels import convolution
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.planning.memory import data_bytes, moments
+from gan_dist.rng import Blocks
 from gan_dist.settings.schema import Config
 from gan_dist.wiring.iteration import make_step
 from gan_dist.wiring.networks import make_state
@@ -69,9 +70,24 @@ class Counter(TorchDispatchMode):
         self.backward_of = ""
         self.live = self.peak = 0
         self._seen: set[int] = set()
+        self._paused = False
+
+    def uncounted(self, call: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Return a function that does what `call` does, without being counted."""
+
+        def called(*args: Any) -> Tensor:
+            self._paused = True
+            try:
+                return call(*args)
+            finally:
+                self._paused = False
+
+        return called
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self._paused:
+            return func(*args, **kwargs)
         out = func(*args, **kwargs)
         outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -80,7 +96,6 @@ class Counter(TorchDispatchMode):
         name = func._overloadpacket.__name__
         self.norms += name.startswith(("native_batch_norm", "_native_batch_norm", "batch_norm_backward"))
         flops = _flops(func, args, kwargs, out)
-        # Operations on the CPU, which draws the random numbers, are not counted.
         if not func.is_view and any(tensor.is_meta for tensor in outputs):
             nbytes = sum(tensor.nbytes for tensor in (*inputs, *outputs))
             half = any(tensor.itemsize == 2 for tensor in outputs if tensor.is_floating_point())
@@ -223,6 +238,9 @@ def count_iteration(config: Config, info: DataInfo, share: int) -> Iteration:
     dist.networks = {state.opt_G: "G", state.opt_D: "D"}
     class_probs = torch.full((info.num_classes,), 1 / info.num_classes) if config.model.conditional else None
     step = make_step(config, state, dist, RunningMeans(dist), class_probs)
+    for blocks in vars(step.draws).values():
+        if isinstance(blocks, Blocks):  # a block is drawn for many iterations
+            blocks.draw = counter.uncounted(blocks.draw)
     images = torch.empty(share, *info.image_shape, dtype=torch.uint8, device="meta")
     labels = torch.empty(share, dtype=torch.int64, device="meta")
     with mixed or nullcontext(), counter:

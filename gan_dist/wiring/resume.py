@@ -246,5 +246,6 @@ def changed_environment(checkpoint: Path, dist: Distributed) -> str:
         without a stop.
     """
     now = dist.environment
-    before = {**now, **read_facts(checkpoint)["environment"]}
+    # Checkpoints that do not name the generator are of the time of the first one.
+    before = {**now, "random numbers": "Philox", **read_facts(checkpoint)["environment"]}
     return ", ".join(f"{key} was {before[key]} and is {now[key]}" for key in now if before[key] != now[key])

@@ -124,7 +124,7 @@ def _draw(dataset: Images, indices: Sequence[int], count: int, seed: int) -> Ten
     """Return images uint8 (M, C, H, W) with some of these numbers; M is `count`, or less if too few can be read."""
     found, n = [dataset.readable([])[1]], len(indices)
     for first in range(0, n, count):
-        places = np.arange(first, min(first + count, n))
+        places = torch.arange(first, min(first + count, n))
         drawn = permuted(seed, Purpose.REAL_PICTURE, 0, places, n).tolist()
         found.append(dataset.readable([indices[i] for i in drawn])[1])
         if sum(map(len, found)) >= count:
