@@ -24,7 +24,7 @@ from benchmarks import arena
 from benchmarks.arena import Contestant, Entry
 from benchmarks.contestants import configured
 from gan_dist.planning import plan
-from gan_dist.planning.count import counter_of
+from gan_dist.planning.counts import counter_of
 
 ROOT = Path(__file__).parent.parent
 CONFIG = str(ROOT / "configs/dcgan_fashion_mnist.yaml")

@@ -42,7 +42,7 @@ from benchmarks.gpu_measure import (
 from benchmarks.gpu_runs import Recipe, configure, layers_by_type, precision_of
 from gan_dist.parallel.accelerate_adapter import forget_state
 from gan_dist.planning import plan as planning
-from gan_dist.planning.count import counter_of
+from gan_dist.planning.counts import counter_of
 
 ROOT = Path(__file__).parent.parent
 

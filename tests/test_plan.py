@@ -12,7 +12,8 @@ from conftest import OF_EACH_ARCHITECTURE, RECIPES, ROOT, load_recipe
 
 from gan_dist.cli import main
 from gan_dist.data.datasets import describe
-from gan_dist.planning.count import Counter, Iteration, Operation, count_iteration, counter_of
+from gan_dist.planning.count import Counter, Iteration, Operation, count_iteration
+from gan_dist.planning.counts import counter_of
 from gan_dist.planning.memory import estimate, memory_limit, moments
 from gan_dist.planning.plan import GPUS, Expected, expect, pays_up_to
 from gan_dist.settings.config import load_config

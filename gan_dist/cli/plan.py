@@ -108,7 +108,7 @@ def _print_rows(config: Config, info: DataInfo, rates: Rates, numbers: list[int]
         numbers: numbers of GPUs or processes.
         unit: "GPU", or "process" on CPUs.
     """
-    from gan_dist.planning.count import counter_of
+    from gan_dist.planning.counts import counter_of
     from gan_dist.planning.plan import pays_up_to, plan
 
     images, count = config.train.batch_size * config.train.n_critic, counter_of(config, info)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from gan_dist import rng
 from gan_dist.errors import ConfigError, UserError
 from gan_dist.kernels import convolution, switches
 from gan_dist.kernels.memory import keep_freed_memory
@@ -123,11 +122,8 @@ class Distributed:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The versions, the processor, the precision and the generator of random numbers.
-
-        Two runs can only be bit-identical if these are the same.
-        """
-        return {**world.processor(self.device), "precision": self.precision, "random numbers": rng.GENERATOR}
+        """The versions, the processor and the precision. Two runs can only be bit-identical if these are the same."""
+        return {**world.processor(self.device), "precision": self.precision}
 
     # --- networks, optimizers and DataLoaders -------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from gan_dist import rng
 from gan_dist.errors import ConfigError
 
 TOGETHER = "start with torchrun, or with accelerate launch --multi_gpu, which works on CPUs too"
@@ -150,9 +151,9 @@ def check_accelerate(cpu: bool) -> None:
 
 
 def processor(device: torch.device) -> dict[str, str]:
-    """Return the versions of torch and of cuDNN, and the name of the processor."""
+    """Return the versions of torch and of cuDNN, the names of the processor and of the generator of random numbers."""
     if device.type == "cuda":
         name, cudnn = torch.cuda.get_device_name(device), str(torch.backends.cudnn.version())
     else:
         name, cudnn = f"CPU, {torch.backends.cpu.get_cpu_capability()}", "none"
-    return {"torch": torch.__version__, "cudnn": cudnn, "device": name}
+    return {"torch": torch.__version__, "cudnn": cudnn, "device": name, "random numbers": rng.GENERATOR}

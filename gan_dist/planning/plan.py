@@ -166,7 +166,7 @@ def plan(config: Config, info: DataInfo, gpus: int, rates: Rates, count: Callabl
         info: the data set; see `gan_dist.data.datasets.describe`.
         gpus: number of GPUs.
         rates: the speed of each GPU.
-        count: what `gan_dist.planning.count.counter_of` returned for `config` and `info`.
+        count: what `gan_dist.planning.counts.counter_of` returned for `config` and `info`.
 
     Raises:
         ConfigError: the global batch cannot be divided among the GPUs.
