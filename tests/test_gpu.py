@@ -11,11 +11,13 @@ from conftest import RECIPES, Train, load_recipe
 from resume_worker import COMMON, STOPS
 from resume_worker import train as go_on
 
+from gan_dist import rng
 from gan_dist.checkpoint.find import FILES
 from gan_dist.data.datasets import describe
 from gan_dist.kernels.switches import numerics
 from gan_dist.parallel.accelerate_adapter import forget_state
 from gan_dist.parallel.distributed import Distributed
+from gan_dist.rng import Purpose
 from gan_dist.settings.config import load_config
 from gan_dist.wiring.build import build
 from gan_dist.wiring.data import source_of
@@ -38,6 +40,24 @@ def test_gpu_trains_like_the_cpu(train: Train, tmp_path: Path, precision: str) -
     gpu, cpu = ((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0] for name in ("gpu", "cpu"))
     tolerance = 1e-3 if precision == "fp32" else 2e-2
     assert json.loads(gpu)["loss_D"] == pytest.approx(json.loads(cpu)["loss_D"], rel=tolerance)
+
+
+def test_draws_are_decided_as_on_the_cpu() -> None:
+    """Integers, labels, flips, moves and the order of the images are equal; latents may differ in the last bit."""
+    cuda = torch.device("cuda")
+    bits, there = (rng.words(3, Purpose.AUGMENT_REAL, 2**40, 1000, 7, device) for device in ("cpu", cuda))
+    assert torch.equal(there.cpu(), bits)
+    assert torch.equal(rng.below(there, 17).cpu(), rng.below(bits, 17))
+    thresholds = rng.label_thresholds(torch.full((10,), 0.1))
+    drawn = [rng.labels(3, Purpose.D_LABEL, 0, 10_000, on) for on in (thresholds, thresholds.to(cuda))]
+    assert torch.equal(drawn[1].cpu(), drawn[0])
+    flips = [rng.coins(3, Purpose.FLIP, 0, 10_000, device) for device in ("cpu", cuda)]
+    assert torch.equal(flips[1].cpu(), flips[0])
+    orders = [rng.permuted(3, Purpose.ORDER, 5, torch.arange(1797, device=on), 1797) for on in ("cpu", cuda)]
+    assert torch.equal(orders[1].cpu(), orders[0])
+    like = torch.empty(0, dtype=torch.float64, device=cuda)
+    latents = [rng.latents(3, Purpose.D_LATENT, 0, 1000, 64, on) for on in (None, like)]
+    torch.testing.assert_close(latents[1].cpu(), latents[0], rtol=1e-14, atol=1e-15)
 
 
 def test_iteration_never_waits_for_the_gpu(tmp_path: Path) -> None:

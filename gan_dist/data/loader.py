@@ -67,22 +67,24 @@ class KeyedStream(Dataset):
         self.seed = seed
         self.workers = Workers(workers)
         self.device = dataset.images.device if isinstance(dataset, ImageTensor) else torch.device("cpu")
+        # On a GPU a larger block takes the same time, and the host waits for the GPU at each lookup.
+        self.block_size = BLOCK if self.device.type == "cpu" else 32 * BLOCK
         # The places that were looked up last: epoch, first place, images of the data set.
         self._block: tuple[int, int, Tensor] = (0, 0, torch.empty(0, dtype=torch.int64))
 
     def indices(self, numbers: range) -> Tensor:
         """Return the indices in the data set of the images with these numbers in the run: int64 (N,).
 
-        The order is looked up where the images are, in blocks of BLOCK places, because a block takes little more time
-        than a few places.
+        The order is looked up where the images are, in blocks, because a block takes little more time than a few
+        places.
         """
         found, n, number = [], len(self.dataset), numbers.start
         while number < numbers.stop:
             epoch, place = divmod(number, n)
             known, first, images = self._block
             if epoch != known or not first <= place < first + len(images):
-                first = place - place % BLOCK
-                places = torch.arange(first, min(first + BLOCK, n), device=self.device)
+                first = place - place % self.block_size
+                places = torch.arange(first, min(first + self.block_size, n), device=self.device)
                 images = permuted(self.seed, Purpose.ORDER, epoch, places, n)
                 self._block = (epoch, first, images)
             part = images[place - first : place - first + numbers.stop - number]
