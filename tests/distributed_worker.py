@@ -56,6 +56,9 @@ WIRE_STEPS = list(itertools.product((0, 2), (1, 3)))
 IN_FOUR = [*OF_EACH_ARCHITECTURE.values(), "wgan_gp_fashion_mnist", "ring_rpgan"]
 
 
+SEEDS = (0, 1)  # of first gradients in single precision
+
+
 class Jobs:
     def __init__(self, folder: Path, digits: bool = False) -> None:
         self.digits = digits  # instead of noise, of which G's gradients cancel out to the rounding of fp32
@@ -215,8 +218,8 @@ def main() -> None:
         if not mixes_samples(recipe):
             jobs.train(dist, f"split-{recipe}", recipe, "train.micro_batch_size=2")
     dist = Distributed("fp32", cpu=CPU)
-    for recipe in OF_EACH_ARCHITECTURE.values():
-        jobs.gradients(dist, f"gradients-{recipe}", recipe)
+    for recipe, seed in itertools.product(OF_EACH_ARCHITECTURE.values(), SEEDS):
+        jobs.gradients(dist, f"gradients-{recipe}-{seed}", recipe, f"train.seed={seed}")
     jobs.gradients(dist, "gradients-default", "digits")
     if dist.world_size == 2:
         jobs.wires(dist)

@@ -19,7 +19,7 @@ QUICK = """
 from gan_dist.parallel import peers
 try:
     from gan_dist.parallel import rendezvous
-    peers.BEAT, peers.SILENCE, rendezvous.SAY, rendezvous.ANSWER = 0.2, 2.0, 1.0, 2.0
+    peers.BEAT, peers.SILENCE, rendezvous.SAY, rendezvous.ANSWER = 0.2, 4.0, 1.0, 10.0
 except ImportError:
     pass  # a tree in which ranks do not meet
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -129,6 +130,10 @@ def _peak_memory(device: torch.device) -> float:
     """Return the most memory that this process has used so far: of its GPU if it has one, else of the machine. GiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    import resource  # Unix only
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return int(status.partition("VmHWM:")[2].split()[0]) / 2**20
+    except (OSError, IndexError):  # it is not Linux, where `ru_maxrss` can be what a launcher took before this process
+        import resource  # Unix only
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30  # bytes on macOS
