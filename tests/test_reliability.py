@@ -766,6 +766,22 @@ def test_other_images_of_the_same_number_are_another_run(images: Path, tmp_path:
         _build(tmp_path / "run", dist, *settings, checkpoint=checkpoint)
 
 
+def test_other_pixels_in_a_file_of_the_same_size_are_another_run(tmp_path: Path, dist: Distributed) -> None:
+    """Where all images are in memory, each pixel counts."""
+    for i in range(100):
+        path = tmp_path / f"images/{i:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(path, compress_level=0)
+    settings = [*FOLDER, f"data.root={tmp_path / 'images'}", "data.memory_gib=1"]
+    run = _build(tmp_path / "run", dist, *settings)
+    assert run.save.now(run.state)
+    size = path.stat().st_size
+    Image.new("RGB", (8, 8), (0, 0, 99)).save(path, compress_level=0)
+    assert path.stat().st_size == size
+    with pytest.raises(ConfigError, match="the data set's content differs"):
+        _build(tmp_path / "run", dist, *settings, checkpoint=find_checkpoint(tmp_path / "run"))
+
+
 def test_exactly_what_was_learned_is_in_the_weights(train: Train, tmp_path: Path) -> None:
     """The last checkpoint of a run is that of its last iteration, whatever the interval."""
     assert train("run.dir=run", "checkpoint.every_kimg=3").returncode == 0

@@ -26,7 +26,8 @@ gan-dist: train generative adversarial networks on one GPU, on many GPUs, and on
   gan-dist train [CONFIG.yaml] [key.sub=value ...]     train a run; does the same as python train.py ...
   gan-dist sample RUN [--n 64] [--seed 0] ...          generate images with a trained run
   gan-dist evaluate RUN [--n 50000] ...                measure FID, KID and Inception Score of a trained run
-  gan-dist recipes [DIR]                               list the configs in a directory (default: configs)
+  gan-dist recipes [DIR]                               list the recipes, or the configs in a directory
+  gan-dist init DIR                                    write launch files and SLURM's job scripts to a directory
   gan-dist prefetch [CONFIG.yaml] [key.sub=value ...]  download data and weights, for nodes without internet
   gan-dist plan [CONFIG.yaml] --gpus 8,64 ...          estimate time and memory of a run on 8 and on 64 GPUs
   gan-dist --version                                   print the versions of gan_dist, Python and the libraries
@@ -34,7 +35,15 @@ gan-dist: train generative adversarial networks on one GPU, on many GPUs, and on
 `gan-dist COMMAND --help` explains a command; `gan-dist train --help` lists every setting.
 """
 
-COMMANDS = ("train", "sample", "evaluate", "recipes", "prefetch", "plan")  # names of files and of their functions
+COMMANDS = (
+    "train",
+    "sample",
+    "evaluate",
+    "recipes",
+    "init",
+    "prefetch",
+    "plan",
+)  # names of files and of their functions
 TOGETHER = ("train", "evaluate")  # commands that several processes run together
 
 

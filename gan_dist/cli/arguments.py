@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from gan_dist.errors import ConfigError
+from gan_dist.installed import find_config
 from gan_dist.settings.config import is_setting
 from gan_dist.settings.schema import Config
 from gan_dist.settings.values import Scalar, typed
@@ -63,7 +64,7 @@ def read_arguments(arguments: list[str]) -> Asked:
     config file comes next, or configs/digits.yaml without one. The defaults come last.
 
     Args:
-        arguments: at most one path of a YAML file, and any number of key.sub=value.
+        arguments: at most one path of a YAML file or name of a recipe, and any number of key.sub=value.
 
     Raises:
         ConfigError: an argument, the file or a value is wrong.
@@ -73,7 +74,7 @@ def read_arguments(arguments: list[str]) -> Asked:
     words = [argument for argument in arguments if not _is_file(argument)]
     if len(files) > 1:
         raise ConfigError(f"one config file at a time, not {' '.join(files)}; overrides are written key.sub=value")
-    return resolve_settings(path(files[0]) if files else None, words)
+    return resolve_settings(find_config(path(files[0])) if files else None, words)
 
 
 def _is_file(argument: str) -> bool:

@@ -7,12 +7,13 @@ from gan_dist.parallel.signals import StopSignals
 from gan_dist.settings.schema import settings_help
 
 USAGE = """\
-usage: python train.py [CONFIG.yaml] [key.sub=value ...]
-       gan-dist train [CONFIG.yaml] [key.sub=value ...]
+usage: python train.py [CONFIG] [key.sub=value ...]
+       gan-dist train [CONFIG] [key.sub=value ...]
 
-Without CONFIG.yaml the settings are those of configs/digits.yaml: a class-conditional GAN with loss.r1_gamma=1 on
-handwritten digits. A setting key.sub=value replaces the value in the file, and the file replaces the
-defaults. If run.dir and resume name an existing run, its own settings count instead of the file.
+CONFIG is a YAML file, or the name of a recipe, which gan-dist recipes lists. Without it the recipe is digits: a
+class-conditional GAN with loss.r1_gamma=1 on handwritten digits. A setting key.sub=value replaces the value in the
+file, and the file replaces the defaults. If run.dir and resume name an existing run, its own settings count instead of
+the file.
 
 A text is taken as it is. A list is written [a,b]. A mapping is written {a: 1, b: text} and is added to the one in the
 file; {} removes the file's. An argument is a config file if it has no =, or if it ends in .yaml or .yml and no setting

@@ -130,7 +130,8 @@ def read_file(path: Path, pipe: bool = False) -> list[Setting]:
     try:
         node = read_yaml(read_text(path, pipe))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot read this config: {' '.join(str(error).split())[:300]}") from None
+        known = "; gan-dist recipes lists what needs no file" if isinstance(error, FileNotFoundError) else ""
+        raise ConfigError(f"{path}: cannot read this config: {' '.join(str(error).split())[:300]}{known}") from None
     if not isinstance(node, dict):
         raise ConfigError(f"{path}: a config is a mapping of settings, `section: {{key: value}}`")
     settings = list(_settings_in(str(path), node))

@@ -13,15 +13,14 @@ from pathlib import Path
 from gan_dist.checkpoint.find import config_path, list_checkpoints
 from gan_dist.checkpoint.run_config import Record, read_run_config, was_changed
 from gan_dist.errors import ConfigError, Unreadable, UserError
+from gan_dist.installed import RECIPES
 from gan_dist.settings.changes import check_allowed, find_changes, in_words
 from gan_dist.settings.config import Setting, is_outside, make_config, read_file, read_overrides
 from gan_dist.settings.schema import Config
 
 _PLACE = {"run.dir", "resume"}
 
-# Without a config file a run is that of configs/digits.yaml, which is not installed with the package. These are its
-# settings that are not defaults.
-DIGITS: list[Setting] = [("loss.r1_gamma", 1.0)]
+DIGITS = RECIPES / "digits.yaml"  # a run without a config file is of this recipe
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def resolve_settings(path: Path | None, overrides: Sequence[str]) -> Asked:
     if not own:
         if problem:
             raise problem
-        config = make_config([*(_of_stranger(in_file, named) if path else DIGITS), *words])
+        config = make_config([*(_of_stranger(in_file, named) if path else read_file(DIGITS)), *words])
         config.run.name = config.run.name or (path.stem if path else config.data.name)
         check_allowed(config.allow_changes)
         return Asked(config, sha256, _notes(path, in_file, named))

@@ -112,7 +112,7 @@ def test_control_characters_are_escaped(program: Program) -> None:
 def test_recipes_are_escaped(program: Program) -> None:
     (program.cwd / "configs").mkdir()
     (program.cwd / "configs/\x1b[2J.yaml").write_text("# red \x1b[31m\ntrain: {}\n")
-    result = program("recipes")
+    result = program("recipes", "configs")
     assert "\x1b" not in result.stdout
     assert r"configs/\x1b[2J.yaml  red \x1b[31m" in result.stdout
 
@@ -122,7 +122,7 @@ def test_recipes_are_escaped(program: Program) -> None:
 def test_output_of_a_command_that_is_lost(program: Program) -> None:
     (program.cwd / "configs").mkdir()
     (program.cwd / "configs/a.yaml").touch()
-    result = program.process("recipes", first=FULL)
+    result = program.process("recipes", "configs", first=FULL)
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1
     assert "No space left on device" in result.stderr

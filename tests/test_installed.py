@@ -1,0 +1,132 @@
+"""What is installed beside the code: recipes by their names, launch files and job scripts; without a clone too."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import pytest
+import yaml
+from conftest import RECIPES, ROOT, TINY, Result, Train, run_here
+from program import Program
+
+SHARED = ("configs", "launch", "slurm")
+FILES = sorted(
+    f"{name}/{path.name}"
+    for name in SHARED
+    for path in (ROOT / name).iterdir()
+    if path.is_file() and path.suffix != ".pyc"
+)
+
+
+def _settings(run: Path) -> dict[str, Any]:
+    """The settings in a run's config, except its name."""
+    settings: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text())
+    return {section: values for section, values in settings.items() if section != "run"}
+
+
+def test_recipe_is_named_without_its_file(train: Train, tmp_path: Path) -> None:
+    result = train("digits_augment", "train.kimg=0.1", "run.dir=run")
+    assert result.returncode == 0, result.stderr
+    assert _settings(tmp_path / "run")["train"]["augment"] == ["translation", "cutout"]
+
+
+def test_file_of_a_recipe_s_name_is_taken_first(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "digits_augment").write_text("loss: {name: hinge, r1_gamma: 0}\n")
+    assert train("digits_augment", "train.kimg=0.1", "run.dir=run").returncode == 0
+    assert _settings(tmp_path / "run")["loss"]["name"] == "hinge"
+
+
+def test_directory_of_a_recipe_s_name_is_no_config(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "digits_augment").mkdir()
+    assert train("digits_augment", "train.kimg=0.1", "run.dir=run").returncode == 0
+
+
+def test_what_is_neither_file_nor_recipe_is_refused(train: Train) -> None:
+    result = train("digits_augmented", "run.dir=run")
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "digits_augmented: cannot read this config" in result.stderr
+    assert "gan-dist recipes lists" in result.stderr
+
+
+def test_run_without_a_config_is_that_of_the_recipe_digits(train: Train, tmp_path: Path) -> None:
+    for words in ([], ["digits"]):
+        assert train(*words, "train.kimg=0.1", f"run.dir={len(words)}").returncode == 0
+    assert _settings(tmp_path / "0") == _settings(tmp_path / "1")
+
+
+def test_init_writes_the_scripts_and_changes_none(program: Program) -> None:
+    result = program("init", "mine")
+    assert result.returncode == 0, result.stderr
+    for name in ("launch", "slurm"):
+        shipped = [path for path in (ROOT / name).iterdir() if path.is_file()]
+        assert {path.name for path in shipped} == {path.name for path in (program.cwd / "mine" / name).iterdir()}
+        assert all((program.cwd / "mine" / name / path.name).read_bytes() == path.read_bytes() for path in shipped)
+    again = program("init", "mine")
+    assert again.returncode == 2
+    assert "mine/launch is already there" in again.stderr
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what git knows, so that building leaves nothing in the repository."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("gan_dist", *SHARED, "pyproject.toml", "README.md", "LICENSE"):
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, folder / name)
+    return folder
+
+
+def _build(clone: Path, what: str) -> Path:
+    """Build the wheel or the sdist, without a network, and return its path."""
+    code = f"from setuptools import build_meta; print(build_meta.build_{what}('dist'))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=clone, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return clone / "dist" / result.stdout.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def wheel(clone: Path) -> Path:
+    return _build(clone, "wheel")
+
+
+@pytest.mark.slow
+def test_wheel_and_sdist_hold_each_file_once(wheel: Path, clone: Path) -> None:
+    share = "gan_dist/share/"
+    names = ZipFile(wheel).namelist()
+    assert sorted(name.removeprefix(share) for name in names if name.startswith(share)) == FILES
+    with tarfile.open(_build(clone, "sdist")) as archive:
+        files = [member.name.partition("/")[2] for member in archive.getmembers() if not member.isdir()]
+    assert sorted(name.removeprefix(share) for name in files if name.startswith(share)) == FILES
+
+
+@pytest.mark.slow
+def test_wheel_trains_elsewhere(wheel: Path, tmp_path: Path) -> None:
+    """It is installed without an index, and `python -I` sees neither the clone nor PYTHONPATH."""
+    there = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", there, wheel]
+    subprocess.run(install, check=True, capture_output=True)
+    code = f"import sys; sys.path.insert(0, {str(there)!r}); from gan_dist.cli import main; sys.exit(main())"
+
+    def run(*arguments: str) -> Result:
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-I", "-c", code, *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+
+    listed = run("recipes")
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == RECIPES, listed.stderr
+    assert listed.stdout == run_here(ROOT, "recipes").stdout, "as in an editable installation"
+    trained = run("train", "digits_augment", *TINY, "train.kimg=0.1", "run.dir=run")
+    assert trained.returncode == 0, trained.stderr
+    assert run("init", ".").returncode == 0
+    assert (tmp_path / "slurm/train.sbatch").read_bytes() == (ROOT / "slurm/train.sbatch").read_bytes()
