@@ -29,7 +29,7 @@ POPULATION = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.ui
 OTHERS = {
     "next sample": (0, Purpose.D_LATENT, 1),
     "next seed": (1, Purpose.D_LATENT, 0),
-    "other sign of the seed's bits": (2**63 - 1, Purpose.D_LATENT, 0),
+    "seed 2^63 - 1": (2**63 - 1, Purpose.D_LATENT, 0),
     "next purpose": (0, Purpose.D_LABEL, 0),
     "latents of G": (0, Purpose.G_LATENT, 0),
     "after going back": (rng.retry_seed(0, 1), Purpose.D_LATENT, 0),
@@ -83,6 +83,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=10**8, help="numbers of each stream (default 100000000)")
     parser.add_argument("--json", type=Path, help="file for the report")
     options = parser.parse_args()
+    if options.count < DIM:
+        parser.error(f"--count must be at least {DIM}")
     found = p_values(options.count)
     print("| test | p-value |\n|---|---|")
     for name, p in found.items():

@@ -9,6 +9,8 @@ SplitMix64 (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number gener
 follows from (seed, purpose), and a counter that follows from the number of the sample. The integers are the same on
 every device, and so is what is decided by comparing integers: labels, coins, and numbers below n. Latents are computed
 from them in float64, and may differ in the last bit.
+
+Only initial weights and the subsets of KID are drawn by torch's own generator on the CPU; see `torch_seed`.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import torch
 from torch import Tensor
 
 GENERATOR = "SplitMix64"  # checkpoints record it, because a run continues with other numbers if it is another one
-BLOCK = 512  # number of samples that are drawn, or looked up, at once
+BLOCK = 512  # number of samples that are drawn at once
 
 
 class Purpose(IntEnum):
@@ -84,7 +86,7 @@ def _key(seed: int, purpose: Purpose) -> int:
 
     It is mixed twice. The numbers of two keys are the same sequence at two places, and mixing puts these far apart.
     """
-    mixed = _mix(torch.tensor(_signed(seed + _GAMMA)))
+    mixed = _mix(torch.tensor(_signed(seed + _GAMMA), device="cpu"))
     return int(_mix(mixed + _signed((int(purpose) + 1) * _GAMMA)))
 
 
@@ -158,6 +160,8 @@ class Blocks:
     A block costs little more time than a few samples, above all on a GPU, where most of it is spent on starting
     kernels. The numbers are those that `draw` gives.
 
+    What is returned shares memory with the block, so it must not be changed in place.
+
     Args:
         draw: takes seed, purpose, first and count, and returns a tensor (count, …).
     """
@@ -176,11 +180,6 @@ class Blocks:
             parts.append(self._blocks[purpose][1][start : start + count])
             first, count = first + len(parts[-1]), count - len(parts[-1])
         return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a CPU tensor to a device. The host does not wait for a copy to a GPU."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 ROUNDS = 8  # rounds of the Feistel network in `permuted`

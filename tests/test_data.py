@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import struct
 import threading
-import tracemalloc
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -348,13 +347,9 @@ def test_start_of_a_process_costs_its_share_and_a_block(monkeypatch: pytest.Monk
     monkeypatch.setattr(rng, "_mix", counting)
     stream = KeyedStream(range(10**9), seed=0)  # type: ignore[arg-type]
     shard = BatchSamplerShard(GlobalBatches(8 * 4096, start=5 * 10**9), 4096, 4095, split_batches=True)
-    tracemalloc.start()
     indices = stream.indices(next(iter(shard)))
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
     assert len(set(indices.tolist())) == 8
     assert looked_up <= 4 * (8 + BLOCK) * rng.ROUNDS
-    assert peak < 100_000, "bytes"
 
 
 def test_stand_ins_are_drawn_evenly_and_by_number_alone() -> None:

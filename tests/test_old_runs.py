@@ -36,7 +36,7 @@ def test_training_goes_on_from_an_old_run(name: str, train: Train, tmp_path: Pat
     assert run.returncode == 0, run.stderr
     lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
     assert [line["kimg"] for line in lines] == [0.016, 0.032, 0.048, 0.064, 0.08, 0.096, 0.112]
-    assert "random numbers was Philox and is SplitMix64" in run.stdout, "it does not go on with the same draws"
+    assert "random generator was Philox and is SplitMix64" in run.stdout, "it does not go on with the same draws"
 
 
 def test_old_run_on_numbered_folders_keeps_the_order_of_its_classes(train: Train, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def _number(text: str, kind: type[int] | type[float]) -> int | float:
         number: int | float = typed(Scalar(text), kind)
     except ValueError as error:
         what = "a whole number" if kind is int else "a number"
-        raise argparse.ArgumentTypeError(str(error) or f"{text} is not {what}") from None
+        raise argparse.ArgumentTypeError(f"it {error}" if str(error) else f"{text} is not {what}") from None
     return number
 
 

@@ -50,7 +50,7 @@ def plan(arguments: list[str]) -> int:
     if min(numbers) < 1 or max(numbers) > 2**16:
         raise ConfigError(f"--gpus {options.gpus}: numbers of GPUs from 1 to 65536, for example 8,64,512")
     if options.bandwidth is not None and not 0 < options.bandwidth < math.inf:
-        raise ConfigError(f"--bandwidth {options.bandwidth}: gigabytes per second, above 0")
+        raise ConfigError(f"--bandwidth {options.bandwidth}: gigabytes per second, above 0 and finite")
 
     config = read_config(settings)
 

@@ -10,7 +10,6 @@ from torch import Tensor
 from gan_dist.data.folder import ImageFiles, in_threads
 from gan_dist.data.stand_in import stand_ins
 from gan_dist.errors import UserError
-from gan_dist.rng import to_device
 
 
 class ImageTensor(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
@@ -40,7 +39,7 @@ class ImageTensor(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """Return a whole batch: images (N, C, H, W) and labels (N,)."""
-        return self.fetch(to_device(torch.tensor(indices), self.images.device), indices, seed=0)
+        return self.fetch(_to_device(torch.tensor(indices), self.images.device), indices, seed=0)
 
     def fetch(self, indices: Tensor, numbers: Sequence[int], seed: int) -> tuple[Tensor, Tensor]:
         """Return images (N, C, H, W) and labels (N,); see `gan_dist.data.folder.ImageFiles.fetch`."""
@@ -50,13 +49,13 @@ class ImageTensor(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
                 i if good(i) else next(filter(good, stand_ins(seed, number, n)))
                 for i, number in zip(indices.tolist(), numbers)
             ]
-            indices = to_device(torch.tensor(kept), self.images.device)
+            indices = _to_device(torch.tensor(kept), self.images.device)
         return self.images[indices], self.labels[indices]
 
     def readable(self, indices: Sequence[int]) -> tuple[list[int], Tensor]:
         """Return those of the indices whose images could be read, and their images (M, C, H, W)."""
         kept = [i for i in indices if i not in self._unreadable]
-        return kept, self.images[to_device(torch.tensor(kept, dtype=torch.int64), self.images.device)]
+        return kept, self.images[_to_device(torch.tensor(kept, dtype=torch.int64), self.images.device)]
 
     def count_readable(self) -> int:
         """Return the number of images that could be read."""
@@ -94,3 +93,8 @@ def decode_all(files: ImageFiles) -> ImageTensor:
     if not any(in_threads(read, range(len(files)))):
         raise UserError(f"none of the {len(files)} images can be read; {files.why(0)}")
     return ImageTensor(images, files.labels, files.unreadable, files)
+
+
+def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a CPU tensor to a device. The host does not wait for a copy to a GPU."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

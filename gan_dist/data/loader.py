@@ -66,7 +66,9 @@ class KeyedStream(Dataset):
         self.dataset = dataset
         self.seed = seed
         self.workers = Workers(workers)
-        self.device = dataset.images.device if isinstance(dataset, ImageTensor) else torch.device("cpu")
+        # Where stand-ins are needed, the CPU must know which images are asked for.
+        there = isinstance(dataset, ImageTensor) and not dataset.unreadable
+        self.device = dataset.images.device if there else torch.device("cpu")  # type: ignore[union-attr]
         # On a GPU a larger block takes the same time, and the host waits for the GPU at each lookup.
         self.block_size = BLOCK if self.device.type == "cpu" else 32 * BLOCK
         # The places that were looked up last: epoch, first place, images of the data set.
@@ -122,6 +124,7 @@ def make_loader(
         collate_fn=stream.workers.pass_on,
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,
+        multiprocessing_context=stream.workers.context(),
         worker_init_fn=stream.workers.begin,
         pin_memory=torch.cuda.is_available() and not in_memory,
     )
@@ -189,7 +192,6 @@ def _batches(
                 if death := workers.death():
                     raise RuntimeError(f"DataLoader worker {death}") from error
                 raise
-            workers.find()
             if any(not isinstance(part, Tensor) for part in parts):
                 patience.say("shared memory", f"{SHARED} is full, so batches go through pipes, which is slower")
             images, labels = (torch.as_tensor(part, device=device) for part in parts)

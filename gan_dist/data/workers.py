@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import os
 import signal
 import sys
 from multiprocessing.connection import wait
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import RawArray
 from typing import Any
@@ -30,7 +32,7 @@ class Workers:
 
     def __init__(self, count: int) -> None:
         self.count, self.given = count, 0
-        self._pids, self._done = RawArray("q", max(1, count)), RawArray("q", max(1, count))
+        self._done = RawArray("q", max(1, count))
         self._processes: list[BaseProcess] = []
 
     @property
@@ -38,23 +40,28 @@ class Workers:
         """Number of batches that the workers have been asked for and have not read yet. If it is 0, all are idle."""
         return self.given - sum(self._done)
 
-    def begin(self, number: int) -> None:
-        """Called in a worker when it starts.
+    def context(self) -> BaseContext | None:
+        """Return the context in which the DataLoader makes its workers, so that they are known; None for no workers."""
+        if not self.count:
+            return None
+        context = copy.copy(multiprocessing.get_context(multiprocessing.get_start_method()))
+        make = context.Process  # type: ignore[attr-defined]
+
+        def known(*args: Any, **kwargs: Any) -> BaseProcess:
+            self._processes.append(make(*args, **kwargs))
+            return self._processes[-1]
+
+        context.Process = known  # type: ignore[attr-defined]
+        return context
+
+    @staticmethod
+    def begin(_: int) -> None:
+        """Called in a worker when it starts, with its number.
 
         A worker prints no tracebacks. Its errors are raised in the main process anyway, and if that has ended, the
         worker's helper threads would print errors.
-
-        Args:
-            number: number of the worker.
         """
         sys.excepthook = lambda *_: None
-        self._pids[number] = os.getpid()
-
-    def find(self) -> None:
-        """Find the workers among the children of this process, while they live; `death` and `kill` need them."""
-        if len(self._processes) < self.count:
-            pids = list(self._pids)
-            self._processes = [child for child in multiprocessing.active_children() if child.pid in pids]
 
     def pass_on(self, batch: Any) -> Any:
         """Put a worker's batch into shared memory; without room there, return it as arrays, which go through a pipe.
@@ -76,17 +83,19 @@ class Workers:
 
     def death(self) -> str:
         """Return how a worker has died, such as "killed by signal: Bus error"; "" if all live for another second."""
-        wait([process.sentinel for process in self._processes], timeout=1)
-        for process in self._processes:
+        started = [process for process in self._processes if process.pid]
+        wait([process.sentinel for process in started], timeout=1)
+        for process in started:
+            process.join(0.1)  # a process that has ended is known to be dead a moment later
             if code := process.exitcode:
                 return f"killed by signal: {signal.strsignal(-code)}" if code < 0 else f"ended with status {code}"
         return ""
 
     def kill(self) -> None:
         """Kill the workers, which may be waiting for a storage that does not answer."""
-        self.find()
         for process in self._processes:
-            process.kill()
+            if process.pid:
+                process.kill()
 
 
 def fitting_prefetch(nbytes: int, workers: int, held: int, processes: int) -> tuple[int, str]:

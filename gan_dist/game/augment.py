@@ -106,7 +106,7 @@ AUGMENTATIONS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {
 }
 
 
-NUMBERS = sum(count for _, count in AUGMENTATIONS.values())  # random numbers per image for all augmentations together
+NUMBERS = 16  # random numbers that are drawn per image; more than are needed, so that further rows change none of them
 
 
 def augment(x: Tensor, names: Sequence[str], bits: Tensor) -> Tensor:
@@ -118,7 +118,8 @@ def augment(x: Tensor, names: Sequence[str], bits: Tensor) -> Tensor:
         bits: random bits, int64 (N, NUMBERS). Each augmentation has its own columns, so it gets the same numbers
             whichever others are used.
     """
-    columns = bits.split([count for _, count in AUGMENTATIONS.values()], dim=1)
+    counts = [count for _, count in AUGMENTATIONS.values()]
+    columns = bits[:, : sum(counts)].split(counts, dim=1)
     for (name, (apply, _)), numbers in zip(AUGMENTATIONS.items(), columns):
         if name in names:
             x = apply(x, numbers)

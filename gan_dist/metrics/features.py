@@ -114,12 +114,14 @@ class FeatureEvaluator:
             The results of `scores`, with the extractor's name added to each name: `fid_<extractor>`, ….
         """
 
+        probs = self.reference.class_probs
+        thresholds = None if probs is None else rng.label_thresholds(probs).to(self.dist.device)
+
         def generate(first: int, count: int) -> Tensor:
             z_dim: int = G.z_dim  # type: ignore[assignment]
             z = rng.latents(self.seed, Purpose.METRIC_LATENT, first, count, z_dim, like=next(G.parameters()))
-            if self.reference.class_probs is None:
+            if thresholds is None:
                 return to_uint8(G(z))
-            thresholds = rng.label_thresholds(self.reference.class_probs).to(z.device)
             return to_uint8(G(z, rng.labels(self.seed, Purpose.METRIC_LABEL, first, count, thresholds)))
 
         fake, logits = self._extract(self.num_images, generate, check)

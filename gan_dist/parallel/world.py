@@ -156,4 +156,4 @@ def processor(device: torch.device) -> dict[str, str]:
         name, cudnn = torch.cuda.get_device_name(device), str(torch.backends.cudnn.version())
     else:
         name, cudnn = f"CPU, {torch.backends.cpu.get_cpu_capability()}", "none"
-    return {"torch": torch.__version__, "cudnn": cudnn, "device": name, "random numbers": rng.GENERATOR}
+    return {"torch": torch.__version__, "cudnn": cudnn, "device": name, "random generator": rng.GENERATOR}

@@ -247,5 +247,5 @@ def changed_environment(checkpoint: Path, dist: Distributed) -> str:
     """
     now = dist.environment
     # Checkpoints that do not name the generator are of the time of the first one.
-    before = {**now, "random numbers": "Philox", **read_facts(checkpoint)["environment"]}
+    before = {**now, "random generator": "Philox", **read_facts(checkpoint)["environment"]}
     return ", ".join(f"{key} was {before[key]} and is {now[key]}" for key in now if before[key] != now[key])

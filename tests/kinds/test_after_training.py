@@ -39,6 +39,7 @@ def fail(*_):
 tracking.LocalTracker.finish = fail
 """
 A_WORKER_FAILS = """
+import signal
 from gan_dist.data import folder
 from torch.utils.data import get_worker_info
 name = "fetch" if hasattr(folder.ImageFiles, "fetch") else "__getitems__"
@@ -134,7 +135,7 @@ def test_no_checkpoint_to_go_back_to(policy: str, program: Program) -> None:
 
 
 @pytest.fixture
-def lose_a_worker(program: Program) -> Callable[[int | None], str]:
+def lose_a_worker(program: Program) -> Callable[..., str]:
     """Train with data workers, of which one gets a signal or fails by itself; returns what is said on stderr."""
     (program.cwd / "images").mkdir()
     for i in range(64):
@@ -142,8 +143,8 @@ def lose_a_worker(program: Program) -> Callable[[int | None], str]:
     data = ["data.name=folder", "data.root=images", "data.image_size=8", "data.memory_gib=1e-9", "data.workers=1"]
     data += ["model.conditional=false", "train.kimg=100000", "log.every_kimg=0.1", "run.dir=run"]
 
-    def lose(number: int | None) -> str:
-        process = program.start("train", *TINY, *data, first="" if number else A_WORKER_FAILS)
+    def lose(number: int | None, first: str = "") -> str:
+        process = program.start("train", *TINY, *data, first=first)
         assert process.stdout
         if number:
             while "kimg  D " not in process.stdout.readline():
@@ -169,9 +170,14 @@ def lose_a_worker(program: Program) -> Callable[[int | None], str]:
         (None, "RuntimeError: the decoder is confused"),
     ],
 )
-def test_advice_fits_what_a_worker_died_of(
-    number: int | None, advice: str, lose_a_worker: Callable[[int | None], str]
-) -> None:
-    error = lose_a_worker(number)
+def test_advice_fits_what_a_worker_died_of(number: int | None, advice: str, lose_a_worker: Callable[..., str]) -> None:
+    error = lose_a_worker(number, "" if number else A_WORKER_FAILS)
     assert advice in error
     assert ("lower data.workers" in error) == (number in (signal.SIGKILL, signal.SIGBUS))
+
+
+@pytest.mark.slow
+@pytest.mark.clause("3.2", "the reason is unknown if a worker dies in its first batch")
+def test_worker_that_dies_at_once(lose_a_worker: Callable[..., str]) -> None:
+    dies = A_WORKER_FAILS.replace('raise RuntimeError("the decoder is confused")', "signal.raise_signal(signal.SIGBUS)")
+    assert "/dev/shm is full" in lose_a_worker(None, dies)

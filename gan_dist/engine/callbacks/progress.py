@@ -133,7 +133,8 @@ def _peak_memory(device: torch.device) -> float:
     try:
         status = Path("/proc/self/status").read_text(encoding="utf-8")
         return int(status.partition("VmHWM:")[2].split()[0]) / 2**20
-    except (OSError, IndexError):  # it is not Linux, where `ru_maxrss` can be what a launcher took before this process
+    except (OSError, IndexError):
         import resource  # Unix only
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30  # bytes on macOS
+        # On Linux this is not asked first, because it may be what a launcher took before it became this process.
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
