@@ -137,8 +137,8 @@ def test_python_without_some_signals(program: Program) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user without threads")
 @pytest.mark.clause("3.3", "threads that can't be started")
 def test_threads_that_cannot_be_started(program: Program) -> None:
-    """Limits on processes do not count for root."""
-    first = "import os, resource; resource.setrlimit(resource.RLIMIT_NPROC, (0, 0)); os.setuid(65534)"
+    """Limits on processes do not count for root. The other user may have no access to Python's library."""
+    first = "import os, resource, encodings.utf_8_sig; resource.setrlimit(resource.RLIMIT_NPROC, (0, 0)); os.setuid(65534)"
     process = program.start("train", *TINY, "train.kimg=0.1", "run.dir=run", first=first)
     error = process.communicate(timeout=END)[1]
     assert process.returncode == 1
