@@ -138,7 +138,8 @@ def test_python_without_some_signals(program: Program) -> None:
 @pytest.mark.clause("3.3", "threads that can't be started")
 def test_threads_that_cannot_be_started(program: Program) -> None:
     """Limits on processes do not count for root. The other user may have no access to Python's library."""
-    first = "import os, resource, encodings.utf_8_sig; resource.setrlimit(resource.RLIMIT_NPROC, (0, 0)); os.setuid(65534)"
+    first = "import encodings.utf_8_sig, os, resource\n"
+    first += "resource.setrlimit(resource.RLIMIT_NPROC, (0, 0)); os.setuid(65534)"
     process = program.start("train", *TINY, "train.kimg=0.1", "run.dir=run", first=first)
     error = process.communicate(timeout=END)[1]
     assert process.returncode == 1
