@@ -196,7 +196,11 @@ def test_folder_larger_than_memory_is_read_file_by_file(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_loader_processes_give_the_same_batches_as_memory(folder: Path) -> None:
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_loader_processes_give_the_same_batches_as_memory(
+    start: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("multiprocessing.get_start_method", lambda: start)  # newer versions of Python do not fork
     config = Data(name="folder", root=str(folder), image_size="8", memory_gib=1e-9)
     files = load_dataset(source_of(config), describe(source_of(config)))
     assert isinstance(files, ImageFiles)

@@ -35,6 +35,10 @@ class Workers:
         self._done = RawArray("q", max(1, count))
         self._processes: list[BaseProcess] = []
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a worker gets that is not a fork: all but the processes, which only their parent has."""
+        return {**vars(self), "_processes": []}
+
     @property
     def pending(self) -> int:
         """Number of batches that the workers have been asked for and have not read yet. If it is 0, all are idle."""
