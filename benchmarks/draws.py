@@ -3,7 +3,7 @@
     python -m benchmarks draws [--count N] [--json FILE]
 
 Each row is a test of N numbers, and its p-value: the probability that independent random numbers look at least as odd.
-p-values below 1e-4 are unlikely in any of the rows. Without `--count`, N is 10^8, which takes some minutes.
+p-values below 1e-4 are unlikely in any of the rows. Without `--count`, N is 10^8, which takes about a minute.
 """
 
 from __future__ import annotations

@@ -54,8 +54,6 @@ WIRE = [(loss, "R1") for loss in sorted(LOSSES)] + [
 WIRE_STEPS = list(itertools.product((0, 2), (1, 3)))
 # Where four processes would show what two do not: all that differs between them is how a batch is cut.
 IN_FOUR = [*OF_EACH_ARCHITECTURE.values(), "wgan_gp_fashion_mnist", "ring_rpgan"]
-
-
 SEEDS = (0, 1)  # of first gradients in single precision
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, TINY, Train, read_until, run_here, run_there, start_ranks
+from launched import free_port
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -28,12 +29,6 @@ GPU = torch.cuda.is_available()
 
 def _launch(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
     return run_there(cwd, "-m", "accelerate.commands.launch", *arguments)
-
-
-def _port() -> str:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return str(server.getsockname()[1])
 
 
 def _assert_close(a: Path, b: Path) -> None:
@@ -85,7 +80,7 @@ def test_launch_file(path: Path, tmp_path: Path) -> None:
     script.remove("train.device=cpu")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(path)]
     if case == "many_nodes":  # two launchers on this machine stand for two nodes
-        port = ["--num_processes", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", _port()]
+        port = ["--num_processes", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port())]
         launchers = [[*command, *port, "--machine_rank", str(rank), *script] for rank in range(2)]
         if torch.cuda.device_count() == 1:
             pytest.skip("NCCL refuses two processes on one GPU")

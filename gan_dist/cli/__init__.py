@@ -35,15 +35,8 @@ gan-dist: train generative adversarial networks on one GPU, on many GPUs, and on
 `gan-dist COMMAND --help` explains a command; `gan-dist train --help` lists every setting.
 """
 
-COMMANDS = (
-    "train",
-    "sample",
-    "evaluate",
-    "recipes",
-    "init",
-    "prefetch",
-    "plan",
-)  # names of files and of their functions
+# The names of files and of their functions.
+COMMANDS = ("train", "sample", "evaluate", "recipes", "init", "prefetch", "plan")
 TOGETHER = ("train", "evaluate")  # commands that several processes run together
 
 

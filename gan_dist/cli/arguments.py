@@ -61,7 +61,7 @@ def read_arguments(arguments: list[str]) -> Asked:
     """Read the config that the arguments of a command ask for, and what the user has to know about it.
 
     The settings key.sub=value come first, then those of the run that is to be resumed. If there is no such run, the
-    config file comes next, or configs/digits.yaml without one. The defaults come last.
+    config file comes next, or the recipe digits without one. The defaults come last.
 
     Args:
         arguments: at most one path of a YAML file or name of a recipe, and any number of key.sub=value.

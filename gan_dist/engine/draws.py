@@ -35,6 +35,7 @@ class Draws:
     Attributes:
         alpha: how far the newest layers are faded in with progressive growing, in [0, 1]. Real images are blended in
             the same way.
+        blocks: what makes the random numbers of each kind. A plan of the run's cost leaves their work out.
     """
 
     alpha = 1.0
@@ -53,13 +54,15 @@ class Draws:
         self.hflip, self.augmentations = hflip, augmentations
         self.like = like = next(state.G.parameters())
         z_dim: int = state.G.z_dim  # type: ignore[assignment]
-        self._latents = rng.Blocks(partial(rng.latents, z_dim=z_dim, like=like))
+        self.blocks = {
+            "latents": rng.Blocks(partial(rng.latents, z_dim=z_dim, like=like)),
+            "flips": rng.Blocks(partial(rng.coins, device=like.device)),
+            "augmentation": rng.Blocks(partial(rng.words, dim=NUMBERS, device=like.device)),
+            "between": rng.Blocks(partial(rng.words, dim=1, device=like.device)),
+        }
         if class_probs is not None:
             thresholds = rng.label_thresholds(class_probs).to(like.device)
-            self._labels = rng.Blocks(partial(rng.labels, thresholds=thresholds))
-        self._flips = rng.Blocks(partial(rng.coins, device=like.device))
-        self._augmentations = rng.Blocks(partial(rng.words, dim=NUMBERS, device=like.device))
-        self._between = rng.Blocks(partial(rng.words, dim=1, device=like.device))
+            self.blocks["labels"] = rng.Blocks(partial(rng.labels, thresholds=thresholds))
 
     @property
     def seed(self) -> int:
@@ -68,11 +71,11 @@ class Draws:
 
     def latents(self, purpose: Purpose, first: int, count: int) -> Tensor:
         """Draw latents z from N(0, 1) for the images first … first + count - 1 of the run: (count, z_dim)."""
-        return self._latents(self.seed, purpose, first, count)
+        return self.blocks["latents"](self.seed, purpose, first, count)
 
     def labels(self, purpose: Purpose, first: int, count: int) -> Tensor | None:
         """Draw labels for G with the probabilities `class_probs`: (count,) int64; None if G takes no label."""
-        return None if self.class_probs is None else self._labels(self.seed, purpose, first, count)
+        return None if self.class_probs is None else self.blocks["labels"](self.seed, purpose, first, count)
 
     def labels_of(self, labels: Tensor) -> Tensor | None:
         """Return the labels of real images unchanged; None if the networks take no label."""
@@ -90,7 +93,7 @@ class Draws:
         """
         x = self.to_float(images, self.like.dtype)
         if self.hflip:
-            x = mirror(x, self._flips(self.seed, Purpose.FLIP, first, len(x)))
+            x = mirror(x, self.blocks["flips"](self.seed, Purpose.FLIP, first, len(x)))
         if self.alpha < 1:
             x = fade(x, self.alpha)
         return self.augmented(x, Purpose.AUGMENT_REAL, first)
@@ -105,8 +108,9 @@ class Draws:
         """
         if not self.augmentations:
             return x
-        return augment(x, self.augmentations, self._augmentations(self.seed, purpose, first, len(x)))
+        return augment(x, self.augmentations, self.blocks["augmentation"](self.seed, purpose, first, len(x)))
 
     def between(self, first: int, x: Tensor) -> Tensor:
         """Draw a number u in [0, 1) for each image of x: (N,). The gradient penalty needs it to mix images."""
-        return rng.unit(self._between(self.seed, Purpose.INTERPOLATE, first, len(x))).squeeze(1).to(x.dtype)
+        bits = self.blocks["between"](self.seed, Purpose.INTERPOLATE, first, len(x))
+        return rng.unit(bits).squeeze(1).to(x.dtype)

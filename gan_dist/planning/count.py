@@ -26,7 +26,6 @@ from gan_dist.engine.stats import RunningMeans
 from gan_dist.kernels import convolution
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.planning.memory import data_bytes, moments
-from gan_dist.rng import Blocks
 from gan_dist.settings.schema import Config
 from gan_dist.wiring.iteration import make_step
 from gan_dist.wiring.networks import make_state
@@ -238,9 +237,8 @@ def count_iteration(config: Config, info: DataInfo, share: int) -> Iteration:
     dist.networks = {state.opt_G: "G", state.opt_D: "D"}
     class_probs = torch.full((info.num_classes,), 1 / info.num_classes) if config.model.conditional else None
     step = make_step(config, state, dist, RunningMeans(dist), class_probs)
-    for blocks in vars(step.draws).values():
-        if isinstance(blocks, Blocks):  # a block is drawn for many iterations
-            blocks.draw = counter.uncounted(blocks.draw)
+    for blocks in step.draws.blocks.values():  # a block is drawn for many iterations
+        blocks.draw = counter.uncounted(blocks.draw)
     images = torch.empty(share, *info.image_shape, dtype=torch.uint8, device="meta")
     labels = torch.empty(share, dtype=torch.int64, device="meta")
     with mixed or nullcontext(), counter:
