@@ -176,7 +176,8 @@ class Recipe:
         self.trainer.step.d_step(*self.batch)
 
     def g_step(self) -> None:
-        self.trainer.step.g_step(*self.batch)
+        step, (images, labels) = self.trainer.step, self.batch
+        step.g_step(step.draws.real_images(images), step.draws.labels_of(labels))
 
 
 def layers_by_type(run: Recipe) -> str:

@@ -16,7 +16,7 @@ Only initial weights and the subsets of KID are drawn by torch's own generator o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from functools import lru_cache
@@ -152,34 +152,6 @@ def labels(seed: int, purpose: Purpose, first: int, count: int, thresholds: Tens
 def coins(seed: int, purpose: Purpose, first: int, count: int, device: torch.device | str = "cpu") -> Tensor:
     """Draw True with probability 1/2 for the samples first … first + count - 1: (count,) bool."""
     return words(seed, purpose, first, count, 1, device)[:, 0] < 0
-
-
-class Blocks:
-    """Draws whole blocks of BLOCK samples, and keeps the last block of each purpose.
-
-    A block costs little more time than a few samples, above all on a GPU, where most of it is spent on starting
-    kernels. The numbers are those that `draw` gives.
-
-    What is returned shares memory with the block, so it must not be changed in place.
-
-    Args:
-        draw: takes seed, purpose, first and count, and returns a tensor (count, …).
-    """
-
-    def __init__(self, draw: Callable[[int, Purpose, int, int], Tensor]) -> None:
-        self.draw = draw
-        self._blocks: dict[Purpose, tuple[tuple[int, int], Tensor]] = {}
-
-    def __call__(self, seed: int, purpose: Purpose, first: int, count: int) -> Tensor:
-        """Return what is drawn for the samples first … first + count - 1: (count, …)."""
-        parts = []
-        while count:
-            number, start = divmod(first, BLOCK)
-            if self._blocks.get(purpose, (None,))[0] != (seed, number):
-                self._blocks[purpose] = ((seed, number), self.draw(seed, purpose, number * BLOCK, BLOCK))
-            parts.append(self._blocks[purpose][1][start : start + count])
-            first, count = first + len(parts[-1]), count - len(parts[-1])
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 ROUNDS = 8  # rounds of the Feistel network in `permuted`

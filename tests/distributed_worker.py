@@ -110,9 +110,11 @@ class Jobs:
         tensors = {}
         for part in ("D", "G"):
             trainer = self.build(dist, recipe, *overrides).trainer
-            trainer.step.draws.hflip = False  # of a batch that G's step alone would number from below 0
-            batch = next(trainer.batches)
-            trainer.step.d_step(*batch) if part == "D" else trainer.step.g_step(*batch)
+            step, (images, labels) = trainer.step, next(trainer.batches)
+            if part == "D":
+                step.d_step(images, labels)
+            else:
+                step.g_step(step.draws.to_float(images, dist.dtype), step.draws.labels_of(labels))
             for key, parameter in getattr(trainer.state, part).named_parameters():
                 if parameter.grad is not None:  # a growing network does without some
                     tensors[f"{part}.{key}"] = parameter.grad

@@ -41,9 +41,8 @@ def losses(recipe: str, dist: Distributed, folder: Path) -> list[float]:
         torch.set_default_dtype(torch.float32)
     found = []
 
-    def add(name: str, value: Tensor) -> None:  # in fp64, before the means are rounded to fp32
-        if name.startswith("loss_"):
-            found.append(value.item())
+    def add(figures: dict[str, Tensor]) -> None:  # in fp64, before the means are rounded to fp32
+        found.extend(value.item() for name, value in figures.items() if name.startswith("loss_"))
 
     run.trainer.step.stats.add = add  # type: ignore[method-assign]
     run.train(StopSignals())

@@ -8,11 +8,13 @@ import torch
 from conftest import load_recipe
 from torch import Tensor
 
+from gan_dist import rng
 from gan_dist.data import DataInfo
 from gan_dist.data.datasets import describe
-from gan_dist.data.preprocess import images_to_float
+from gan_dist.data.preprocess import points_to_float
 from gan_dist.engine.draws import Draws
-from gan_dist.game.augment import color, cutout, translation
+from gan_dist.engine.scalars import Scalars
+from gan_dist.game.augment import NUMBERS, color, cutout, translation
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.rng import Purpose
 from gan_dist.settings.config import load_config
@@ -80,15 +82,20 @@ def test_draws_follow_the_image() -> None:
     state = make_state(load_config(None), DataInfo((1, 8, 8), 10, 100), Distributed("fp64", cpu=True))
 
     def draws(*names: str) -> Draws:
-        return Draws(state, 3, None, images_to_float, False, names)
+        numbers = Scalars(torch.device("cpu"), {"row": torch.int64})
+        return Draws(state, 3, None, points_to_float, False, names, numbers)
 
-    augment = draws("cutout", "color", "translation").augmented
-    x = _images(6, 1, 8, 8)
-    whole = augment(x, Purpose.AUGMENT_REAL, 100)
-    assert torch.equal(augment(x[2:5], Purpose.AUGMENT_REAL, 102), whole[2:5])
-    assert not torch.equal(augment(x, Purpose.AUGMENT_G_FAKE, 100), whole)
-    assert not torch.equal(augment(x, Purpose.AUGMENT_REAL, 106), whole)
-    assert draws().augmented(x, Purpose.AUGMENT_REAL, 0) is x
+    def looks(names: tuple[str, ...], x: Tensor, first: int) -> Tensor:
+        """What D sees of real images x whose first has this number: x itself here, as they are floats already."""
+        of_images = draws(*names)
+        of_images.scalars.write({"row": of_images.begin(first, len(x))})
+        return of_images.real_images(x)
+
+    x, names = _images(6, 1, 8, 8), ("cutout", "color", "translation")
+    whole = looks(names, x, 100)
+    assert torch.equal(looks(names, x[2:5], 102), whole[2:5])
+    assert not torch.equal(looks(names, x, 106), whole)
+    assert torch.equal(looks((), x, 100), x)
 
 
 def test_d_sees_nothing_else_and_g_learns_through_it(tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -101,13 +108,15 @@ def test_d_sees_nothing_else_and_g_learns_through_it(tmp_path) -> None:  # type:
     step.state.D.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
     images = torch.full((8, 1, 16, 16), 255, dtype=torch.uint8)
     labels = torch.arange(8)
-    step.d_step(images, labels)
-    step.g_step(images, labels)
+    _, x_real, _ = step.d_step(images, labels)
+    step.g_step(x_real, labels)
     assert [len(x) for x in seen] == [16, 8], "real and generated images in one pass, and G's"
-    real = step.draws.augmented(torch.ones(8, 1, 16, 16, dtype=torch.float64), Purpose.AUGMENT_REAL, 0)
+    bits = rng.words(0, Purpose.AUGMENT_REAL, 0, 8, NUMBERS)
+    real = step.draws.augmented(torch.ones(8, 1, 16, 16, dtype=torch.float64), bits)
     assert torch.equal(seen[0][:8], real)
+    assert torch.equal(x_real, real)
     assert all((x == 0).flatten(1).sum(1).min() >= 16 for x in seen), "a corner is missing from every image"
     step.draws.augmentations = []
     without = [p.grad.clone() for p in step.state.G.parameters()]
-    step.g_step(images, labels)
+    step.g_step(x_real, labels)
     assert any(not torch.allclose(a, p.grad) for a, p in zip(without, step.state.G.parameters()))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gan_dist.engine.ema import Average, update_ema
+from gan_dist.engine.ema import Average, MovingAverage
 from gan_dist.game.losses import LOSSES
 from gan_dist.game.regularizers import clip_weights, gradient_penalty, interpolate, squared_gradient_norms
 from gan_dist.settings.schema import Config, Growth, Optimizer
@@ -132,7 +132,7 @@ def test_ema_forgets_half_in_one_half_life() -> None:
     model.weight.data.zero_()
     model.num_batches_tracked.fill_(7)  # type: ignore[union-attr]
     for nimg in range(0, 6400, 64):
-        update_ema(average, model, Average(6400, 0).beta(64, nimg))
+        MovingAverage(average, model).follow(torch.tensor(1 - Average(6400, 0).beta(64, nimg)))
     torch.testing.assert_close(average.weight.data, torch.full((3,), 0.5))
     torch.testing.assert_close(average.running_mean, torch.full((3,), 0.5))
     assert average.num_batches_tracked == 7

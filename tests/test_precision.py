@@ -79,7 +79,10 @@ def _gradients(config: Config, precision: str, watch: Any = None) -> dict[str, T
     for name in ("D", "G"):
         state, step, batch = _start(config, info, precision)
         with numerics(precision, exact=True), watch or nullcontext():
-            step.d_step(*batch) if name == "D" else step.g_step(*batch)
+            if name == "D":
+                step.d_step(*batch)
+            else:
+                step.g_step(step.draws.to_float(batch[0], step.draws.like.dtype), step.draws.labels_of(batch[1]))
         if name == "D" and config.loss.gradient_penalty:
             assert step.stats.read()["gradient_penalty"] > 0.1, "|grad D| is not near 1, where all is 0"
         parameters = [p.grad for p in getattr(state, name).parameters() if p.grad is not None]
@@ -221,7 +224,7 @@ def test_what_stays_in_full_precision(recipe: str) -> None:
     moments = [m for optimizer in (state.opt_G, state.opt_D) for v in optimizer.state.values() for m in v.values()]
     assert {m.dtype for m in moments} == {torch.float32}
     y = batch[1] if config.model.conditional else None
-    assert state.D(step.draws.real_images(batch[0], 0), y).dtype == torch.float32
+    assert state.D(step.draws.real_images(batch[0]), y).dtype == torch.float32
     assert {total.dtype for total in step.stats._sums.values()} == {torch.float32}
 
 

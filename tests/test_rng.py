@@ -57,15 +57,6 @@ def test_latents_are_finite_at_the_ends_and_symmetric() -> None:
     assert z[1].item() == pytest.approx(-z[0].item()) == pytest.approx(stats.norm.isf(2.0**-54), abs=0.1)
 
 
-@pytest.mark.parametrize("count", [7, 64, 700])
-def test_blocks_give_the_drawn_numbers_whatever_the_slices(count: int) -> None:
-    draw = lambda seed, purpose, first, n: rng.latents(seed, purpose, first, n, 5)  # noqa: E731
-    blocks = rng.Blocks(draw)
-    for seed, first in [(3, 0), (3, count), (3, 511), (3, 0), (4, 0), (3, 5 * count)]:
-        for purpose in (Purpose.D_LATENT, Purpose.G_LATENT):
-            assert torch.equal(blocks(seed, purpose, first, count), draw(seed, purpose, first, count))
-
-
 def test_labels_have_the_given_probabilities() -> None:
     thresholds = rng.label_thresholds(torch.tensor([0.1, 0.0, 0.6, 0.3]))
     counts = torch.bincount(rng.labels(3, Purpose.D_LABEL, 0, 10_000, thresholds), minlength=4).numpy()

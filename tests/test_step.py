@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from gan_dist import rng
 from gan_dist.checkpoint.state import State
 from gan_dist.data import DataInfo
+from gan_dist.engine.draws import Drawn
 from gan_dist.engine.stats import RunningMeans
 from gan_dist.engine.step import Alternation
 from gan_dist.parallel.distributed import Distributed
@@ -279,8 +280,8 @@ def test_gamma_follows_its_schedule(dist: Distributed) -> None:
             state.nimg = nimg
             state.D.requires_grad_(True)
             step = _step(config, state, dist)
-            step.draws.latents = lambda *_: torch.ones(12, 6, dtype=torch.float64)  # type: ignore[assignment]
-            step.draws.labels = lambda *_: torch.zeros(12, dtype=torch.int64)  # type: ignore[method-assign]
+            drawn = Drawn(torch.ones(12, 6, dtype=torch.float64), torch.zeros(12, dtype=torch.int64), None)
+            step.draws.for_D = lambda *_, drawn=drawn: drawn  # type: ignore[method-assign]
             step.d_step(images, labels)
             found.append(torch.cat([p.grad.flatten() for p in state.D.parameters()]))
         added.append(found[1] - found[0])
@@ -321,4 +322,22 @@ def test_every_process_draws_for_its_own_images(dist: Distributed) -> None:
     config = _config("train.micro_batch_size=4")
     step = _step(config, make_state(config, INFO, dist), dist)
     step.growth.share = lambda count: range(count // 2, count)
-    assert list(step.growth.micro_batches(24)) == [(30, slice(0, 4)), (34, slice(4, 6))]
+    assert [micro.part for micro in step.growth.micro_batches()] == [slice(0, 4), slice(4, 6)]
+    assert [micro.last for micro in step.growth.micro_batches()] == [False, True]
+    seen: list[Tensor] = []
+    step.state.G.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    step.state.nimg = 24
+    step.d_step(*(half[6:] for half in _batches()[0]))
+    torch.testing.assert_close(torch.cat(seen), rng.latents(0, Purpose.D_LATENT, 30, 6, 6))
+
+
+@pytest.mark.parametrize("count", [7, 64, 700])
+def test_blocks_give_the_drawn_numbers_whatever_the_batches(count: int, dist: Distributed) -> None:
+    draws = _step(_config(), make_state(_config(), INFO, dist), dist).draws
+    for retries, first in [(0, 0), (0, count), (0, 511), (0, 0), (1, 0), (1, 5 * count)]:
+        draws.state.retries = retries
+        draws.scalars.write({"row": draws.begin(first, count)})
+        part = slice(count // 3, count)
+        for drawn, purpose in ((draws.for_D(part, None, False), Purpose.D_LATENT), (draws.for_G(part, None), Purpose.G_LATENT)):
+            expected = rng.latents(draws.seed, purpose, first + part.start, count - part.start, 6)
+            assert torch.equal(drawn.z, expected)

@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -42,33 +41,30 @@ class Average:
             half_life = min(half_life, nimg * self.rampup)
         return 0.5 ** (batch / half_life) if half_life > 0 else 0.0
 
-    def update(self, average: nn.Module, model: nn.Module, batch: int, nimg: int) -> None:
-        """Update the weights of `average`, in place, after an iteration that has changed `model`.
 
-        Args:
-            average: G_ema.
-            model: G.
-            batch: number of images in the iteration.
-            nimg: number of images seen before the iteration.
-        """
-        update_ema(average, model, self.beta(batch, nimg))
-
-
-@torch.no_grad()
-def update_ema(average: nn.Module, model: nn.Module, beta: float) -> None:
-    """Set average = beta * average + (1 - beta) * model, in place, for parameters and buffers.
-
-    Integer buffers, such as counters, are copied from `model`.
+class MovingAverage:
+    """G_ema together with the network that it follows.
 
     Args:
-        average: the network to change.
-        model: a network with the same parameters and buffers.
-        beta: in [0, 1].
+        average: the network to change, G_ema.
+        model: a network with the same parameters and buffers, G.
     """
-    old = [*average.parameters(), *average.buffers()]
-    new = [*model.parameters(), *model.buffers()]
-    pairs = [(a, m) for a, m in zip(old, new) if a.is_floating_point()]
-    get_ema_multi_avg_fn(beta)([a for a, _ in pairs], [m for _, m in pairs], None)
-    for a, m in zip(old, new):
-        if not a.is_floating_point():
-            a.copy_(m)
+
+    def __init__(self, average: nn.Module, model: nn.Module) -> None:
+        old, new = ([*module.parameters(), *module.buffers()] for module in (average, model))
+        pairs = [(a.detach(), m.detach()) for a, m in zip(old, new)]
+        self._numbers = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._counters = [pair for pair in pairs if not pair[0].is_floating_point()]
+
+    def follow(self, weight: Tensor) -> None:
+        """Set average = average + weight * (model - average), in place, for parameters and buffers.
+
+        Integer buffers, such as counters, are copied from `model`.
+
+        Args:
+            weight: 1 - beta, in [0, 1], a tensor without dimensions, with the device and dtype of the weights.
+        """
+        old, new = map(list, zip(*self._numbers))
+        torch._foreach_lerp_(old, new, [weight] * len(old))
+        if self._counters:
+            torch._foreach_copy_(*map(list, zip(*self._counters)))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from gan_dist.checkpoint.state import State
 from gan_dist.engine.draws import Draws
@@ -24,6 +25,20 @@ class Stage:
     number: int
     alpha: float
     batch_size: int
+
+
+class MicroBatch(NamedTuple):
+    """A part of this process's batch, which it computes at once.
+
+    Attributes:
+        part: which images of the batch of this process.
+        count: number of micro-batches in this batch.
+        last: this is the last of them.
+    """
+
+    part: slice
+    count: int
+    last: bool
 
 
 def grow(stable_nimg: float, fade_nimg: float, batch_sizes: list[int]) -> Callable[[int], Stage]:
@@ -100,16 +115,17 @@ class Growth:
         self._begin()
         return True
 
-    def micro_batches(self, nimg: int) -> Iterator[tuple[int, slice]]:
-        """Yield the micro-batches of this process's share of the global batch that begins at image `nimg` of the run.
+    @property
+    def own(self) -> range:
+        """The places, in the current global batch, of the images that this process computes."""
+        return self.share(self.batch_size)
 
-        Yields:
-            (number of the micro-batch's first image in the run, its slice of the per-process batch).
-        """
-        share = self.share(self.batch_size)
-        size = self.micro_batch_size or len(share)
-        for start in range(0, len(share), size):
-            yield nimg + share[start], slice(start, min(start + size, len(share)))
+    def micro_batches(self) -> list[MicroBatch]:
+        """Return the micro-batches of this process's batch."""
+        count = len(self.own)
+        starts = range(0, count, self.micro_batch_size or count)
+        ends = [*starts[1:], count]
+        return [MicroBatch(slice(a, b), len(starts), b == count) for a, b in zip(starts, ends)]
 
     def _apply(self) -> None:
         """Set alpha and the stage in `draws` and in the networks."""

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-import math
-from collections import deque
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from gan_dist.parallel.distributed import Distributed
 
-KEPT = 1000  # values of each name that are kept until the next `read`
+Figures = dict[str, Tensor]  # scalars on the device, by name
+
+
+def mean_of(figures: Sequence[Figures]) -> Figures:
+    """Return the mean of each figure over the micro-batches of a step."""
+    if len(figures) == 1:
+        return figures[0]
+    return {name: torch.stack([of_one[name] for of_one in figures]).mean() for name in figures[0]}
 
 
 class RunningMeans:
     """Collects values by name and returns their means.
 
     `add` does not make the host wait for the device. `read` waits once for all names together. A value that is not
-    finite, as an overflow in fp16 makes it, does not spoil the mean of the others.
+    finite, as an overflow in fp16 makes it, does not spoil the mean of the others. The sums are kept in tensors that
+    are changed in place, so that `add` can be part of a CUDA graph.
 
     Args:
         dist: the processes, over which the means are taken.
@@ -25,42 +32,47 @@ class RunningMeans:
 
     def __init__(self, dist: Distributed) -> None:
         self._dist = dist
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
-        self._values: dict[str, deque[Tensor]] = {}
+        # For each set of names that was added together: a row with the sums of the finite values, a row with their
+        # number, and a row with the number of all values.
+        self._sums: dict[tuple[str, ...], Tensor] = {}
 
-    def add(self, name: str, value: Tensor) -> None:
-        """Add a scalar: the mean of a quantity over some of the images that this process computes.
+    def add(self, figures: Figures) -> None:
+        """Add one value of each of some quantities: scalars, each a mean over images that this process computes.
 
         Always pass means over equally many images: only then is the mean of these means the mean over all images.
         """
-        value = value.detach().float()
-        self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._counts[name] = self._counts.get(name, 0) + 1
-        self._values.setdefault(name, deque(maxlen=KEPT)).append(value)
+        values = torch.stack([value.detach().float() for value in figures.values()])
+        names = tuple(figures)
+        if names not in self._sums:
+            self._sums[names] = torch.zeros(3, len(names), device=values.device)
+        total, finite, number = self._sums[names]
+        total.add_(torch.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0))
+        finite.add_(values - values == 0)
+        number.add_(1)
 
     def read(self) -> dict[str, float]:
         """Return the mean of each name's values since the last call, over all processes, and forget the values.
 
-        If a mean is not finite, it is replaced by the mean of the finite ones among the last KEPT values, if there are
-        any, and `<name>_nonfinite` says which share of the values was left out. All processes call this function
-        together, because it makes an all-reduce.
+        Values that are not finite are left out of the mean, and `<name>_nonfinite` says which share of all they are.
+        If no value is finite, the mean is NaN. All processes call this function together, because it makes an
+        all-reduce.
         """
         if not self._sums:
             return {}
-        means = torch.stack([total / self._counts[name] for name, total in self._sums.items()])
-        result = dict(zip(self._sums, self._dist.mean(means).tolist()))
-        for name in [name for name, mean in result.items() if not math.isfinite(mean)]:
-            values = torch.stack(list(self._values[name]))
-            good = values.isfinite()
-            sums = torch.stack([values.where(good, 0).mean(), good.float().mean()])
-            total, share = self._dist.mean(sums).tolist()
-            result[f"{name}_nonfinite"] = 1 - share
-            if share:
-                result[name] = total / share
+        sums = self._dist.mean(torch.cat([*self._sums.values()], dim=1))
         self.rewind(0)
-        return result
+        found: dict[str, list[float]] = {}
+        for name, column in zip([name for names in self._sums for name in names], sums.t().tolist()):
+            found[name] = [a + b for a, b in zip(found.get(name, [0.0] * 3), column)]
+        means = {name: _mean(total, finite) for name, (total, finite, number) in found.items() if number}
+        shares = {f"{name}_nonfinite": 1 - finite / number for name, (_, finite, number) in found.items() if number}
+        return {**means, **{name: share for name, share in shares.items() if share}}
 
     def rewind(self, nimg: int) -> None:
         """The run has gone back to the checkpoint at `nimg` images: forget the values since the last `read`."""
-        self._sums, self._counts, self._values = {}, {}, {}
+        for sums in self._sums.values():
+            sums.zero_()
+
+
+def _mean(total: float, number: float) -> float:
+    return total / number if number else float("nan")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gan_dist.checkpoint.state import State
-from gan_dist.engine.draws import Draws
-from gan_dist.engine.ema import Average
+from gan_dist.engine.draws import Drawn, Draws
+from gan_dist.engine.ema import Average, MovingAverage
+from gan_dist.engine.graphs import Graphs
 from gan_dist.engine.growth import Growth
-from gan_dist.engine.stats import RunningMeans
+from gan_dist.engine.stats import Figures, mean_of
 from gan_dist.engine.update import Update
 from gan_dist.game.game import Game
 from gan_dist.game.regularizers import (
@@ -22,13 +25,16 @@ from gan_dist.game.regularizers import (
     squared_gradient_norms,
 )
 from gan_dist.parallel.wrapped import Wrapped
-from gan_dist.rng import Purpose
 
 Pair = tuple[Tensor, Tensor | None]  # images x and labels y for D; no labels if D is unconditional
 
 
 class Alternation:
     """One iteration: `game.n_critic` steps of D, then one step of G, then the update of G_ema.
+
+    `d_step` and `g_step` compute on the host what follows from the number of images seen. Their work on the device is
+    done by the functions `_gradient_D` to `_finish_G`, which may be captured as CUDA graphs. So these functions read
+    what changes from step to step from `draws.scalars`.
 
     Args:
         state: the networks without wrappers, and the number of images that D has seen.
@@ -38,7 +44,7 @@ class Alternation:
         draws: draws latents and labels, and prepares images for D.
         updates: the `Update` of "G" and of "D".
         average: how fast G_ema follows G.
-        stats: gets losses, logits, penalties and gradient norms.
+        graphs: runs the work on the device.
 
     Attributes:
         separable: D may see real and generated images in one pass, because it has no batch normalization.
@@ -53,11 +59,13 @@ class Alternation:
         draws: Draws,
         updates: dict[str, Update],
         average: Average,
-        stats: RunningMeans,
+        graphs: Graphs,
     ) -> None:
         self.state, self.wrapped, self.growth = state, wrapped, growth
-        self.game, self.draws, self.average, self.stats = game, draws, average, stats
-        self.update_G, self.update_D = updates["G"], updates["D"]
+        self.game, self.draws, self.average, self.graphs = game, draws, average, graphs
+        self.update_G, self.update_D, self.stats = updates["G"], updates["D"], updates["D"].stats
+        self.moving_average = MovingAverage(state.G_ema, state.G)
+        self._began = state.nimg  # number of images seen before the iteration
         # In one pass, batch normalization would compute its statistics over real and generated images together.
         self.separable = not any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in state.D.modules())
 
@@ -67,78 +75,123 @@ class Alternation:
         Args:
             batches: this process's shares of the global batches.
         """
-        before = self.state.nimg
+        self._began = self.state.nimg
         for _ in range(self.game.n_critic):
-            images, labels = next(batches)
-            norm_D = self.d_step(images, labels)
-        norm_G = self.g_step(images, labels)
-        self.average.update(self.state.G_ema, self.state.G, self.state.nimg - before, before)
-        return norm_D, norm_G
+            norm_D, x_real, y_real = self.d_step(*next(batches))
+        return norm_D, self.g_step(x_real, y_real)
 
-    def d_step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Train D on real images and as many generated images; returns the norm of D's gradient.
+    def d_step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Train D on real images and as many generated images.
 
         Args:
             images: this process's share of the global batch, as stored, usually uint8 (N, C, H, W).
             labels: their labels, int64 (N,).
+
+        Returns:
+            The norm of D's gradient, and the real images as D saw them with their labels.
         """
-        state, game, penalties, draws = self.state, self.game, self.game.penalties, self.draws
-        state.D.requires_grad_(True)
-        self.update_D.begin(state.nimg)
-        iterate_spectral_norms(state.D)
-        penalise = (state.nimg // self.growth.batch_size) % penalties.interval == 0
-        r1, r2 = penalise and penalties.r1_gamma > 0, penalise and penalties.r2_gamma > 0
-        micro_batches = list(self.growth.micro_batches(state.nimg))
-        for first, part in micro_batches:
-            x_real, y_real = draws.real_images(images[part], first), draws.labels_of(labels[part])
-            y = y_real if game.same_labels else draws.labels(Purpose.D_LABEL, first, len(x_real))
-            z = draws.latents(Purpose.D_LATENT, first, len(x_real))
-            with torch.no_grad():
-                x_fake = draws.augmented(state.G(z, y), Purpose.AUGMENT_D_FAKE, first)
-            x_real.requires_grad_(r1)
-            x_fake.requires_grad_(r2)
-            last = part is micro_batches[-1][1]
-            with self.wrapped.D.micro_batch(last), self.wrapped.D.twice_differentiable(r1 or r2):
-                # If only one of R1 and R2 is applied, a joint pass would compute second derivatives of both halves.
-                real, fake = self._logits((x_real, y_real), (x_fake, y), together=self.separable and r1 == r2)
-                loss = self._loss_D(real, fake)
-                if penalise:
-                    penalty = self._penalty(first, (x_real, y_real), x_fake, torch.cat([real, fake]))
-                    loss = loss + penalties.interval * penalty
-                self.update_D.backward(loss.mean() / len(micro_batches))
-        norm = self.update_D.step()
-        if penalties.clip_weights:
-            clip_weights(state.D.parameters(), penalties.clip_weights)
-        state.nimg += self.growth.batch_size
-        return norm
+        penalise = (self.state.nimg // self.growth.batch_size) % self.game.penalties.interval == 0
+        self._begin(self.update_D)
+        name = "D's step" + " with penalties" * (penalise and self.game.penalties.interval > 1)
+        gradient = partial(self._gradient_D, penalise)
+        result = self._run(name, self.update_D, gradient, self._finish_D, images, labels)
+        self.state.nimg += self.growth.batch_size
+        return result
 
-    def g_step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Train G; returns the norm of G's gradient.
-
-        D's weights are frozen, and D is called without its wrapper, so its gradients are neither computed nor sent.
+    def g_step(self, x_real: Tensor, y_real: Tensor | None) -> Tensor:
+        """Train G, then let G_ema follow it; returns the norm of G's gradient.
 
         Args:
-            images, labels: the batch of the last D step. Only a paired loss uses the images: it compares each generated
-                image with a real one.
+            x_real, y_real: what the last `d_step` returned. Only a paired loss uses the images: it compares each
+                generated image with a real one.
         """
-        state, game, draws = self.state, self.game, self.draws
-        state.D.requires_grad_(False)
-        self.update_G.begin(state.nimg)
-        micro_batches = list(self.growth.micro_batches(state.nimg))
-        for first, part in micro_batches:
-            count = part.stop - part.start
-            y = draws.labels_of(labels[part]) if game.same_labels else draws.labels(Purpose.G_LABEL, first, count)
-            z = draws.latents(Purpose.G_LATENT, first, count)
-            with self.wrapped.G.micro_batch(last=part is micro_batches[-1][1]):
-                fake = state.D(draws.augmented(self.wrapped.G(z, y), Purpose.AUGMENT_G_FAKE, first), y)
-                if game.loss.paired:
-                    real = state.D(draws.real_images(images[part], first - self.growth.batch_size), y)
-                    loss = game.loss.G(fake, real)
-                else:
-                    loss = game.loss.G(fake)
-                self.stats.add("loss_G", loss.mean())
-                self.update_G.backward(loss.mean() / len(micro_batches))
-        return self.update_G.step()
+        self._begin(self.update_G)
+        x_real, y_real = x_real if self.game.loss.paired else None, y_real if self.game.same_labels else None
+        return self._run("G's step", self.update_G, self._gradient_G, self._finish_G, x_real, y_real)
+
+    def _begin(self, update: Update) -> None:
+        """Compute what a step needs from the number of images seen, and write it to where the step reads it."""
+        nimg, own = self.state.nimg, self.growth.own
+        beta = self.average.beta(nimg - self._began, self._began)
+        row, scale = self.draws.begin(nimg + own.start, len(own)), self.game.penalties.gamma_scale(nimg)
+        self.draws.scalars.write({"row": row, "gamma_scale": scale, "average": 1 - beta, **update.begin(nimg)})
+
+    def _run(
+        self, name: str, update: Update, gradient: Callable[..., Any], finish: Callable[..., Any], *inputs: Any
+    ) -> Any:
+        """Run the work of a step: `gradient(*inputs)`, and `finish` with the result. One graph has both if it can."""
+        if update.fits_graph:
+            return self.graphs(name, lambda *inputs: finish(*gradient(*inputs)), *inputs)
+        return finish(*self.graphs(name, gradient, *inputs))
+
+    def _gradient_D(self, penalise: bool, images: Tensor, labels: Tensor) -> tuple[Figures, Tensor, Tensor | None]:
+        """Compute D's gradient; returns figures for the log, and the real images and labels as D saw them."""
+        game, draws, figures = self.game, self.draws, []
+        self.update_D.require_gradients(True)
+        self.update_D.clear()
+        iterate_spectral_norms(self.state.D)
+        x_real, y_real = draws.real_images(images), draws.labels_of(labels)
+        mixes = penalise and game.penalties.gradient_penalty > 0
+        for micro in self.growth.micro_batches():
+            real = x_real[micro.part], None if y_real is None else y_real[micro.part]
+            drawn = draws.for_D(micro.part, real[1] if game.same_labels else None, mixes)
+            loss = partial(self._loss_D, penalise)
+            inputs = (*real, drawn, draws.scalars["gamma_scale"])
+            figures.append(self.update_D.backward(loss, micro, (penalise, self.growth.stage.number), inputs))
+        return mean_of(figures), x_real, y_real
+
+    def _finish_D(self, figures: Figures, x_real: Tensor, y_real: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Step D's optimizer; returns the norm of D's gradient, and the real images and labels."""
+        norm = self.update_D.step(figures)
+        if self.game.penalties.clip_weights:
+            clip_weights(self.update_D.parameters, self.game.penalties.clip_weights)
+        return norm, x_real, y_real
+
+    def _gradient_G(self, x_real: Tensor | None, y_real: Tensor | None) -> tuple[Figures]:
+        """Compute G's gradient; returns figures for the log.
+
+        D's weights are frozen, and D is called without its wrapper, so its gradients are neither computed nor sent.
+        """
+        figures = []
+        self.update_D.require_gradients(False)
+        self.update_G.clear()
+        for micro in self.growth.micro_batches():
+            x, y = (None if of_batch is None else of_batch[micro.part] for of_batch in (x_real, y_real))
+            inputs = x, self.draws.for_G(micro.part, y)
+            figures.append(self.update_G.backward(self._loss_G, micro, self.growth.stage.number, inputs))
+        return (mean_of(figures),)
+
+    def _finish_G(self, figures: Figures) -> Tensor:
+        """Step G's optimizer, and let G_ema follow G; returns the norm of G's gradient."""
+        norm = self.update_G.step(figures)
+        self.moving_average.follow(self.draws.scalars["average"])
+        return norm
+
+    def _loss_D(
+        self, penalise: bool, x_real: Tensor, y_real: Tensor | None, drawn: Drawn, gamma_scale: Tensor
+    ) -> tuple[Tensor, Figures]:
+        """Compute D's mean loss over a micro-batch, with its penalties if they are due, and figures for the log."""
+        penalties = self.game.penalties
+        r1, r2 = penalise and penalties.r1_gamma > 0, penalise and penalties.r2_gamma > 0
+        with torch.no_grad():
+            x_fake = self.draws.augmented(self.state.G(drawn.z, drawn.y), drawn.bits)
+        x_real, x_fake = x_real.detach().requires_grad_(r1), x_fake.detach().requires_grad_(r2)
+        with self.wrapped.D.twice_differentiable(r1 or r2):
+            # If only one of R1 and R2 is applied, a joint pass would compute second derivatives of both halves.
+            real, fake = self._logits((x_real, y_real), (x_fake, drawn.y), together=self.separable and r1 == r2)
+            loss, figures = self._adversarial_D(real, fake)
+            if penalise:
+                logits, u = torch.cat([real, fake]), drawn.u
+                penalty, more = self._penalty((x_real, y_real), x_fake, logits, u, gamma_scale)
+                loss, figures = loss + penalties.interval * penalty, figures | more
+        return loss.mean(), figures
+
+    def _loss_G(self, x_real: Tensor | None, drawn: Drawn) -> tuple[Tensor, Figures]:
+        """Compute G's mean loss over a micro-batch, and figures for the log."""
+        loss, y = self.game.loss, drawn.y
+        fake = self.state.D(self.draws.augmented(self.wrapped.G(drawn.z, y), drawn.bits), y)
+        mean = (loss.G(fake) if x_real is None else loss.G(fake, self.state.D(x_real, y))).mean()
+        return mean, {"loss_G": mean.detach()}
 
     def _logits(self, real: Pair, fake: Pair, together: bool) -> Sequence[Tensor]:
         """Compute D's logits of real and of generated images, (N,) each, together in one pass or in two passes."""
@@ -148,40 +201,44 @@ class Alternation:
         labels = None if y_real is None or y is None else torch.cat([y_real, y])
         return self.wrapped.D(torch.cat([x_real, x_fake]), labels).split(len(x_real))
 
-    def _loss_D(self, real: Tensor, fake: Tensor) -> Tensor:
-        """Compute D's loss of each sample, (N,), from the logits, with the drift penalty but no gradient penalty."""
+    def _adversarial_D(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Figures]:
+        """Compute D's loss of each sample, (N,), with the drift penalty but no gradient penalty, and its figures."""
         game = self.game
         smoothing = (game.label_smoothing,) if game.loss.has_target else ()
         loss = game.loss.D(real, fake, *smoothing) * (0.5 if game.d_half else 1.0)
-        self.stats.add("loss_D", loss.mean())
-        self.stats.add("D_real", real.mean())
-        self.stats.add("D_fake", fake.mean())
+        figures = {"loss_D": loss, "D_real": real, "D_fake": fake}
         if game.loss.critic:
-            self.stats.add("distance", (real - fake).mean())
-        return loss + game.penalties.drift * real.square() if game.penalties.drift else loss
+            figures["distance"] = real - fake
+        figures = {name: values.detach().mean() for name, values in figures.items()}
+        return loss + game.penalties.drift * real.square() if game.penalties.drift else loss, figures
 
-    def _penalty(self, first: int, real: Pair, x_fake: Tensor, logits: Tensor) -> Tensor:
+    def _penalty(
+        self, real: Pair, x_fake: Tensor, logits: Tensor, u: Tensor | None, gamma_scale: Tensor
+    ) -> tuple[Tensor, Figures]:
         """Compute the sum of the gradient penalties (R1, R2, WGAN-GP) for each pair of a real and a fake image: (N,).
 
         Args:
-            first: number, in the run, of the first image of this micro-batch.
             real: real images and their labels.
             x_fake: generated images (N, C, H, W).
             logits: D's logits of the real and then of the generated images, (2N,).
+            u: how WGAN-GP's penalty mixes the images, (N,).
+            gamma_scale: the present factor of the gammas, a tensor without dimensions.
+
+        Returns:
+            The penalty, and the mean of each penalty for the log.
         """
-        (x_real, y), penalties = real, self.game.penalties
+        (x_real, y), penalties, figures = real, self.game.penalties, {}
         total = torch.zeros_like(logits[: len(x_real)], dtype=x_real.dtype)
         sides = {"r1": (penalties.r1_gamma, x_real), "r2": (penalties.r2_gamma, x_fake)}
         sides = {name: side for name, side in sides.items() if side[0]}
         norms = squared_gradient_norms(logits, *(x for _, x in sides.values())) if sides else []
         for (name, (gamma, _)), norm in zip(sides.items(), norms):
-            self.stats.add(name, norm.mean())
-            total = total + 0.5 * gamma * penalties.gamma_scale(self.state.nimg) * norm
-        if penalties.gradient_penalty:
-            u = self.draws.between(first, x_real)
+            figures[name] = norm.detach().mean()
+            total = total + 0.5 * gamma * gamma_scale * norm
+        if u is not None:
             x = interpolate(x_real.detach(), x_fake.detach(), u).requires_grad_()
             with self.wrapped.D.twice_differentiable():
                 penalty = gradient_penalty(self.wrapped.D(x, y), x)
-            self.stats.add("gradient_penalty", penalty.mean())
+            figures["gradient_penalty"] = penalty.detach().mean()
             total = total + penalties.gradient_penalty * penalty
-        return total
+        return total, figures

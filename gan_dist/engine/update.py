@@ -2,69 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gan_dist.checkpoint.state import State
-from gan_dist.engine.stats import RunningMeans
-from gan_dist.parallel.distributed import Distributed
+from gan_dist.engine.gradients import Gradients, Loss
+from gan_dist.engine.growth import MicroBatch
+from gan_dist.engine.scalars import Scalars
+from gan_dist.engine.stats import Figures, RunningMeans
 
 Schedule = Callable[[int], dict[str, Any]]  # a function from nimg to settings for an optimizer's parameter groups
 
 
 class Update:
-    """Updates one network, "G" or "D". Per step, call `begin`, then `backward` for each micro-batch, then `step`.
+    """Updates one network, "G" or "D".
+
+    Per step, call `begin`, outside of any CUDA graph. Then call `clear`, `backward` for each micro-batch, and `step`.
 
     Args:
         name: "G" or "D".
         state: the state of the run, which holds the network, its optimizer and, in fp16, its loss scale.
         schedule: a function from nimg to the optimizer's settings.
-        dist: the processes.
+        gradients: computes the gradients of a loss.
         stats: gets the gradient norm of each step.
         skip_nonfinite: if a gradient is not finite, leave the weights unchanged.
+        scalars: holds the learning rate, under the name "lr_G" or "lr_D".
+
+    Attributes:
+        fits_graph: `step` can be part of a CUDA graph. If beta2 changes during the run it cannot, because fused
+            optimizers read it on the host.
+        keeps_gradients: the gradients stay in the same memory from step to step. A CUDA graph needs this, if it
+            computes gradients for a `step` outside of the graph.
     """
+
+    keeps_gradients = False
 
     def __init__(
         self,
         name: str,
         state: State,
         schedule: Schedule,
-        dist: Distributed,
+        gradients: Gradients,
         stats: RunningMeans,
         skip_nonfinite: bool,
+        scalars: Scalars,
     ) -> None:
-        self.name, self.dist, self.stats = name, dist, stats
-        self.network, self.schedule, self.skip_nonfinite = getattr(state, name), schedule, skip_nonfinite
-        self.optimizer = dist.prepare_optimizer(getattr(state, f"opt_{name}"), state.scalers.get(name))
+        self.name, self.gradients, self.stats, self.scalars = name, gradients, stats, scalars
+        self.dist = gradients.dist
+        self.schedule, self.skip_nonfinite = schedule, skip_nonfinite
+        self.parameters = list(getattr(state, name).parameters())
+        self.optimizer = self.dist.prepare_optimizer(getattr(state, f"opt_{name}"), state.scalers.get(name))
+        self.fits_graph = "betas" not in schedule(0)
 
-    def begin(self, nimg: int) -> None:
-        """Begin a step: delete the gradients of the previous step, and set learning rate and betas.
+    def begin(self, nimg: int) -> dict[str, float]:
+        """Set learning rate and betas. Returns the learning rate for the scalars, under its name.
 
         Args:
             nimg: number of images seen so far.
         """
-        self.optimizer.optimizer.zero_grad()
+        settings, numbers = self.schedule(nimg), {}
+        if "lr" in settings and takes_tensors(self.optimizer.optimizer):
+            numbers[f"lr_{self.name}"] = settings["lr"]
+            settings["lr"] = self.scalars[f"lr_{self.name}"]
         for group in self.optimizer.optimizer.param_groups:
-            group.update(self.schedule(nimg))
+            group.update(settings)
+        return numbers
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a scalar loss to the gradients of the earlier micro-batches."""
-        self.dist.backward(loss, self.optimizer)
+    def clear(self) -> None:
+        """Delete the gradients of the previous step."""
+        self.optimizer.optimizer.zero_grad(set_to_none=not self.keeps_gradients)
 
-    def step(self) -> Tensor:
-        """Step the optimizer, and return the norm of the whole gradient, a scalar on the device."""
+    def require_gradients(self, required: bool) -> None:
+        """Say if the next losses are to be differentiated for this network's weights. If not, they are frozen."""
+        for parameter in self.parameters:
+            parameter.requires_grad_(required)
+
+    def backward(self, loss: Loss, micro: MicroBatch, key: Hashable, inputs: tuple[Any, ...]) -> Figures:
+        """Add the gradient of a loss to the gradients of the earlier micro-batches; see `Gradients.add`."""
+        return self.gradients.add(loss, micro, key, inputs, self.optimizer)
+
+    def step(self, figures: Figures) -> Tensor:
+        """Step the optimizer; returns the norm of the whole gradient, a scalar on the device.
+
+        Args:
+            figures: what to add to the running means, together with the norm.
+        """
         self.dist.unscale(self.optimizer)
-        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        self.stats.add(f"grad_norm_{self.name}", norm)
-        broken = ~norm.isfinite()
-        if self.skip_nonfinite or self.optimizer.scaler:
-            self.stats.add(f"skipped_{self.name}", broken.float())
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        figures = {**figures, f"grad_norm_{self.name}": norm}
+        broken = ~norm.isfinite() if self.skip_nonfinite or self.optimizer.scaler else None
+        if broken is not None:
+            figures[f"skipped_{self.name}"] = broken
+        self.stats.add(figures)
         # In fp16 the GradScaler skips the step after an overflow, and halves this optimizer's loss scale.
-        if self.skip_nonfinite and not self.optimizer.scaler:
+        if broken is not None and not self.optimizer.scaler:
             if self.optimizer.optimizer.defaults.get("fused"):
                 # The fused kernel reads `found_inf` and skips the step itself, so the host need not wait for the norm.
                 self.optimizer.optimizer.found_inf = broken.float()
@@ -72,3 +106,8 @@ class Update:
                 return norm
         self.optimizer.step()
         return norm
+
+
+def takes_tensors(optimizer: torch.optim.Optimizer) -> bool:
+    """Tell if an optimizer reads its learning rate on the device, so that its step can be part of a CUDA graph."""
+    return bool(optimizer.defaults.get("fused") or optimizer.defaults.get("capturable"))

@@ -237,8 +237,8 @@ def count_iteration(config: Config, info: DataInfo, share: int) -> Iteration:
     dist.networks = {state.opt_G: "G", state.opt_D: "D"}
     class_probs = torch.full((info.num_classes,), 1 / info.num_classes) if config.model.conditional else None
     step = make_step(config, state, dist, RunningMeans(dist), class_probs)
-    for blocks in step.draws.blocks.values():  # a block is drawn for many iterations
-        blocks.draw = counter.uncounted(blocks.draw)
+    for kind, draw in step.draws.draw.items():  # a block is drawn for many iterations
+        step.draws.draw[kind] = counter.uncounted(draw)
     images = torch.empty(share, *info.image_shape, dtype=torch.uint8, device="meta")
     labels = torch.empty(share, dtype=torch.int64, device="meta")
     with mixed or nullcontext(), counter:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from gan_dist.checkpoint.state import State
 from gan_dist.engine.draws import Draws
 from gan_dist.engine.ema import Average
+from gan_dist.engine.gradients import Gradients
+from gan_dist.engine.graphs import Graphs
 from gan_dist.engine.growth import Growth, Stage, grow, stay
+from gan_dist.engine.scalars import Scalars
 from gan_dist.engine.schedules import OptimizerSchedule, Progress
 from gan_dist.engine.stats import RunningMeans
 from gan_dist.engine.step import Alternation
@@ -37,14 +41,31 @@ def make_step(
     """
     train, ema = config.train, config.ema
     to_float = kind_of(config.data).to_float
-    draws = Draws(state, train.seed, class_probs, to_float, config.data.hflip, train.augment)
+    scalars = Scalars(dist.device, _numbers(dist))
+    draws = Draws(state, train.seed, class_probs, to_float, config.data.hflip, train.augment, scalars)
     wrapped = Wrapped(WrappedNetwork(state.G, dist), WrappedNetwork(state.D, dist))
     growth = Growth(state, wrapped, draws, stages(config, last_stage(state)), dist.share, train.micro_batch_size)
     skip = train.on_nonfinite == "skip"
-    schedules = {name: optimizer_schedule(getattr(config.optim, name), total_nimg(config)) for name in ("G", "D")}
-    updates = {name: Update(name, state, schedule, dist, stats, skip) for name, schedule in schedules.items()}
+    updates = {
+        name: Update(
+            name,
+            state,
+            optimizer_schedule(getattr(config.optim, name), total_nimg(config)),
+            Gradients(network, dist),
+            stats,
+            skip,
+            scalars,
+        )
+        for name, network in (("G", wrapped.G), ("D", wrapped.D))
+    }
     average = Average(ema.half_life_kimg * 1000, ema.rampup, ema.growth_kimg * 1000)
-    return Alternation(state, wrapped, growth, make_game(config), draws, updates, average, stats)
+    return Alternation(state, wrapped, growth, make_game(config), draws, updates, average, Graphs())
+
+
+def _numbers(dist: Distributed) -> dict[str, torch.dtype]:
+    """Return the names and dtypes of the numbers that a step reads on the device."""
+    lr = torch.float32 if dist.device.type == "cuda" else torch.float64  # torch's fused kernels on a GPU need float32
+    return {"row": torch.int64, "gamma_scale": torch.float64, "average": dist.dtype, "lr_G": lr, "lr_D": lr}
 
 
 def nimg_of(kimg: float) -> int:

@@ -1,0 +1,90 @@
+"""What a CUDA graph does, on a CPU: record a function's calls of torch's operators once, then make the same calls again.
+
+A replay runs no Python, so each number that the function took from the host stays what it was, and each tensor that it
+used or made stays at its address. A function that reads a value on the host cannot be recorded.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from gan_dist.engine.graphs import WARM_UP, Graphs
+
+aten = torch.ops.aten
+# Operators whose result, or whose result's shape, the host must know, and those that bring host values to the device.
+READS = {
+    *(aten._local_scalar_dense.default, aten.item.default, aten.is_nonzero.default, aten.equal.default),
+    *(aten.nonzero.default, aten.masked_select.default, aten.lift_fresh.default),
+}
+
+
+class Recorder(TorchDispatchMode):
+    """A context that records the calls in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in READS:
+            raise AssertionError(f"{func} reads a value on the host")
+        result = func(*args, **kwargs)
+        self.calls.append((func, args, kwargs, result))
+        return result
+
+    def replay(self) -> None:
+        """Make the calls again. Each result goes to where it was when it was recorded."""
+        for func, args, kwargs, recorded in self.calls:
+            result = func(*args, **kwargs)
+            for old, new in zip(tree_leaves(recorded), tree_leaves(result)):
+                if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+class RecordedGraphs(Graphs):
+    """Records each function after a few calls, and replays it from then on.
+
+    Attributes:
+        replays: how often each function was replayed.
+        lengths: number of calls in each recording.
+    """
+
+    def __init__(self) -> None:
+        self._calls: Counter[str] = Counter()
+        self._recorded: dict[str, Callable[..., Any]] = {}
+        self.replays: Counter[str] = Counter()
+        self.lengths: dict[str, int] = {}
+
+    def __call__(self, name: str, function: Callable[..., Any], *inputs: Any) -> Any:
+        self._calls[name] += 1
+        if self._calls[name] <= WARM_UP:
+            return function(*inputs)
+        if name in self._recorded:
+            self.replays[name] += 1
+            return self._recorded[name](*inputs)
+        slots = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs)
+        with Recorder() as recorder:
+            outputs = function(*slots)
+        self.lengths[name] = len(recorder.calls)
+
+        def replay(*inputs: Any) -> Any:
+            for slot, given in zip(slots, inputs):
+                if isinstance(slot, Tensor):
+                    slot.copy_(given)
+            recorder.replay()
+            return outputs
+
+        self._recorded[name] = replay
+        return outputs
+
+    def rewind(self, nimg: int) -> None:
+        self._calls.clear()
+        self._recorded.clear()
