@@ -1,4 +1,4 @@
-"""What a CUDA graph does, on a CPU: record a function's calls of torch's operators once, then make the same calls again.
+"""What a CUDA graph does, on a CPU: record the calls of torch's operators in a function, then make them again.
 
 A replay runs no Python, so each number that the function took from the host stays what it was, and each tensor that it
 used or made stays at its address. A function that reads a value on the host cannot be recorded.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from gan_dist.engine.graphs import WARM_UP, Graphs
+from gan_dist.engine.graphs import WARM_UP
 
 aten = torch.ops.aten
 # Operators whose result, or whose result's shape, the host must know, and those that bring host values to the device.
@@ -41,7 +42,11 @@ class Recorder(TorchDispatchMode):
         return result
 
     def replay(self) -> None:
-        """Make the calls again. Each result goes to where it was when it was recorded."""
+        """Make the calls again, without autograd. Each result goes to where it was when it was recorded."""
+        with torch._C._AutoDispatchBelowAutograd():
+            self._replay()
+
+    def _replay(self) -> None:
         for func, args, kwargs, recorded in self.calls:
             result = func(*args, **kwargs)
             for old, new in zip(tree_leaves(recorded), tree_leaves(result)):
@@ -49,7 +54,7 @@ class Recorder(TorchDispatchMode):
                     old.copy_(new)
 
 
-class RecordedGraphs(Graphs):
+class RecordedGraphs:
     """Records each function after a few calls, and replays it from then on.
 
     Attributes:
@@ -88,3 +93,6 @@ class RecordedGraphs(Graphs):
     def rewind(self, nimg: int) -> None:
         self._calls.clear()
         self._recorded.clear()
+
+    def stream(self) -> AbstractContextManager[None]:
+        return nullcontext()

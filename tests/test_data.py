@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from accelerate.data_loader import BatchSamplerShard
 from PIL import Image
 
@@ -34,6 +35,7 @@ from gan_dist.data.preprocess import images_to_float, to_uint8
 from gan_dist.data.shared import shrink
 from gan_dist.data.workers import Workers
 from gan_dist.engine.draws import Draws
+from gan_dist.engine.scalars import Scalars
 from gan_dist.errors import UserError
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.rng import BLOCK, Purpose, permuted
@@ -406,10 +408,18 @@ def test_preprocess_and_its_inverse() -> None:
     assert to_uint8(beyond).tolist() == [0, 0, 255, 255], "clamped, never wrapped around"
 
 
+ROW = Scalars(torch.device("cpu"), {"row": torch.int64})
+
+
 def test_flips_depend_on_the_number_of_the_image_alone() -> None:
     images = torch.randint(0, 256, (1000, 1, 4, 4), dtype=torch.uint8)
     state = make_state(load_config(None), DataInfo((1, 4, 4), 10, 1000), Distributed("fp32", cpu=True))
-    seen = Draws(state, 0, None, images_to_float, True, []).real_images
+    draws = Draws(state, 0, None, images_to_float, True, [], ROW)
+
+    def seen(images: Tensor, first: int) -> Tensor:
+        draws.scalars.write({"row": draws.begin(first, len(images))})
+        return draws.real_images(images)
+
     whole = seen(images, 50)
     assert torch.equal(torch.cat([seen(images[:300], 50), seen(images[300:], 350)]), whole)
     plain = images_to_float(images)
@@ -443,7 +453,9 @@ def test_labels_are_asked_for_as_often_as_they_occur() -> None:
     assert probabilities is not None
     assert probabilities.tolist() == [0.25, 0, 0.75, 0]
     state = make_state(config, info, Distributed("fp32", cpu=True))
-    drawn = Draws(state, 0, probabilities, images_to_float, False, []).labels(Purpose.G_LABEL, 0, 1000)
+    draws = Draws(state, 0, probabilities, images_to_float, False, [], ROW)
+    draws.scalars.write({"row": draws.begin(0, 1000)})
+    drawn = draws.for_G(slice(0, 1000), None).y
     assert drawn is not None
     assert 185 < int((drawn == 0).sum()) < 315  # 5 standard deviations
     assert set(drawn.tolist()) == {0, 2}

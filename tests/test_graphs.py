@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
-from conftest import RECIPES, load_recipe
+from conftest import RECIPES, Train, load_recipe
 from recorder import RecordedGraphs
 from torch import Tensor
 
 from gan_dist.data.datasets import describe
 from gan_dist.models import Growing
 from gan_dist.parallel.distributed import Distributed
+from gan_dist.parallel.signals import StopSignals
+from gan_dist.wiring import iteration
 from gan_dist.wiring.build import WiredRun, build
+from gan_dist.wiring.capture import why_not_captured
 from gan_dist.wiring.data import source_of
 
 QUIET = [f"{section}.every_kimg=0" for section in ("log", "sample", "metrics", "checkpoint")]
 # A schedule, a warm-up, a lazy penalty and flips: all of them follow the number of images seen.
 SETTINGS = [*QUIET, "tracking.wandb=disabled", "train.device=cpu", "train.batch_size=8", "data.hflip=true"]
-MOVING = ["loss.penalty_interval=2", "loss.gamma_decay=0.1", "optim.G.warmup_kimg=0.1", "optim.D.schedule=cosine"]
+RATES = ["optim.G.warmup_kimg=0.1", "optim.D.schedule=cosine", "loss.gamma_decay=0.1"]
 ITERATIONS = 16  # of each kind of D step 3 are warm-up, one is recorded, and the rest are replays
 
 
@@ -31,24 +35,32 @@ def dist() -> Distributed:
 
 def _build(recipe: str, folder: Path, dist: Distributed, recorded: bool, *overrides: str) -> WiredRun:
     settings = [s for s in SETTINGS if "hflip" not in s or load_recipe(recipe).data.name not in ("ring", "grid")]
-    config = load_recipe(recipe, *settings, *MOVING, *overrides)
-    config.train.kimg = 1.0
+    # On a CPU, RMSprop has no kernel that reads the learning rate on the device.
+    rates = RATES if load_recipe(recipe).optim.G.name != "RMSprop" else []
+    config = load_recipe(recipe, *settings, "loss.penalty_interval=2", *rates, *overrides)
     folder.mkdir()
-    run = build(config, describe(source_of(config.data)), folder, None, dist)
-    if recorded:
-        run.trainer.step.graphs = RecordedGraphs()
-        for update in (run.trainer.step.update_G, run.trainer.step.update_D):
-            update.keeps_gradients = not update.fits_graph
+    info = describe(source_of(config.data))
+    start = info.num_images // 8 * 8 - 40  # the first epoch ends soon
+    config.train.kimg = (start + 8 * ITERATIONS * config.train.n_critic) / 1000
+    made = RecordedGraphs() if recorded else None
+    with mock.patch.object(iteration, "make_graphs", return_value=made):
+        run = build(config, info, folder, None, dist)
+    run.state.nimg = start
     return run
 
 
 def _state(run: WiredRun) -> dict[str, Tensor]:
     """Everything that outlives an iteration, but the gradients."""
     state, step = run.state, run.trainer.step
-    found = {f"{n}.{k}": t for n in ("G", "D", "G_ema") for k, t in getattr(state, n).state_dict().items()}
+    found = {
+        f"{n}.{k}": t
+        for n in ("G", "D", "G_ema")
+        for k, t in getattr(state, n).state_dict().items()
+        if "extra_state" not in k
+    }
     for name in ("opt_G", "opt_D"):
-        for i, moments in enumerate(getattr(state, name).state.values()):
-            found |= {f"{name}.{i}.{key}": value for key, value in moments.items() if isinstance(value, Tensor)}
+        moments = getattr(state, name).state_dict()["state"]
+        found |= {f"{name}.{i}.{key}": t for i, kept in moments.items() for key, t in kept.items() if t is not None}
     found |= {f"means.{names}": sums for names, sums in step.stats._sums.items()}
     return found | {f"scalar.{name}": number for name, number in step.draws.scalars.items()}
 
@@ -58,16 +70,13 @@ def _train(run: WiredRun, spoilt: int | None = None) -> tuple[list[Any], list[di
     norms, logged = [], []
     for i in range(ITERATIONS):
         if i == spoilt:
-            with torch.no_grad():
-                saved = [p.clone() for p in run.state.G.parameters()]
-                next(run.state.G.parameters()).fill_(torch.nan)
+            networks = run.state.G, run.state.D, run.state.G_ema
+            saved = [{k: v.clone() for k, v in network.state_dict().items()} for network in networks]
+            next(run.state.G.parameters()).detach().fill_(torch.nan)
         norms.append([norm.item() for norm in run.trainer.step(run.trainer.batches)])
         if i == spoilt:
-            with torch.no_grad():
-                for parameter, before in zip(run.state.G.parameters(), saved):
-                    parameter.copy_(before)
-                for parameter, average in zip(run.state.G.parameters(), run.state.G_ema.parameters()):
-                    average.copy_(parameter)
+            for network, before in zip(networks, saved):
+                network.load_state_dict(before)
         if i % 5 == 4:
             logged.append(run.trainer.step.stats.read())
     run.trainer.batches.close()
@@ -96,12 +105,43 @@ def test_replayed_steps_have_the_same_bits(recipe: str, dist: Distributed, tmp_p
         assert found[1][-1]["skipped_D"] > 0
 
 
+def test_all_micro_batches_are_in_the_graph(dist: Distributed, tmp_path: Path) -> None:
+    found = []
+    for recorded in (False, True):
+        run = _build("digits", tmp_path / str(recorded), dist, recorded, "train.micro_batch_size=3")
+        found.append((*_train(run), {k: v.tolist() for k, v in _state(run).items()}))
+    assert found[0] == found[1]
+
+
+def test_a_run_goes_back_under_graphs(dist: Distributed, tmp_path: Path) -> None:
+    """Moments and weights are restored; a graph that still wrote to those of before would train nothing."""
+    found = []
+    for recorded in (False, True):
+        every = ["checkpoint.every_kimg=0.04", "train.on_nonfinite=rollback"]
+        run = _build("digits", tmp_path / str(recorded), dist, recorded, *every)
+        hooked = run.trainer.step.d_step
+        sick = run.state.nimg + 80
+
+        def d_step(images: Tensor, labels: Tensor, run: Any = run, sick: int = sick, hooked: Any = hooked) -> Any:
+            if run.state.nimg == sick and not run.state.retries:
+                next(run.state.D.parameters()).detach().fill_(torch.nan)
+            return hooked(images, labels)
+
+        run.trainer.step.d_step = d_step  # type: ignore[method-assign]
+        assert run.train(StopSignals())
+        assert run.state.retries == 1
+        found.append({k: v.tolist() for k, v in _state(run).items()})
+        if recorded:
+            assert min(run.trainer.step.graphs.replays.values()) >= 4  # type: ignore[attr-defined]
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_what_outlives_an_iteration_keeps_its_address(recipe: str, dist: Distributed, tmp_path: Path) -> None:
     run = _build(recipe, tmp_path / "run", dist, recorded=False)
     step = run.trainer.step
     for update in (step.update_G, step.update_D):
-        update.keeps_gradients = not update.fits_graph
+        update.keeps_gradients = not update.fits_graph  # as under graphs
     if isinstance(run.state.G, Growing):
         run.trainer.batches.growth.stage_at = lambda _: run.trainer.batches.growth.stage
     step(run.trainer.batches)
@@ -116,3 +156,35 @@ def test_what_outlives_an_iteration_keeps_its_address(recipe: str, dist: Distrib
     if not step.update_G.fits_graph:
         now = [p.grad.data_ptr() for u in (step.update_G, step.update_D) for p in u.parameters if p.grad is not None]
         assert now == gradients
+
+
+def test_auto_captures_every_recipe_that_does_not_grow() -> None:
+    for recipe in RECIPES:
+        config = load_recipe(recipe)
+        reason = why_not_captured(config, on_gpu=True, several=False, precision=config.train.gpu_precision)
+        assert reason == ("the networks grow" if config.model.name == "pggan" else ""), recipe
+
+
+@pytest.mark.parametrize(
+    ("settings", "facts", "reason"),
+    [
+        ([], {"on_gpu": False}, "no GPU"),
+        ([], {"several": True}, "exchange gradients"),
+        (["optim.D.name=Adafactor"], {}, "optim.D.name=Adafactor reads its learning rate on the host"),
+        (["optim.G.name=RMSprop"], {"precision": "fp16"}, "optim.G.name=RMSprop skips steps of fp16"),
+        (["optim.G.name=RMSprop", "train.on_nonfinite=skip"], {}, "train.on_nonfinite=skip"),
+        (["optim.G.args={foreach: true}"], {}, ""),
+    ],
+)
+def test_why_a_run_is_not_captured(settings: list[str], facts: dict[str, Any], reason: str) -> None:
+    known = {"on_gpu": True, "several": False, "precision": "tf32", **facts}
+    found = why_not_captured(load_recipe("digits", *settings), **known)
+    assert reason in found
+    assert bool(found) == bool(reason)
+
+
+def test_always_is_refused_where_it_is_not_possible(train: Train) -> None:
+    result = train("train.cuda_graphs=always")
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "train.cuda_graphs=always is not possible: there is no GPU; set train.cuda_graphs=auto" in result.stderr

@@ -338,6 +338,9 @@ def test_blocks_give_the_drawn_numbers_whatever_the_batches(count: int, dist: Di
         draws.state.retries = retries
         draws.scalars.write({"row": draws.begin(first, count)})
         part = slice(count // 3, count)
-        for drawn, purpose in ((draws.for_D(part, None, False), Purpose.D_LATENT), (draws.for_G(part, None), Purpose.G_LATENT)):
+        for drawn, purpose in (
+            (draws.for_D(part, None, False), Purpose.D_LATENT),
+            (draws.for_G(part, None), Purpose.G_LATENT),
+        ):
             expected = rng.latents(draws.seed, purpose, first + part.start, count - part.start, 6)
             assert torch.equal(drawn.z, expected)

@@ -126,7 +126,7 @@ def make_loader(
         prefetch_factor=prefetch if workers else None,
         multiprocessing_context=stream.workers.context(),
         worker_init_fn=stream.workers.begin,
-        pin_memory=torch.cuda.is_available() and not in_memory,
+        pin_memory=torch.cuda.is_available() and not (isinstance(dataset, ImageTensor) and dataset.images.is_cuda),
     )
 
 
@@ -174,18 +174,20 @@ def _batches(
         numbers: number, in the run, of the first image of each batch.
         patience: what to do while there is no batch.
     """
-    if not workers.count:
-        yield from loader
-        return
     device = getattr(loader, "device", None)
+    copies = CopyStream(device if loader.pin_memory else None)
+    if not workers.count:
+        iterator = iter(loader)
+        while True:
+            yield copies.receive(*copies.fetch(iterator))
     # An iterator that the main thread makes would raise errors about dead workers anywhere in the main thread.
     iterator = _in_thread(iter, loader).result()
     try:
         for number in numbers:
-            batch = _in_thread(next, iterator)
+            batch = _in_thread(copies.fetch, iterator)
             patience.wait_for(batch, workers, number)
             try:
-                parts = batch.result()
+                parts = copies.receive(*batch.result())
             except (ConnectionError, EOFError) as error:  # the worker died while it passed on a batch
                 raise RuntimeError(f"DataLoader worker {workers.death() or 'lost'}") from error
             except RuntimeError as error:
@@ -199,6 +201,35 @@ def _batches(
     finally:
         del iterator  # this ends the workers, unless they wait for a storage that does not answer
         workers.kill()
+
+
+class CopyStream:
+    """Copies batches to a GPU on a stream of its own, so that the copies overlap with training.
+
+    Args:
+        device: the GPU, or another device, or None: without a GPU this class only passes batches on.
+    """
+
+    def __init__(self, device: torch.device | None) -> None:
+        on_gpu = device is not None and device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if on_gpu else None
+
+    def fetch(self, batches: Iterator[Any]) -> tuple[Any, torch.Event | None]:
+        """Take the next batch, in any thread; returns the batch, and what tells that it has been copied."""
+        if self._stream is None:
+            return next(batches), None
+        with torch.cuda.stream(self._stream):
+            return next(batches), self._stream.record_event()
+
+    def receive(self, batch: Any, copied: torch.Event | None) -> Any:
+        """Return a batch, after letting the current stream, but not the host, wait until it has been copied."""
+        if copied is not None:
+            current = torch.cuda.current_stream()
+            current.wait_event(copied)
+            for part in batch:
+                if isinstance(part, Tensor) and part.is_cuda:
+                    part.record_stream(current)  # its memory is used by this stream too
+        return batch
 
 
 def _in_thread(call: Callable[..., Any], *arguments: Any) -> Future:

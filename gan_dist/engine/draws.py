@@ -151,7 +151,7 @@ class Draws:
         return labels if self.class_probs is not None else None
 
     def real_images(self, images: Tensor) -> Tensor:
-        """Prepare this process's batch of real images for D: floats, mirrored, blended for a growing network, augmented.
+        """Prepare the real images of a batch for D: to floats, mirrored, blended for a growing network, and augmented.
 
         Args:
             images: as they are stored, usually uint8 (N, C, H, W).

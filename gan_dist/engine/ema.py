@@ -51,10 +51,9 @@ class MovingAverage:
     """
 
     def __init__(self, average: nn.Module, model: nn.Module) -> None:
-        old, new = ([*module.parameters(), *module.buffers()] for module in (average, model))
-        pairs = [(a.detach(), m.detach()) for a, m in zip(old, new)]
-        self._numbers = [pair for pair in pairs if pair[0].is_floating_point()]
-        self._counters = [pair for pair in pairs if not pair[0].is_floating_point()]
+        old, new = ([t.detach() for t in (*m.parameters(), *m.buffers())] for m in (average, model))
+        self._old, self._new = ([t for t in tensors if t.is_floating_point()] for tensors in (old, new))
+        self._old_counters, self._new_counters = ([t for t in ts if not t.is_floating_point()] for ts in (old, new))
 
     def follow(self, weight: Tensor) -> None:
         """Set average = average + weight * (model - average), in place, for parameters and buffers.
@@ -64,7 +63,6 @@ class MovingAverage:
         Args:
             weight: 1 - beta, in [0, 1], a tensor without dimensions, with the device and dtype of the weights.
         """
-        old, new = map(list, zip(*self._numbers))
-        torch._foreach_lerp_(old, new, [weight] * len(old))
-        if self._counters:
-            torch._foreach_copy_(*map(list, zip(*self._counters)))
+        torch._foreach_lerp_(self._old, self._new, [weight] * len(self._old))
+        if self._old_counters:
+            torch._foreach_copy_(self._old_counters, self._new_counters)

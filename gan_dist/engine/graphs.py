@@ -12,7 +12,7 @@ import gc
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -23,30 +23,6 @@ WARM_UP = 3  # calls of a function before it is captured: they make the optimize
 
 
 class Graphs:
-    """Calls functions of tensors; this class captures nothing."""
-
-    def __call__(self, name: str, function: Callable[..., Any], *inputs: Any) -> Any:
-        """Return `function(*inputs)`.
-
-        Args:
-            name: what the function is called in the log. Functions with one name do the same.
-            function: a function of tensors, which may also change other tensors in place.
-            inputs: tensors, or None; of one shape in all calls with one name.
-
-        Returns:
-            Tensors in tuples and dicts. The next call with this name may overwrite them.
-        """
-        return function(*inputs)
-
-    def stream(self) -> AbstractContextManager[Any]:
-        """A context for everything that runs between the calls."""
-        return nullcontext()
-
-    def rewind(self, nimg: int) -> None:
-        """The run has gone back to the checkpoint at `nimg` images: tensors may have other addresses now."""
-
-
-class CudaGraphs(Graphs):
     """Captures each function after a few calls, and replays it from then on.
 
     The calls before are made on the stream on which the function is captured. All graphs share one pool of memory.
@@ -65,6 +41,16 @@ class CudaGraphs(Graphs):
         self._full = False  # there is not enough memory for graphs
 
     def __call__(self, name: str, function: Callable[..., Any], *inputs: Any) -> Any:
+        """Return `function(*inputs)`.
+
+        Args:
+            name: what the function is called in the log. Functions with one name do the same.
+            function: a function of tensors, which may also change other tensors in place.
+            inputs: tensors, or None; of one shape in all calls with one name.
+
+        Returns:
+            Tensors in tuples and dicts. The next call with this name overwrites them.
+        """
         if name not in self._captured:
             self._calls[name] += 1
             if self._full or self._calls[name] <= WARM_UP:
@@ -79,10 +65,12 @@ class CudaGraphs(Graphs):
         return self._captured[name](*inputs)
 
     def stream(self) -> AbstractContextManager[Any]:
+        """A context for all calls and for everything that runs between them."""
         self._stream.wait_stream(torch.cuda.current_stream())
         return torch.cuda.stream(self._stream)
 
     def rewind(self, nimg: int) -> None:
+        """The run has gone back to the checkpoint at `nimg` images: tensors may have other addresses now."""
         self._captured.clear()
         self._calls.clear()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from gan_dist.checkpoint.state import State
 from gan_dist.engine.draws import Draws
@@ -27,7 +26,8 @@ class Stage:
     batch_size: int
 
 
-class MicroBatch(NamedTuple):
+@dataclass(frozen=True)
+class MicroBatch:
     """A part of this process's batch, which it computes at once.
 
     Attributes:

@@ -13,7 +13,7 @@ from gan_dist.checkpoint.state import State
 from gan_dist.engine.draws import Drawn, Draws
 from gan_dist.engine.ema import Average, MovingAverage
 from gan_dist.engine.graphs import Graphs
-from gan_dist.engine.growth import Growth
+from gan_dist.engine.growth import Growth, MicroBatch
 from gan_dist.engine.stats import Figures, mean_of
 from gan_dist.engine.update import Update
 from gan_dist.game.game import Game
@@ -44,7 +44,7 @@ class Alternation:
         draws: draws latents and labels, and prepares images for D.
         updates: the `Update` of "G" and of "D".
         average: how fast G_ema follows G.
-        graphs: runs the work on the device.
+        graphs: captures the work on the device and replays it; None to run it as it is.
 
     Attributes:
         separable: D may see real and generated images in one pass, because it has no batch normalization.
@@ -59,7 +59,7 @@ class Alternation:
         draws: Draws,
         updates: dict[str, Update],
         average: Average,
-        graphs: Graphs,
+        graphs: Graphs | None,
     ) -> None:
         self.state, self.wrapped, self.growth = state, wrapped, growth
         self.game, self.draws, self.average, self.graphs = game, draws, average, graphs
@@ -98,7 +98,7 @@ class Alternation:
         self.state.nimg += self.growth.batch_size
         return result
 
-    def g_step(self, x_real: Tensor, y_real: Tensor | None) -> Tensor:
+    def g_step(self, x_real: Tensor | None, y_real: Tensor | None) -> Tensor:
         """Train G, then let G_ema follow it; returns the norm of G's gradient.
 
         Args:
@@ -120,6 +120,8 @@ class Alternation:
         self, name: str, update: Update, gradient: Callable[..., Any], finish: Callable[..., Any], *inputs: Any
     ) -> Any:
         """Run the work of a step: `gradient(*inputs)`, and `finish` with the result. One graph has both if it can."""
+        if self.graphs is None:
+            return finish(*gradient(*inputs))
         if update.fits_graph:
             return self.graphs(name, lambda *inputs: finish(*gradient(*inputs)), *inputs)
         return finish(*self.graphs(name, gradient, *inputs))
@@ -137,10 +139,12 @@ class Alternation:
             drawn = draws.for_D(micro.part, real[1] if game.same_labels else None, mixes)
             loss = partial(self._loss_D, penalise)
             inputs = (*real, drawn, draws.scalars["gamma_scale"])
-            figures.append(self.update_D.backward(loss, micro, (penalise, self.growth.stage.number), inputs))
+            figures.append(self._backward(self.update_D, loss, micro, inputs))
         return mean_of(figures), x_real, y_real
 
-    def _finish_D(self, figures: Figures, x_real: Tensor, y_real: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _finish_D(
+        self, figures: Figures, x_real: Tensor, y_real: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Step D's optimizer; returns the norm of D's gradient, and the real images and labels."""
         norm = self.update_D.step(figures)
         if self.game.penalties.clip_weights:
@@ -158,7 +162,7 @@ class Alternation:
         for micro in self.growth.micro_batches():
             x, y = (None if of_batch is None else of_batch[micro.part] for of_batch in (x_real, y_real))
             inputs = x, self.draws.for_G(micro.part, y)
-            figures.append(self.update_G.backward(self._loss_G, micro, self.growth.stage.number, inputs))
+            figures.append(self._backward(self.update_G, self._loss_G, micro, inputs))
         return (mean_of(figures),)
 
     def _finish_G(self, figures: Figures) -> Tensor:
@@ -166,6 +170,15 @@ class Alternation:
         norm = self.update_G.step(figures)
         self.moving_average.follow(self.draws.scalars["average"])
         return norm
+
+    def _backward(
+        self, update: Update, loss: Callable[..., Any], micro: MicroBatch, inputs: tuple[Any, ...]
+    ) -> Figures:
+        """Compute a loss of a micro-batch, and add its gradient to those of the earlier ones; returns its figures."""
+        with getattr(self.wrapped, update.name).micro_batch(micro.last):
+            value, figures = loss(*inputs)
+            update.backward(value / micro.count)
+        return figures
 
     def _loss_D(
         self, penalise: bool, x_real: Tensor, y_real: Tensor | None, drawn: Drawn, gamma_scale: Tensor

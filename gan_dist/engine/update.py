@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gan_dist.checkpoint.state import State
-from gan_dist.engine.gradients import Gradients, Loss
-from gan_dist.engine.growth import MicroBatch
 from gan_dist.engine.scalars import Scalars
 from gan_dist.engine.stats import Figures, RunningMeans
+from gan_dist.parallel.distributed import Distributed
 
 Schedule = Callable[[int], dict[str, Any]]  # a function from nimg to settings for an optimizer's parameter groups
 
@@ -26,7 +25,7 @@ class Update:
         name: "G" or "D".
         state: the state of the run, which holds the network, its optimizer and, in fp16, its loss scale.
         schedule: a function from nimg to the optimizer's settings.
-        gradients: computes the gradients of a loss.
+        dist: the processes.
         stats: gets the gradient norm of each step.
         skip_nonfinite: if a gradient is not finite, leave the weights unchanged.
         scalars: holds the learning rate, under the name "lr_G" or "lr_D".
@@ -45,16 +44,15 @@ class Update:
         name: str,
         state: State,
         schedule: Schedule,
-        gradients: Gradients,
+        dist: Distributed,
         stats: RunningMeans,
         skip_nonfinite: bool,
         scalars: Scalars,
     ) -> None:
-        self.name, self.gradients, self.stats, self.scalars = name, gradients, stats, scalars
-        self.dist = gradients.dist
+        self.name, self.dist, self.stats, self.scalars = name, dist, stats, scalars
         self.schedule, self.skip_nonfinite = schedule, skip_nonfinite
         self.parameters = list(getattr(state, name).parameters())
-        self.optimizer = self.dist.prepare_optimizer(getattr(state, f"opt_{name}"), state.scalers.get(name))
+        self.optimizer = dist.prepare_optimizer(getattr(state, f"opt_{name}"), state.scalers.get(name))
         self.fits_graph = "betas" not in schedule(0)
 
     def begin(self, nimg: int) -> dict[str, float]:
@@ -64,7 +62,7 @@ class Update:
             nimg: number of images seen so far.
         """
         settings, numbers = self.schedule(nimg), {}
-        if "lr" in settings and takes_tensors(self.optimizer.optimizer):
+        if "lr" in settings and reads_on_device(self.optimizer.optimizer.defaults):
             numbers[f"lr_{self.name}"] = settings["lr"]
             settings["lr"] = self.scalars[f"lr_{self.name}"]
         for group in self.optimizer.optimizer.param_groups:
@@ -80,9 +78,9 @@ class Update:
         for parameter in self.parameters:
             parameter.requires_grad_(required)
 
-    def backward(self, loss: Loss, micro: MicroBatch, key: Hashable, inputs: tuple[Any, ...]) -> Figures:
-        """Add the gradient of a loss to the gradients of the earlier micro-batches; see `Gradients.add`."""
-        return self.gradients.add(loss, micro, key, inputs, self.optimizer)
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a scalar loss to the gradients of the earlier micro-batches."""
+        self.dist.backward(loss, self.optimizer)
 
     def step(self, figures: Figures) -> Tensor:
         """Step the optimizer; returns the norm of the whole gradient, a scalar on the device.
@@ -108,6 +106,6 @@ class Update:
         return norm
 
 
-def takes_tensors(optimizer: torch.optim.Optimizer) -> bool:
-    """Tell if an optimizer reads its learning rate on the device, so that its step can be part of a CUDA graph."""
-    return bool(optimizer.defaults.get("fused") or optimizer.defaults.get("capturable"))
+def reads_on_device(arguments: Mapping[str, Any]) -> bool:
+    """Tell if an optimizer with these arguments reads its learning rate on the device, not on the host."""
+    return bool(arguments.get("fused") or arguments.get("capturable"))

@@ -31,7 +31,8 @@ def join_label(x: Tensor, y: Tensor | None, num_classes: int) -> Tensor:
     """
     if not num_classes:
         return x
-    code = F.one_hot(needed(y, num_classes), num_classes).to(x.dtype)
+    y = needed(y, num_classes)
+    code = (y[:, None] == torch.arange(num_classes, device=y.device)).to(x.dtype)  # `one_hot` would read y on the host
     if x.ndim == 4:
         code = code[:, :, None, None].expand(-1, -1, *x.shape[2:])
     return torch.cat([x, code], dim=1)

@@ -96,6 +96,9 @@ class Train:
         "tf32"  # precision on a GPU if train.precision=auto; tf32: fp32, rounded to 11 bits before multiplications
     )
     exact: bool = True  # on a GPU: use only deterministic algorithms (the same bits in every repetition); may be slower
+    cuda_graphs: Literal["auto", "always", "never"] = (
+        "auto"  # on a GPU: record each step once and replay it; auto: if the run allows it; the bits are the same
+    )
     compile: bool = False  # run G and D through torch.compile, but not for gradient penalties; needs a C++ compiler
     sync_batch_norm: bool = True  # batch normalization over the global batch; false: over each per-process batch
     compress_gradients: bool = False  # send gradients between processes as bf16

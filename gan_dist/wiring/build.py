@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,9 @@ class WiredRun:
         """
         self.track()
         self.stop.signals = signals
-        return self.trainer.run(self.stop)
+        graphs = self.trainer.step.graphs
+        with graphs.stream() if graphs else nullcontext():
+            return self.trainer.run(self.stop)
 
     def close(self) -> None:
         """End the progress bar, so that the terminal can be used again, and the profiler. Call this after `train`."""
@@ -145,7 +148,7 @@ def build(
         callbacks.append(Evaluate(every, evaluator, tracker, clock, dist, save, stop))
     if config.train.profile and dist.is_main:
         callbacks.append(Profile(run_dir / "trace.json"))
-    recovery = _recovery(config, state, save, [tracker, stats, batches], dist)
+    recovery = _recovery(config, state, save, [tracker, stats, batches, *([step.graphs] if step.graphs else [])], dist)
     trainer = Trainer(state, step, batches, callbacks, save, recovery, clock, total_nimg(config))
     summary = [describe_classes(info)] if info.class_names else []
     summary += _summary(config, state, step.growth.batch_size, dist)

@@ -10,8 +10,6 @@ from torch import Tensor
 from gan_dist.checkpoint.state import State
 from gan_dist.engine.draws import Draws
 from gan_dist.engine.ema import Average
-from gan_dist.engine.gradients import Gradients
-from gan_dist.engine.graphs import Graphs
 from gan_dist.engine.growth import Growth, Stage, grow, stay
 from gan_dist.engine.scalars import Scalars
 from gan_dist.engine.schedules import OptimizerSchedule, Progress
@@ -24,6 +22,7 @@ from gan_dist.models import Growing
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.parallel.wrapped import Wrapped, WrappedNetwork
 from gan_dist.settings.schema import Config, Optimizer
+from gan_dist.wiring.capture import make_graphs
 from gan_dist.wiring.kinds import kind_of
 
 
@@ -46,20 +45,13 @@ def make_step(
     wrapped = Wrapped(WrappedNetwork(state.G, dist), WrappedNetwork(state.D, dist))
     growth = Growth(state, wrapped, draws, stages(config, last_stage(state)), dist.share, train.micro_batch_size)
     skip = train.on_nonfinite == "skip"
-    updates = {
-        name: Update(
-            name,
-            state,
-            optimizer_schedule(getattr(config.optim, name), total_nimg(config)),
-            Gradients(network, dist),
-            stats,
-            skip,
-            scalars,
-        )
-        for name, network in (("G", wrapped.G), ("D", wrapped.D))
-    }
+    schedules = {name: optimizer_schedule(getattr(config.optim, name), total_nimg(config)) for name in ("G", "D")}
+    updates = {name: Update(name, state, schedule, dist, stats, skip, scalars) for name, schedule in schedules.items()}
     average = Average(ema.half_life_kimg * 1000, ema.rampup, ema.growth_kimg * 1000)
-    return Alternation(state, wrapped, growth, make_game(config), draws, updates, average, Graphs())
+    graphs = make_graphs(config, dist)
+    for update in updates.values():
+        update.keeps_gradients = graphs is not None and not update.fits_graph
+    return Alternation(state, wrapped, growth, make_game(config), draws, updates, average, graphs)
 
 
 def _numbers(dist: Distributed) -> dict[str, torch.dtype]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,13 +46,23 @@ def make_optimizer(config: Optimizer, module: nn.Module) -> torch.optim.Optimize
     """
     if config.name not in optimizer_names():
         raise ValueError(choose(config.name, optimizer_names()))
-    cls = getattr(torch.optim, config.name)
+    on_gpu = next(module.parameters()).device.type == "cuda"
+    # torch warns of a capturable optimizer whose steps are not captured, as our first steps are not.
+    warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")
+    return getattr(torch.optim, config.name)(module.parameters(), **optimizer_arguments(config, on_gpu))
+
+
+def optimizer_arguments(config: Optimizer, on_gpu: bool) -> dict[str, Any]:
+    """Return the arguments of the configured optimizer, with the fastest kernels that it has."""
+    accepted = inspect.signature(getattr(torch.optim, config.name)).parameters
     arguments: dict[str, Any] = {"lr": config.lr, **config.args}
-    if "betas" in inspect.signature(cls).parameters:
+    if "betas" in accepted:
         arguments.setdefault("betas", tuple(config.betas))
     if config.name in ("Adam", "AdamW", "SGD") and not arguments.keys() & {"foreach", "differentiable"}:
         arguments.setdefault("fused", True)  # a fused kernel reads and writes the weights only once
-    return cls(module.parameters(), **arguments)
+    if on_gpu and "capturable" in accepted:
+        arguments.setdefault("capturable", True)  # its step can be part of a CUDA graph
+    return arguments
 
 
 def make_generator(model: Model, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
