@@ -225,7 +225,7 @@ class Package:
         self.before = peak_mib()
         self.config, info = configured(config, settings)
         train, cpu = self.config.train, on_cpu(self.config)
-        self.dist = Distributed(resolve(train, on_gpu=not cpu), cpu, train.compress_gradients, train.compile)
+        self.dist = Distributed(resolve(train, on_gpu=not cpu), cpu, train.compress_gradients)
         self.folder = tempfile.mkdtemp()
         self.wired = build(self.config, info, Path(self.folder), None, self.dist)
         self.trainer = self.wired.trainer

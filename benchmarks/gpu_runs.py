@@ -83,7 +83,7 @@ def distributed(config: Config) -> Distributed:
     """The `Distributed` of a run, in a process that may have had other runs before."""
     forget_state()
     train = config.train
-    return Distributed(precision_of(config), not on_gpu(), train.compress_gradients, train.compile)
+    return Distributed(precision_of(config), not on_gpu(), train.compress_gradients)
 
 
 @functools.cache

@@ -65,7 +65,7 @@ def train(asked: Asked, signals: StopSignals) -> bool:
     cpu = settings.device == "cpu" or not torch.cuda.is_available()
     settings.precision = resolve(settings, on_gpu=not cpu)
     agree(must_agree(config), settings.meet_minutes, signals)
-    dist = Distributed(settings.precision, cpu, settings.compress_gradients, settings.compile)
+    dist = Distributed(settings.precision, cpu, settings.compress_gradients)
 
     def work() -> bool:
         with numerics(settings.precision, settings.exact):
@@ -110,7 +110,7 @@ def _train(asked: Asked, dist: Distributed, signals: StopSignals) -> Ending | No
         log.info(line)
     if checkpoint:
         log.info("going on from %s", checkpoint)
-        if dist.is_main and (changed := changed_environment(checkpoint, dist)):
+        if dist.is_main and (changed := changed_environment(checkpoint, run.save.facts["environment"])):
             log.warning("%s: the same bits as in one go are not promised", changed)
     first, points = run.state.nimg, info.image_shape[1:] == (1, 1)
     finished = _train_to_the_end(run, run_dir, signals, config.tracking.artifact)
@@ -177,7 +177,9 @@ def _train_to_the_end(run: WiredRun, run_dir: Path, signals: StopSignals, upload
     Returns True if training is finished; if `upload` is True, the trackers then get the last checkpoint.
     """
     if run.dist.is_main:
-        facts = {"kimg": run.state.nimg / 1000, "processes": run.dist.world_size, **run.dist.environment}
+        captured = "true" if run.trainer.step.graphs else "false"
+        modes = {"captured": captured, **run.save.facts["environment"]}
+        facts = {"kimg": run.state.nimg / 1000, "processes": run.dist.world_size, **modes}
         record_start(run_dir, facts)
     try:
         finished = run.train(signals)

@@ -30,8 +30,8 @@ SETTINGS = [*QUIET, "tracking.wandb=disabled", "train.batch_size=8", "loss.penal
 
 
 def _start(folder: Path, compiled: bool, checkpoint: Path | None = None) -> WiredRun:
-    config = load_recipe("digits", *SETTINGS)
-    dist = Distributed("fp64", cpu=True, compile=compiled)
+    config = load_recipe("digits", *SETTINGS, f"train.compile={str(compiled).lower()}")
+    dist = Distributed("fp64", cpu=True)
     folder.mkdir(exist_ok=True)
     return build(config, describe(source_of(config.data)), folder, checkpoint, dist)
 

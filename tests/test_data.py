@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 from accelerate.data_loader import BatchSamplerShard
 from PIL import Image
+from torch import Tensor
 
 from gan_dist import rng
 from gan_dist.data import DataInfo, Source

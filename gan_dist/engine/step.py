@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -139,7 +139,7 @@ class Alternation:
             drawn = draws.for_D(micro.part, real[1] if game.same_labels else None, mixes)
             loss = partial(self._loss_D, penalise)
             inputs = (*real, drawn, draws.scalars["gamma_scale"])
-            figures.append(self._backward(self.update_D, loss, micro, inputs))
+            figures.append(self._backward(self.update_D, micro, (penalise, self.growth.stage.number), loss, inputs))
         return mean_of(figures), x_real, y_real
 
     def _finish_D(
@@ -162,7 +162,7 @@ class Alternation:
         for micro in self.growth.micro_batches():
             x, y = (None if of_batch is None else of_batch[micro.part] for of_batch in (x_real, y_real))
             inputs = x, self.draws.for_G(micro.part, y)
-            figures.append(self._backward(self.update_G, self._loss_G, micro, inputs))
+            figures.append(self._backward(self.update_G, micro, self.growth.stage.number, self._loss_G, inputs))
         return (mean_of(figures),)
 
     def _finish_G(self, figures: Figures) -> Tensor:
@@ -172,9 +172,19 @@ class Alternation:
         return norm
 
     def _backward(
-        self, update: Update, loss: Callable[..., Any], micro: MicroBatch, inputs: tuple[Any, ...]
+        self, update: Update, micro: MicroBatch, key: Hashable, loss: Callable[..., Any], inputs: tuple[Any, ...]
     ) -> Figures:
-        """Compute a loss of a micro-batch, and add its gradient to those of the earlier ones; returns its figures."""
+        """Compute a loss of a micro-batch, and add its gradient to those of the earlier ones; returns its figures.
+
+        `key` and `inputs` are all that the loss depends on and that can change during the run.
+        """
+        compiled = update.compiled
+        if compiled and not compiled.failed:
+            figures = compiled.add(loss, key, inputs, update.weight(micro.count))
+            if figures is not None:
+                if micro.last:
+                    compiled.hand_over()
+                return figures
         with getattr(self.wrapped, update.name).micro_batch(micro.last):
             value, figures = loss(*inputs)
             update.backward(value / micro.count)

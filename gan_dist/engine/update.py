@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gan_dist.checkpoint.state import State
+from gan_dist.engine.compiled import CompiledGradients
 from gan_dist.engine.scalars import Scalars
 from gan_dist.engine.stats import Figures, RunningMeans
 from gan_dist.parallel.distributed import Distributed
@@ -35,9 +36,11 @@ class Update:
             optimizers read it on the host.
         keeps_gradients: the gradients stay in the same memory from step to step. A CUDA graph needs this, if it
             computes gradients for a `step` outside of the graph.
+        compiled: computes the gradients by compiled code; None if this is not wanted or not possible.
     """
 
     keeps_gradients = False
+    compiled: CompiledGradients | None = None
 
     def __init__(
         self,
@@ -81,6 +84,11 @@ class Update:
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a scalar loss to the gradients of the earlier micro-batches."""
         self.dist.backward(loss, self.optimizer)
+
+    def weight(self, count: int) -> Tensor:
+        """Return the factor of the gradient of one of `count` micro-batches, for `compiled`: a scalar on the device."""
+        one = torch.ones((), dtype=self.dist.dtype, device=self.dist.device)
+        return self.dist.scaled(one / count, self.optimizer)
 
     def step(self, figures: Figures) -> Tensor:
         """Step the optimizer; returns the norm of the whole gradient, a scalar on the device.

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 from torch.nn import functional as F
 
 from gan_dist.kernels.gradients import wanted
@@ -44,23 +45,23 @@ class Linear(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return _Product.apply(x, self.weight, self.bias) if _eager_fp32() else F.linear(x, self.weight, self.bias)
+        return _Product.apply(x, self.weight, self.bias) if _eager_fp32(x) else F.linear(x, self.weight, self.bias)
 
 
 class FirstLayer(nn.ConvTranspose2d):
     """A transposed convolution of one pixel, computed as a matrix product: (N, C, 1, 1) -> (N, C', *kernel_size)."""
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if x.shape[2:] != (1, 1) or not _eager_fp32():
+        if x.shape[2:] != (1, 1) or not _eager_fp32(x):
             return super().forward(x, output_size)
         weight = self.weight.permute(2, 3, 1, 0)  # (height, width, C', C), so that the output is in channels_last
         y = _Product.apply(x.flatten(1), weight.flatten(0, 2), None)
         return y.unflatten(1, weight.shape[:3]).permute(0, 3, 1, 2)
 
 
-def _eager_fp32() -> bool:
-    """Tell if the layer runs in fp32 and is not being compiled by torch.compile."""
-    return not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+def _eager_fp32(x: Tensor) -> bool:
+    """Tell if the layer runs in fp32 and is not being traced for a compiler, which has products of its own."""
+    return not torch.is_autocast_enabled("cpu") and not isinstance(x, FakeTensor)
 
 
 class _Product(torch.autograd.Function):

@@ -32,7 +32,6 @@ class Distributed:
         precision: "fp64", "fp32", "tf32", "bf16" or "fp16"; see `gan_dist.settings.precision.resolve`.
         cpu: compute on the CPU even if there is a GPU.
         compress: send gradients as bf16.
-        compile: run prepared networks through torch.compile.
 
     Attributes:
         device: the device of this process.
@@ -50,9 +49,7 @@ class Distributed:
         UserError: the processes cannot find each other; see `gan_dist.parallel.rendezvous.join`.
     """
 
-    def __init__(
-        self, precision: str = "fp32", cpu: bool = False, compress: bool = False, compile: bool = False
-    ) -> None:
+    def __init__(self, precision: str = "fp32", cpu: bool = False, compress: bool = False) -> None:
         switches.reserve_workspace()
         accelerate_adapter.skip_lookups()
         accelerate_adapter.hide_warnings()
@@ -87,10 +84,7 @@ class Distributed:
             rng_types=[],  # Accelerate need not synchronise global random generators, because training uses none
             kwargs_handlers=[self._ddp, group],
         )
-        self.precision, self._compile = precision, compile
-        if compile:
-            # torch limits the number of compiled versions, for all networks, image sizes and modes together.
-            torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+        self.precision = precision
         self.device: torch.device = self._accelerator.device
         self.rank: int = self._accelerator.process_index
         self.world_size: int = self._accelerator.num_processes
@@ -136,8 +130,6 @@ class Distributed:
         Returns:
             The module, in DistributedDataParallel if there are several processes.
         """
-        if self._compile:
-            module.compile(dynamic=False)  # this changes the module in place and keeps the names of its weights
         prepared = self._accelerator.prepare_model(module, device_placement=False)
         trained = any(parameter.requires_grad for parameter in module.parameters())
         # In a test with a group of one process on a GPU, Accelerate does not wrap the network, so it is done here.
@@ -181,7 +173,11 @@ class Distributed:
 
     def backward(self, loss: Tensor, optimizer: AcceleratedOptimizer) -> None:
         """Compute the gradients of a scalar loss, which in fp16 is first multiplied by the optimizer's loss scale."""
-        (optimizer.scaler.scale(loss) if optimizer.scaler else loss).backward()
+        self.scaled(loss, optimizer).backward()
+
+    def scaled(self, loss: Tensor, optimizer: AcceleratedOptimizer) -> Tensor:
+        """Multiply a scalar by the optimizer's loss scale, in fp16."""
+        return optimizer.scaler.scale(loss) if optimizer.scaler else loss
 
     def unscale(self, optimizer: AcceleratedOptimizer) -> None:
         """Divide the gradients by the loss scale, in fp16. Call this once per step, before the gradients are used."""
@@ -192,15 +188,14 @@ class Distributed:
     def twice_differentiable(self, model: nn.Module, needed: bool = True) -> Iterator[None]:
         """A context in which a prepared network runs so that its gradient can be differentiated again, if `needed`.
 
-        Its convolutions are the ones with fast second derivatives. It is not compiled, because compiled code can be
-        differentiated only once. In fp16 it runs in fp32, because second derivatives leave the range of fp16.
+        Its convolutions are the ones with fast second derivatives. In fp16 it runs in fp32, because second derivatives
+        leave the range of fp16.
         """
         if not needed:
             yield
             return
-        eager = torch.compiler.set_stance("force_eager") if self._compile else nullcontext()
         fp32 = self._in_fp32(model) if self.precision == "fp16" else nullcontext()
-        with convolution.twice_differentiable(), eager, fp32:
+        with convolution.twice_differentiable(), fp32:
             yield
 
     @contextmanager
@@ -235,6 +230,11 @@ class Distributed:
     def mean(self, tensor: Tensor) -> Tensor:
         """Return the mean of a tensor over all processes, by an all-reduce."""
         return self._accelerator.reduce(tensor, "mean") if self.several else tensor
+
+    def all_agree(self, mine: bool) -> bool:
+        """Tell if `mine` is True in all processes. All call this function together, and wait as long as it takes."""
+        self.barrier()
+        return bool(self.mean(torch.tensor(float(mine), device=self.device)) == 1)
 
     def from_main(self, make: Callable[[], T]) -> T:
         """Call `make` in the main process, and return its result in all processes. All call this function together.

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from gan_dist.parallel.distributed import Distributed
+
+
+class _HandOver(torch.autograd.Function):
+    """A scalar whose gradients for the parameters are given."""
+
+    @staticmethod
+    def forward(ctx: Any, gradients: Sequence[Tensor], *parameters: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return parameters[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *ctx.gradients
 
 
 class WrappedNetwork:
@@ -28,9 +43,32 @@ class WrappedNetwork:
 
     def __init__(self, network: nn.Module, dist: Distributed) -> None:
         self.network, self._dist = network, dist
+        self._called: nn.Module | None = None  # what a call runs; None for the wrapper
 
     def __call__(self, *arguments: Any) -> Any:
-        return self.wrapper(*arguments)
+        return (self._called or self.wrapper)(*arguments)
+
+    @contextmanager
+    def without_wrapper(self) -> Iterator[None]:
+        """A context in which a call runs the network itself."""
+        self._called = self.network
+        try:
+            yield
+        finally:
+            self._called = None
+
+    def hand_over(self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> None:
+        """Add gradients that were computed without the wrapper to those of the parameters, averaged over all processes.
+
+        The wrapper averages gradients only if they come from a backward pass through it. So it is called once with a
+        function in place of the network whose backward pass returns the gradients.
+        """
+        forward = self.network.forward
+        self.network.forward = lambda: _HandOver.apply(gradients, *parameters)
+        try:
+            self.wrapper().backward()
+        finally:
+            self.network.forward = forward
 
     def renew(self) -> None:
         """Wrap the network. Call this again when other parameters of the network are to be trained."""

@@ -99,7 +99,7 @@ class Train:
     cuda_graphs: Literal["auto", "always", "never"] = (
         "auto"  # on a GPU: record each step once and replay it; auto: if the run allows it; the bits are the same
     )
-    compile: bool = False  # run G and D through torch.compile, but not for gradient penalties; needs a C++ compiler
+    compile: bool = False  # compile the losses of G and D with all their derivatives; needs a C++ compiler
     sync_batch_norm: bool = True  # batch normalization over the global batch; false: over each per-process batch
     compress_gradients: bool = False  # send gradients between processes as bf16
     device: Literal["auto", "cpu"] = "auto"  # auto: a GPU if there is one, else the CPU

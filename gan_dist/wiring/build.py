@@ -131,6 +131,7 @@ def build(
     tracker, track = _tracking(config, info, dataset, run_dir, state.nimg, dist)
     bar = ProgressBar(state.nimg, total_nimg(config), dist)
     facts = {**_facts(config, info, key, dist), **figures}
+    facts["environment"]["compiled"] = "true" if step.update_D.compiled else "false"
     save = _save(config, facts, run_dir, dist)
     save.unmeasured = before is not None and before["unmeasured"]
     kind = kind_of(config.data)

@@ -22,8 +22,8 @@ from gan_dist.models import Growing
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.parallel.wrapped import Wrapped, WrappedNetwork
 from gan_dist.settings.schema import Config, Optimizer
-from gan_dist.wiring.capture import make_graphs
 from gan_dist.wiring.kinds import kind_of
+from gan_dist.wiring.modes import make_compiled, make_graphs
 
 
 def make_step(
@@ -48,8 +48,9 @@ def make_step(
     schedules = {name: optimizer_schedule(getattr(config.optim, name), total_nimg(config)) for name in ("G", "D")}
     updates = {name: Update(name, state, schedule, dist, stats, skip, scalars) for name, schedule in schedules.items()}
     average = Average(ema.half_life_kimg * 1000, ema.rampup, ema.growth_kimg * 1000)
-    graphs = make_graphs(config, dist)
-    for update in updates.values():
+    graphs, compiled = make_graphs(config, dist), make_compiled(config, wrapped, dist)
+    for name, update in updates.items():
+        update.compiled = compiled.get(name)
         update.keeps_gradients = graphs is not None and not update.fits_graph
     return Alternation(state, wrapped, growth, make_game(config), draws, updates, average, graphs)
 

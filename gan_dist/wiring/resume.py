@@ -19,7 +19,6 @@ from gan_dist.checkpoint.run_config import Record
 from gan_dist.data import DataInfo
 from gan_dist.data.in_memory import Images
 from gan_dist.errors import ConfigError
-from gan_dist.parallel.distributed import Distributed
 from gan_dist.settings.changes import CONTENT, find_changes, in_words, kept_only
 from gan_dist.settings.config import load_config
 from gan_dist.settings.schema import Config
@@ -238,14 +237,13 @@ def _other_shapes(before: Config, config: Config, facts: dict[str, Any], info: D
     return wrong
 
 
-def changed_environment(checkpoint: Path, dist: Distributed) -> str:
-    """Compare the versions, the device and the precision with those that wrote the checkpoint.
+def changed_environment(checkpoint: Path, now: dict[str, str]) -> str:
+    """Compare the versions, the device, the precision and the compilation with those that wrote the checkpoint.
 
     Returns:
         The differences in words; "" if there are none. With differences, a resumed run is not bit-identical to a run
         without a stop.
     """
-    now = dist.environment
-    # Checkpoints that do not name the generator are of the time of the first one.
-    before = {**now, "random generator": "Philox", **read_facts(checkpoint)["environment"]}
+    # Checkpoints that do not name the generator or the compilation are of the time of the first ones.
+    before = {**now, "random generator": "Philox", "compiled": "false", **read_facts(checkpoint)["environment"]}
     return ", ".join(f"{key} was {before[key]} and is {now[key]}" for key in now if before[key] != now[key])

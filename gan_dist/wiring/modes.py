@@ -1,13 +1,19 @@
-"""Decide if the steps of a run are captured as CUDA graphs."""
+"""Decide how the steps of a run are computed: captured as CUDA graphs, compiled, or as they are."""
 
 from __future__ import annotations
 
+import importlib
 import logging
+import os
+from typing import Any
 
+from gan_dist.engine.compiled import CompiledGradients
 from gan_dist.engine.graphs import Graphs
 from gan_dist.engine.update import reads_on_device
 from gan_dist.errors import ConfigError
 from gan_dist.parallel.distributed import Distributed
+from gan_dist.parallel.sync_batch_norm import SyncBatchNorm
+from gan_dist.parallel.wrapped import Wrapped
 from gan_dist.settings.schema import Config
 from gan_dist.wiring.networks import optimizer_arguments
 
@@ -60,3 +66,22 @@ def why_not_captured(config: Config, on_gpu: bool, several: bool, precision: str
         if not arguments.get("fused") and config.train.on_nonfinite == "skip":
             return f"optim.{name}.name={optimizer.name} skips steps (train.on_nonfinite=skip) on the host"
     return ""
+
+
+def make_compiled(config: Config, wrapped: Wrapped, dist: Distributed) -> dict[str, CompiledGradients]:
+    """Return what computes the gradients of "G" and "D" by compiled code; {} if the run computes them as they are."""
+    if not config.train.compile:
+        return {}
+    networks = {"G": wrapped.G, "D": wrapped.D}
+    if any(isinstance(part, SyncBatchNorm) for network in networks.values() for part in network.network.modules()):
+        if dist.is_main:
+            reason = "the batch normalization of several processes exchanges its statistics (train.sync_batch_norm)"
+            log.warning("train.compile=true has no effect: %s", reason)
+        return {}
+    # torch would start up to 32 compilers in each process, whatever the number of cores.
+    inductor: Any = importlib.import_module("torch._inductor.config")
+    inductor.compile_threads = max(1, len(os.sched_getaffinity(0)) // dist.local_world_size)
+    return {
+        name: CompiledGradients(f"{name}'s loss", network, [other.network for other in networks.values()], dist)
+        for name, network in networks.items()
+    }
