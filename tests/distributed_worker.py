@@ -53,6 +53,9 @@ WIRE = [(loss, "R1") for loss in sorted(LOSSES)] + [
 ]
 WIRE_STEPS = list(itertools.product((0, 2), (1, 3)))
 # Where four processes would show what two do not: all that differs between them is how a batch is cut.
+# Recipes whose losses are compiled on several processes: those without batch normalization; and with penalties, R1 in
+# fp32 micro-batches, R1 and R2, WGAN-GP's, while a network grows.
+COMPILED = ["digits", "r3gan_fashion_mnist", "grid_wgan_gp", "pggan_fashion_mnist"]
 IN_FOUR = [*OF_EACH_ARCHITECTURE.values(), "wgan_gp_fashion_mnist", "ring_rpgan"]
 SEEDS = (0, 1)  # of first gradients in single precision
 
@@ -142,6 +145,21 @@ class Jobs:
             "said": run.summary[-1],
         }
 
+    def compiled(self, dist: Distributed) -> None:
+        """Runs whose losses are traced; without a compiler, which would take long, the traces run as they are."""
+        before, torch._dynamo.config.disable = torch._dynamo.config.disable, True
+        for recipe in COMPILED:
+            split = [] if mixes_samples(recipe) else ["train.micro_batch_size=2"]
+            self.train(dist, f"compiled-{recipe}", recipe, "train.compile=true", *split)
+        step = self.build(dist, "dcgan_fashion_mnist", "train.compile=true").trainer.step
+        self.results["batch normalization is compiled"] = step.update_D.compiled is not None
+        if dist.world_size == 2:
+            self.results["wire of compiled steps"] = [
+                self.wire(dist, "digits", *settings, "train.compile=true", "train.micro_batch_size=2")
+                for settings in PENALTIES.values()
+            ]
+        torch._dynamo.config.disable = before
+
     def wires(self, dist: Distributed) -> None:
         """For every loss and penalty, micro-batches and n_critic; and for every recipe."""
         self.results["wire"] = [
@@ -217,6 +235,8 @@ def main() -> None:
         jobs.train(dist, f"train-{recipe}", recipe)
         if not mixes_samples(recipe):
             jobs.train(dist, f"split-{recipe}", recipe, "train.micro_batch_size=2")
+    if dist.world_size < 4:
+        jobs.compiled(dist)
     dist = Distributed("fp32", cpu=CPU)
     for recipe, seed in itertools.product(OF_EACH_ARCHITECTURE.values(), SEEDS):
         jobs.gradients(dist, f"gradients-{recipe}-{seed}", recipe, f"train.seed={seed}")

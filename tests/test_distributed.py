@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import OF_EACH_ARCHITECTURE, RECIPES, ROOT, SMALL, distance, mixes_samples, start_ranks
-from distributed_worker import IN_FOUR, SEEDS, WIRE
+from distributed_worker import COMPILED, IN_FOUR, PENALTIES, SEEDS, WIRE
 from safetensors.torch import load_file
 
 from gan_dist import models
@@ -66,6 +66,17 @@ def test_micro_batches_change_nothing(recipe: str, world_size: int, ran: dict[in
     assert distance(load_file(ran[world_size] / f"split-{recipe}.safetensors"), whole) < 1e-9
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("recipe", COMPILED)
+def test_compiled_steps_do_not_depend_on_the_processes(recipe: str, world_size: int, ran: dict[int, Path]) -> None:
+    """One process without compiled steps, and one and two with them, in micro-batches."""
+    plain = load_file(ran[1] / f"train-{recipe}.safetensors")
+    assert distance(load_file(ran[world_size] / f"compiled-{recipe}.safetensors"), plain) < 1e-9
+    assert _results(ran[world_size])[f"compiled-{recipe}: ranks agree"]
+    figures = (_results(ran[n])[f"{kind}-{recipe}: figures"] for n, kind in ((1, "train"), (world_size, "compiled")))
+    assert next(figures) == pytest.approx(next(figures), rel=1e-5, abs=1e-6)
+
+
 @pytest.mark.parametrize("world_size", WORLDS[1:])
 @pytest.mark.parametrize("recipe", OF_EACH_ARCHITECTURE.values())
 def test_first_gradients_in_single_precision(recipe: str, world_size: int, ran: dict[int, Path]) -> None:
@@ -86,6 +97,20 @@ def test_each_gradient_crosses_once(ran: dict[int, Path]) -> None:
     for row in measured:
         assert row["sent"] == {"G": 2 * row["sizes"]["G"], "D": 2 * row["n_critic"] * row["sizes"]["D"]}, row
         assert row["total"] == sum(row["sent"].values()), row
+
+
+def test_batch_normalization_of_several_processes_is_not_compiled(ran: dict[int, Path]) -> None:
+    """Its statistics are exchanged in the middle of the networks."""
+    assert [_results(ran[n])["batch normalization is compiled"] for n in (1, 2)] == [True, False]
+
+
+def test_each_gradient_of_a_compiled_step_crosses_once(ran: dict[int, Path]) -> None:
+    rows = _results(ran[2])["wire of compiled steps"]
+    assert len(rows) == len(PENALTIES)
+    for row in rows:
+        assert row["sent"] == {"G": 2 * row["sizes"]["G"], "D": 2 * row["n_critic"] * row["sizes"]["D"]}, row
+        # Beside gradients only the processes' word that they have compiled each loss, a number of 4 bytes.
+        assert row["total"] - sum(row["sent"].values()) <= 4 * 4 + 4 * 4, row
 
 
 @pytest.mark.parametrize("recipe", [*RECIPES, "pggan_fashion_mnist while a stage fades in"])

@@ -48,7 +48,6 @@ class CompiledGradients:
         self._networks = nn.ModuleList(networks)
         self._graphs: dict[Hashable, Traced] = {}
         self._sums: list[Tensor] = []  # the gradients of the micro-batches so far
-        self.failed = False  # there is no compiler, or it cannot compile the loss
 
     def add(
         self, loss: Callable[..., tuple[Tensor, Figures]], key: Hashable, inputs: tuple[Any, ...], weight: Tensor
@@ -67,10 +66,7 @@ class CompiledGradients:
         flat, form = tree_flatten((inputs, weight))
         tensors = [x for x in flat if isinstance(x, Tensor)]
         key = (key, form, *((x.shape, x.dtype) for x in tensors))
-        if key not in self._graphs:
-            with self._network.without_wrapper():
-                self._compile(key, loss, flat, form)
-        if self.failed:
+        if key not in self._graphs and not self._compile(key, loss, flat, form):
             if self._sums:
                 self.hand_over()
             return None
@@ -86,24 +82,25 @@ class CompiledGradients:
         self._network.hand_over(self._trained, self._sums)
         self._sums = []
 
-    def _compile(self, key: Hashable, loss: Callable[..., Any], flat: list[Any], form: Any) -> None:
-        """Trace and compile a loss, in all processes together."""
+    def _compile(self, key: Hashable, loss: Callable[..., Any], flat: list[Any], form: Any) -> bool:
+        """Trace and compile a loss, in all processes together; returns False if one of them cannot."""
         start, error = time.perf_counter(), None
         try:
-            graph = trace(loss, self._networks, self._network.network, flat, form)
+            with self._network.without_wrapper():
+                graph = trace(loss, self._networks, self._network.network, flat, form)
             graph.warm_up([x for x in flat if isinstance(x, Tensor)])
             self._graphs[key] = graph
         except Interrupted:
             raise
         except Exception as raised:  # compilers raise errors of many types
             error = raised
-        self.failed = not self._dist.all_agree(error is None)
-        if self._dist.is_main:
-            seconds, words = time.perf_counter() - start, " ".join(str(error or "in another process").split())[:150]
-            if self.failed:
-                log.warning("train.compile: %s is not compiled, and runs as it is: %s", self._name, words)
-            else:
-                log.info("compiled %s in %.0f s", self._name, seconds)
+        compiled = self._dist.all_agree(error is None)
+        if self._dist.is_main and compiled:
+            log.info("compiled %s in %.0f s", self._name, time.perf_counter() - start)
+        elif self._dist.is_main:
+            words = " ".join(str(error or "another process cannot do it").split())[:150]
+            log.warning("train.compile: the losses are not compiled, and run as they are: %s", words)
+        return compiled
 
 
 @dataclass

@@ -178,13 +178,13 @@ class Alternation:
 
         `key` and `inputs` are all that the loss depends on and that can change during the run.
         """
-        compiled = update.compiled
-        if compiled and not compiled.failed:
-            figures = compiled.add(loss, key, inputs, update.weight(micro.count))
+        if update.compiled:
+            figures = update.compiled.add(loss, key, inputs, update.weight(micro.count))
             if figures is not None:
                 if micro.last:
-                    compiled.hand_over()
+                    update.compiled.hand_over()
                 return figures
+            self.update_D.compiled = self.update_G.compiled = None
         with getattr(self.wrapped, update.name).micro_batch(micro.last):
             value, figures = loss(*inputs)
             update.backward(value / micro.count)
