@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from gan_dist.engine.graphs import WARM_UP
+from gan_dist.wiring.build import WiredRun
 
 aten = torch.ops.aten
 # Operators whose result, or whose result's shape, the host must know, and those that bring host values to the device.
@@ -96,3 +97,19 @@ class RecordedGraphs:
 
     def stream(self) -> AbstractContextManager[None]:
         return nullcontext()
+
+
+def what_outlives(run: WiredRun) -> dict[str, Tensor]:
+    """Return all tensors of a run that outlive an iteration, except gradients."""
+    state, step = run.state, run.trainer.step
+    found = {
+        f"{n}.{k}": t
+        for n in ("G", "D", "G_ema")
+        for k, t in getattr(state, n).state_dict().items()
+        if "extra_state" not in k
+    }
+    for name in ("opt_G", "opt_D"):
+        moments = getattr(state, name).state_dict()["state"]
+        found |= {f"{name}.{i}.{key}": t for i, kept in moments.items() for key, t in kept.items() if t is not None}
+    found |= {f"means.{names}": sums for names, sums in step.stats._sums.items()}
+    return found | {f"scalar.{name}": number for name, number in step.draws.scalars.items()}

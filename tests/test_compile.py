@@ -102,7 +102,7 @@ def test_gradient_of_a_penalty_arrives(dist: Distributed, tmp_path: Path) -> Non
 
 
 def test_loss_scale_is_no_constant_of_a_trace(tmp_path: Path) -> None:
-    """In fp16 the scale changes. The networks run in fp32 here, because fp16 needs a GPU; the scaling is the real one."""
+    """In fp16 the scale changes. The networks run in fp32 here, as fp16 needs a GPU; the scaling is the real one."""
     found = []
     for compiled in (False, True):
         dist = Distributed("fp32", cpu=True)

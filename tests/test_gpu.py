@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import RECIPES, Train, load_recipe
+from recorder import what_outlives
 from resume_worker import COMMON, STOPS
 from resume_worker import train as go_on
 
 from gan_dist import rng
 from gan_dist.checkpoint.find import FILES
 from gan_dist.data.datasets import describe
+from gan_dist.engine.graphs import WARM_UP
 from gan_dist.kernels.switches import numerics
 from gan_dist.parallel.accelerate_adapter import forget_state
 from gan_dist.parallel.distributed import Distributed
@@ -65,14 +68,52 @@ def test_iteration_never_waits_for_the_gpu(tmp_path: Path) -> None:
         None, ["metrics.every_kimg=0", "tracking.wandb=disabled", "data.hflip=true", "loss.r1_gamma=1"]
     )
     run = build(config, describe(source_of(config.data)), tmp_path, None, Distributed("fp32"))
-    trainer = run.trainer
-    trainer.step(trainer.batches)  # allocations and kernels of the first iteration
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for _ in range(3):
+    trainer, graphs = run.trainer, run.trainer.step.graphs
+    assert graphs is not None
+    with graphs.stream():
+        for _ in range(WARM_UP + 1):  # allocations and kernels of the first iterations, and the capture
             trainer.step(trainer.batches)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(3):
+                trainer.step(trainer.batches)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def _iterations(folder: Path, recipe: str, *settings: str) -> dict[str, list[float]]:
+    """Twelve iterations on the GPU; returns everything that outlives an iteration, and the figures."""
+    config = load_recipe(recipe, *COMMON, *settings)
+    config.train.precision = config.train.gpu_precision
+    folder.mkdir()
+    with numerics(config.train.precision, exact=True):
+        run = build(config, describe(source_of(config.data)), folder, None, Distributed(config.train.precision))
+        graphs = run.trainer.step.graphs
+        with graphs.stream() if graphs else nullcontext():
+            for _ in range(12):
+                run.trainer.step(run.trainer.batches)
+            found = {name: tensor.flatten().tolist() for name, tensor in what_outlives(run).items()}
+            run.trainer.batches.close()
+            assert (graphs is not None) == ("train.cuda_graphs=always" in settings)
+            return found | {name: [value] for name, value in run.trainer.step.stats.read().items()}
+
+
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if "pggan" not in name])
+def test_captured_steps_have_the_bits_of_eager_ones(recipe: str, tmp_path: Path) -> None:
+    captured = _iterations(tmp_path / "captured", recipe, "train.cuda_graphs=always")
+    eager = _iterations(tmp_path / "eager", recipe, "train.cuda_graphs=never")
+    assert [name for name, values in eager.items() if captured[name] != values] == []
+
+
+@pytest.mark.parametrize("recipe", ["digits", "r3gan_fashion_mnist", "sngan_projection_cifar10"])
+def test_compiled_steps_repeat_and_can_be_captured(recipe: str, tmp_path: Path) -> None:
+    settings = ["train.compile=true", "train.cuda_graphs=always"]
+    first, second = (_iterations(tmp_path / name, recipe, *settings) for name in ("first", "second"))
+    plain = _iterations(tmp_path / "plain", recipe, "train.compile=true", "train.cuda_graphs=never")
+    assert first == second
+    assert [name for name, values in plain.items() if first[name] != values] == []
+    eager = _iterations(tmp_path / "eager", recipe, "train.cuda_graphs=never")
+    assert first["loss_D"] == pytest.approx(eager["loss_D"], rel=5e-2)
 
 
 # The figures of each iteration are logged, so that those of a resumed run are means over the same iterations.

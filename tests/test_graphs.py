@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 import torch
 from conftest import RECIPES, Train, load_recipe
-from recorder import RecordedGraphs
+from recorder import RecordedGraphs, what_outlives
 from torch import Tensor
 
 from gan_dist.data.datasets import describe
@@ -18,8 +18,8 @@ from gan_dist.parallel.distributed import Distributed
 from gan_dist.parallel.signals import StopSignals
 from gan_dist.wiring import iteration
 from gan_dist.wiring.build import WiredRun, build
-from gan_dist.wiring.capture import why_not_captured
 from gan_dist.wiring.data import source_of
+from gan_dist.wiring.modes import why_not_captured
 
 QUIET = [f"{section}.every_kimg=0" for section in ("log", "sample", "metrics", "checkpoint")]
 # A schedule, a warm-up, a lazy penalty and flips: all of them follow the number of images seen.
@@ -47,22 +47,6 @@ def _build(recipe: str, folder: Path, dist: Distributed, recorded: bool, *overri
         run = build(config, info, folder, None, dist)
     run.state.nimg = start
     return run
-
-
-def _state(run: WiredRun) -> dict[str, Tensor]:
-    """Everything that outlives an iteration, but the gradients."""
-    state, step = run.state, run.trainer.step
-    found = {
-        f"{n}.{k}": t
-        for n in ("G", "D", "G_ema")
-        for k, t in getattr(state, n).state_dict().items()
-        if "extra_state" not in k
-    }
-    for name in ("opt_G", "opt_D"):
-        moments = getattr(state, name).state_dict()["state"]
-        found |= {f"{name}.{i}.{key}": t for i, kept in moments.items() for key, t in kept.items() if t is not None}
-    found |= {f"means.{names}": sums for names, sums in step.stats._sums.items()}
-    return found | {f"scalar.{name}": number for name, number in step.draws.scalars.items()}
 
 
 def _train(run: WiredRun, spoilt: int | None = None) -> tuple[list[Any], list[dict[str, float]]]:
@@ -98,7 +82,7 @@ def test_replayed_steps_have_the_same_bits(recipe: str, dist: Distributed, tmp_p
     assert isinstance(graphs, RecordedGraphs)
     assert min(graphs.replays.values()) >= 4, graphs.replays
     assert str(found) == str(expected), "norms and figures"  # as text, in which NaN equals NaN
-    states = _state(eager), _state(replayed)
+    states = what_outlives(eager), what_outlives(replayed)
     assert states[0].keys() == states[1].keys()
     assert [name for name, tensor in states[0].items() if not torch.equal(tensor, states[1][name])] == []
     if fused:
@@ -109,7 +93,7 @@ def test_all_micro_batches_are_in_the_graph(dist: Distributed, tmp_path: Path) -
     found = []
     for recorded in (False, True):
         run = _build("digits", tmp_path / str(recorded), dist, recorded, "train.micro_batch_size=3")
-        found.append((*_train(run), {k: v.tolist() for k, v in _state(run).items()}))
+        found.append((*_train(run), {k: v.tolist() for k, v in what_outlives(run).items()}))
     assert found[0] == found[1]
 
 
@@ -130,7 +114,7 @@ def test_a_run_goes_back_under_graphs(dist: Distributed, tmp_path: Path) -> None
         run.trainer.step.d_step = d_step  # type: ignore[method-assign]
         assert run.train(StopSignals())
         assert run.state.retries == 1
-        found.append({k: v.tolist() for k, v in _state(run).items()})
+        found.append({k: v.tolist() for k, v in what_outlives(run).items()})
         if recorded:
             assert min(run.trainer.step.graphs.replays.values()) >= 4  # type: ignore[attr-defined]
     assert found[0] == found[1]
@@ -146,13 +130,13 @@ def test_what_outlives_an_iteration_keeps_its_address(recipe: str, dist: Distrib
         run.trainer.batches.growth.stage_at = lambda _: run.trainer.batches.growth.stage
     step(run.trainer.batches)
     step(run.trainer.batches)
-    before = {name: tensor.data_ptr() for name, tensor in _state(run).items()}
+    before = {name: tensor.data_ptr() for name, tensor in what_outlives(run).items()}
     gradients = [p.grad.data_ptr() for u in (step.update_G, step.update_D) for p in u.parameters if p.grad is not None]
     step.stats.read()
     step(run.trainer.batches)
     step(run.trainer.batches)
     run.trainer.batches.close()
-    assert {name: tensor.data_ptr() for name, tensor in _state(run).items()} == before
+    assert {name: tensor.data_ptr() for name, tensor in what_outlives(run).items()} == before
     if not step.update_G.fits_graph:
         now = [p.grad.data_ptr() for u in (step.update_G, step.update_D) for p in u.parameters if p.grad is not None]
         assert now == gradients

@@ -74,7 +74,12 @@ class Update:
 
     def clear(self) -> None:
         """Delete the gradients of the previous step."""
-        self.optimizer.optimizer.zero_grad(set_to_none=not self.keeps_gradients)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if self.keeps_gradients and gradients:
+            torch._foreach_zero_(gradients)
+        else:
+            for parameter in self.parameters:
+                parameter.grad = None
 
     def require_gradients(self, required: bool) -> None:
         """Say if the next losses are to be differentiated for this network's weights. If not, they are frozen."""
