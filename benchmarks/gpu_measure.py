@@ -47,9 +47,15 @@ def on_gpu() -> bool:
 
 
 class Timed(Protocol):
-    """A contestant that can be measured; `images` is the number of real images of an iteration."""
+    """A contestant that can be measured.
+
+    Attributes:
+        images: number of real images of an iteration.
+        warm_up: number of iterations before it is measured.
+    """
 
     images: int
+    warm_up: int
 
     def around(self) -> AbstractContextManager[Any]:
         """The context in which everything of this contestant is measured."""
@@ -73,7 +79,7 @@ def started(make: Callable[[], T]) -> tuple[T, float]:
     before = torch.cuda.memory_allocated() if on_gpu() else 0
     run = make()
     with run.around():
-        for _ in range(2):
+        for _ in range(run.warm_up):
             run.iteration()
         wait_for_gpu()
         if not on_gpu():

@@ -26,6 +26,7 @@ from gan_dist.data import DataInfo, Source
 from gan_dist.data.datasets import describe, load_dataset
 from gan_dist.data.in_memory import Images, ImageTensor
 from gan_dist.data.points import POINTS
+from gan_dist.engine.graphs import WARM_UP
 from gan_dist.kernels import convolution, layout
 from gan_dist.kernels.switches import numerics
 from gan_dist.models import r3gan
@@ -160,6 +161,7 @@ class Recipe:
         with self.around(), stand_in_data():
             run = gan_dist.wiring.build.build(config, info, Path(self._folder.name), None, distributed(config))
         self.trainer = run.trainer
+        self.warm_up = WARM_UP + 2 if run.trainer.step.graphs else 2  # iterations before it is measured
         self.images = self.trainer.step.growth.batch_size * config.train.n_critic
         self.batch = next(self.trainer.batches)
 
@@ -188,7 +190,9 @@ def layers_by_type(run: Recipe) -> str:
         name = str(output.dtype).removeprefix("torch.")
         found[name] = found.get(name, 0) + 1
 
-    D = run.trainer.state.D
+    D, step = run.trainer.state.D, run.trainer.step
+    graphs, step.graphs = step.graphs, None  # a replay calls no layer
+    compiled, step.update_D.compiled = step.update_D.compiled, None
     layers = [m for m in D.modules() if not [*m.children()] and [*m.parameters(recurse=False)]]
     hooks = [layer.register_forward_hook(count) for layer in layers]
     try:
@@ -197,5 +201,6 @@ def layers_by_type(run: Recipe) -> str:
     finally:
         for hook in hooks:
             hook.remove()
+        step.graphs, step.update_D.compiled = graphs, compiled
     total = sum(found.values())
     return ", ".join(f"{number / total:.0%} {name}" for name, number in sorted(found.items())) or "none seen"

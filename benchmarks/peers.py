@@ -137,6 +137,7 @@ class OfficialR3GAN(Simple):
         self.opt_G, self.opt_D = (torch.optim.Adam(m.parameters(), 2e-4, (0.0, 0.9)) for m in (self.G, self.D))
         self.real = (torch.rand(batch_size, 3, 32, 32, device=DEVICE) * 2 - 1).split(micro_batch_size)
         self.images = batch_size
+        self.warm_up = 2
 
     def parameters(self) -> list[int]:
         return sizes(self.G, self.D)

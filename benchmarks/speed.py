@@ -27,6 +27,7 @@ CLASSES = {
     "package": "Package",
     "compiled": "Package",
     "bound": "Bound",
+    "graph": "Graph",
 }
 
 
@@ -48,7 +49,7 @@ def measure(
     Raises:
         SystemExit: contestants compute different losses, or some of them cannot run on several processes.
     """
-    if processes > 1 and (alone := {"textbook", "bound"} & {*names}):
+    if processes > 1 and (alone := {"textbook", "bound", "graph"} & {*names}):
         raise SystemExit(f"{' and '.join(sorted(alone))} run in one process: choose --contestants accelerate,package")
     cores = sorted(os.sched_getaffinity(0))
     contestants = [Contestant(entry, cores) for entry in entries(names, config, settings, processes)]

@@ -93,7 +93,7 @@ def test_gpu_command_runs_all_parts_at_a_tiny_size(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     shown = _run("gpu", f"data.root={FASHION_MNIST}", "--tiny", "--json", str(report))
     found = json.loads(report.read_text())["parts"]
-    assert [*found] == ["bits", "tests", "r3gan", "recipes", "penalties", "means", "plan", "targets"]
+    assert [*found] == ["bits", "tests", "r3gan", "targets", "recipes", "penalties", "means", "plan"]
     assert {part["status"] for part in found.values()} == {"complete"}
     assert all(part["rows"] for part in found.values())
     profiled = found["recipes"]["rows"]

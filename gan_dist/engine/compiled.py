@@ -176,7 +176,8 @@ class _Call(nn.Module):
 
     def __init__(self, function: Callable[..., Any], networks: nn.ModuleList) -> None:
         super().__init__()
-        self.function, self.networks = function, networks
+        self.function = function
+        self.add_module("networks", networks)
 
     def forward(self, *inputs: Any) -> Any:
         return self.function(*inputs)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import gc
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -51,6 +51,9 @@ class Graphs:
         Returns:
             Tensors in tuples and dicts. The next call with this name overwrites them.
         """
+        if torch.cuda.current_stream() != self._stream:
+            with self.stream():
+                return self(name, function, *inputs)
         if name not in self._captured:
             self._calls[name] += 1
             if self._full or self._calls[name] <= WARM_UP:
@@ -64,10 +67,14 @@ class Graphs:
                 return function(*inputs)
         return self._captured[name](*inputs)
 
-    def stream(self) -> AbstractContextManager[Any]:
-        """A context for all calls and for everything that runs between them."""
-        self._stream.wait_stream(torch.cuda.current_stream())
-        return torch.cuda.stream(self._stream)
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        """A context that runs everything on the stream of the graphs. Calls outside of it work too, but take longer."""
+        outer = torch.cuda.current_stream()
+        self._stream.wait_stream(outer)
+        with torch.cuda.stream(self._stream):
+            yield
+        outer.wait_stream(self._stream)
 
     def rewind(self, nimg: int) -> None:
         """The run has gone back to the checkpoint at `nimg` images: tensors may have other addresses now."""

@@ -130,8 +130,7 @@ def build(
     batches = make_batches(config, info, dataset, step, stop, dist)
     tracker, track = _tracking(config, info, dataset, run_dir, state.nimg, dist)
     bar = ProgressBar(state.nimg, total_nimg(config), dist)
-    facts = {**_facts(config, info, key, dist), **figures}
-    facts["environment"]["compiled"] = "true" if step.update_D.compiled else "false"
+    facts = {**_facts(config, info, key, dist, step.update_D.compiled is not None), **figures}
     save = _save(config, facts, run_dir, dist)
     save.unmeasured = before is not None and before["unmeasured"]
     kind = kind_of(config.data)
@@ -168,7 +167,7 @@ def _evaluator(config: Config, reference: Reference, run_dir: Path, dist: Distri
         return None
 
 
-def _facts(config: Config, info: DataInfo, data_key: str, dist: Distributed) -> dict[str, Any]:
+def _facts(config: Config, info: DataInfo, data_key: str, dist: Distributed, compiled: bool) -> dict[str, Any]:
     """Return what each checkpoint records about the data and the machine, in addition to the state of the run.
 
     With it the networks can be built without the data, a resumed run can check that data and machine are the same, and
@@ -182,7 +181,7 @@ def _facts(config: Config, info: DataInfo, data_key: str, dist: Distributed) -> 
         "num_images": info.num_images,
         "data_key": data_key,
         "unreadable": [],  # `ReportUnreadable` adds the images that cannot be read
-        "environment": dist.environment,
+        "environment": {**dist.environment, "compiled": str(compiled).lower()},
     }
 
 
