@@ -6,7 +6,6 @@ used or made stays at its address. A function that reads a value on the host can
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -14,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
-from gan_dist.engine.graphs import WARM_UP
 from gan_dist.wiring.build import WiredRun
 
 aten = torch.ops.aten
@@ -55,48 +53,35 @@ class Recorder(TorchDispatchMode):
                     old.copy_(new)
 
 
-class RecordedGraphs:
-    """Records each function after a few calls, and replays it from then on.
+class Recording:
+    """Records functions on a CPU; see `gan_dist.engine.graphs.Capture`.
 
     Attributes:
-        replays: how often each function was replayed.
-        lengths: number of calls in each recording.
+        replays: how often any of the functions was replayed.
     """
 
     def __init__(self) -> None:
-        self._calls: Counter[str] = Counter()
-        self._recorded: dict[str, Callable[..., Any]] = {}
-        self.replays: Counter[str] = Counter()
-        self.lengths: dict[str, int] = {}
+        self.replays = 0
 
-    def __call__(self, name: str, function: Callable[..., Any], *inputs: Any) -> Any:
-        self._calls[name] += 1
-        if self._calls[name] <= WARM_UP:
-            return function(*inputs)
-        if name in self._recorded:
-            self.replays[name] += 1
-            return self._recorded[name](*inputs)
-        slots = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs)
+    def __call__(self, function: Callable[..., Any], inputs: Any) -> tuple[Any, Callable[[], None]]:
         with Recorder() as recorder:
-            outputs = function(*slots)
-        self.lengths[name] = len(recorder.calls)
+            outputs = function(*inputs)
+        computed = [True]  # unlike a capture, the recording has computed everything already
 
-        def replay(*inputs: Any) -> Any:
-            for slot, given in zip(slots, inputs):
-                if isinstance(slot, Tensor):
-                    slot.copy_(given)
+        def replay() -> None:
+            if computed:
+                computed.clear()
+                return
+            self.replays += 1
             recorder.replay()
-            return outputs
 
-        self._recorded[name] = replay
-        return outputs
+        return outputs, replay
 
-    def rewind(self, nimg: int) -> None:
-        self._calls.clear()
-        self._recorded.clear()
-
-    def stream(self) -> AbstractContextManager[None]:
+    def on_stream(self) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def memory(self) -> int:
+        return 0
 
 
 def what_outlives(run: WiredRun) -> dict[str, Tensor]:

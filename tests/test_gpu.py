@@ -70,7 +70,7 @@ def test_iteration_never_waits_for_the_gpu(tmp_path: Path) -> None:
     run = build(config, describe(source_of(config.data)), tmp_path, None, Distributed("fp32"))
     trainer, graphs = run.trainer, run.trainer.step.graphs
     assert graphs is not None
-    with graphs.stream():
+    with graphs.capture.on_stream():
         for _ in range(WARM_UP + 1):  # allocations and kernels of the first iterations, and the capture
             trainer.step(trainer.batches)
         torch.cuda.set_sync_debug_mode("error")
@@ -89,7 +89,7 @@ def _iterations(folder: Path, recipe: str, *settings: str) -> dict[str, list[flo
     with numerics(config.train.precision, exact=True):
         run = build(config, describe(source_of(config.data)), folder, None, Distributed(config.train.precision))
         graphs = run.trainer.step.graphs
-        with graphs.stream() if graphs else nullcontext():
+        with graphs.capture.on_stream() if graphs else nullcontext():
             for _ in range(12):
                 run.trainer.step(run.trainer.batches)
             found = {name: tensor.flatten().tolist() for name, tensor in what_outlives(run).items()}

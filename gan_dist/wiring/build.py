@@ -82,7 +82,7 @@ class WiredRun:
         self.track()
         self.stop.signals = signals
         graphs = self.trainer.step.graphs
-        with graphs.stream() if graphs else nullcontext():
+        with graphs.capture.on_stream() if graphs else nullcontext():
             return self.trainer.run(self.stop)
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 from gan_dist.engine.compiled import CompiledGradients
-from gan_dist.engine.graphs import Graphs
+from gan_dist.engine.graphs import CudaCapture, Graphs
 from gan_dist.engine.update import reads_on_device
 from gan_dist.errors import ConfigError
 from gan_dist.parallel.distributed import Distributed
@@ -37,7 +37,7 @@ def make_graphs(config: Config, dist: Distributed) -> Graphs | None:
         log.info(
             "steps are not captured as CUDA graphs: %s" if reason else "steps are captured as CUDA graphs%s", reason
         )
-    return None if reason else Graphs(dist.device, log.info)
+    return None if reason else Graphs(CudaCapture(dist.device), log.info)
 
 
 def why_not_captured(config: Config, on_gpu: bool, several: bool, precision: str) -> str:
