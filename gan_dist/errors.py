@@ -33,9 +33,10 @@ class Interrupted(Exception):
 
 
 class Unreadable(UserError):
-    """A file or directory that is there could not be read, for example because of a network file system.
+    """A file or directory that is there could not be read.
 
-    This says nothing about its content: it must not be taken for missing or damaged.
+    The reason may be a network file system, or that a newer version of gan_dist has written it. This says nothing about
+    its content: it must not be taken for missing or damaged.
     """
 
 

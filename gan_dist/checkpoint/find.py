@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gan_dist.checkpoint import manifest
+from gan_dist.checkpoint.formats import migrated
 from gan_dist.errors import Unreadable, UserError
 
 log = logging.getLogger(__name__)
@@ -136,12 +137,6 @@ _FACTS: dict[str, type] = {"nimg": int, "metrics": dict, "metrics_nimg": int, "r
                            "environment": dict, "class_names": list, "unreadable": list, "protocol": dict,
                            "series": int, "paths": dict, "unmeasured": bool}  # fmt: skip
 
-# Values of what runs of earlier versions have not recorded.
-_NOT_RECORDED: dict[str, Any] = {
-    "environment": {}, "class_names": [], "unreadable": [], "protocol": {}, "series": 1, "paths": {},
-    "unmeasured": False,
-}  # fmt: skip
-
 
 def read_facts(checkpoint: Path) -> dict[str, Any]:
     """Read a checkpoint's `state.json`, and check the types of its values.
@@ -154,9 +149,9 @@ def read_facts(checkpoint: Path) -> dict[str, Any]:
         a run of an earlier version has not recorded is empty.
 
     Raises:
-        UserError: the file is missing or damaged.
+        UserError: the file is missing or damaged, or a newer version of gan_dist has written it.
     """
-    facts = {**_NOT_RECORDED, **manifest.read_json(checkpoint, "state.json")}
+    facts = migrated(manifest.read_json(checkpoint, "state.json"), checkpoint)
     wrong = [name for name, kind in _FACTS.items() if type(facts.get(name)) is not kind]
     shape = facts.get("image_shape")
     if not wrong and not (len(shape) == 3 and all(type(n) is int and 0 < n < 2**16 for n in shape)):  # type: ignore[arg-type,union-attr]

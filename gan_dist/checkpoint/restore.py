@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from gan_dist.checkpoint import manifest
 from gan_dist.checkpoint.find import NETWORKS, OPTIMIZERS, read_facts
+from gan_dist.checkpoint.formats import format_of, renamed
 from gan_dist.checkpoint.moments import unflatten
 from gan_dist.checkpoint.state import State
 from gan_dist.errors import UserError
@@ -34,7 +35,8 @@ def load_network(checkpoint: Path, name: str, module: nn.Module) -> None:
     Raises:
         UserError: the file is missing or damaged, or does not fit the module.
     """
-    tensors = _read_tensors(checkpoint, name, list(module.state_dict().values()))
+    number = format_of(manifest.read_json(checkpoint, "state.json"), checkpoint)
+    tensors = renamed(name, _read_tensors(checkpoint, name, list(module.state_dict().values())), number)
     meta = any(p.is_meta for p in module.parameters())
     try:
         module.load_state_dict(tensors, assign=meta)

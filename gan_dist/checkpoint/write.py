@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gan_dist.checkpoint.find import FILES, NETWORKS, OPTIMIZERS, best_checkpoints, list_checkpoints, nimg_of, verify
+from gan_dist.checkpoint.formats import FORMAT
 from gan_dist.checkpoint.moments import flatten
 from gan_dist.checkpoint.state import State
 from gan_dist.errors import Unreadable
@@ -59,7 +60,7 @@ def take_snapshot(state: State, facts: dict[str, Any]) -> Snapshot:
         event = torch.cuda.Event()
         event.record()
         arrived = event.synchronize
-    return Snapshot(tensors, {**progress, "scalers": scalers, **facts}, arrived)
+    return Snapshot(tensors, {"format": FORMAT, **progress, "scalers": scalers, **facts}, arrived)
 
 
 def write_checkpoint(run_dir: Path, snapshot: Snapshot, config: str) -> Path:

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from gan_dist.errors import ConfigError
 from gan_dist.settings.checks import check
 from gan_dist.settings.files import read_text
+from gan_dist.settings.formats import FORMAT, RENAMED, migrated
 from gan_dist.settings.schema import PATHS, Config, Run, describe_type, show, walk_settings
 from gan_dist.settings.values import Node, Scalar, looks_typed, node_of, read_yaml, shown, typed
 
@@ -26,18 +27,19 @@ MAX_DOTS = 5  # names inside a mapping that are separated by dots: as many as th
 Setting = tuple[str, Any]  # dotted name and value, which has the type that the schema names
 
 
-def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: Path | None, overrides: Sequence[str] = (), of_run: bool = False) -> Config:
     """Read the settings of a run: the defaults, then the file, then the overrides. Every value is checked.
 
     Args:
         path: a YAML file; None for no file.
         overrides: settings as `key.sub=value`.
+        of_run: see `read_file`.
 
     Raises:
         ConfigError: the file cannot be read, a setting does not exist, or a value is impossible. The message names the
             setting, its value and the nearest valid one.
     """
-    return make_config([*(read_file(path) if path else ()), *read_overrides(overrides)])
+    return make_config([*(read_file(path, of_run=of_run) if path else ()), *read_overrides(overrides)])
 
 
 def make_config(settings: Iterable[Setting]) -> Config:
@@ -89,8 +91,13 @@ def _texts(value: Any, change: Callable[..., str]) -> Any:
 
 
 def as_yaml(config: Config) -> str:
-    """Return all settings as YAML. `load_config` reads the same settings from a file with this text."""
-    return yaml.dump(asdict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**30)
+    """Return all settings as YAML, with the number of their format.
+
+    `load_config` reads the same settings from a file with this text.
+    """
+    return yaml.dump(
+        {"format": FORMAT, **asdict(config)}, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**30
+    )
 
 
 class _Dumper(yaml.SafeDumper):
@@ -116,12 +123,13 @@ def for_file(config: Config) -> Config:
 # Reading
 
 
-def read_file(path: Path, pipe: bool = False) -> list[Setting]:
+def read_file(path: Path, pipe: bool = False, of_run: bool = False) -> list[Setting]:
     """Read the settings in a config file, which may come from a stranger.
 
     Args:
         path: the file.
         pipe: the user named this path, so that it may be a pipe too.
+        of_run: a run has written the file; see `gan_dist.settings.formats.migrated`.
 
     Raises:
         ConfigError: it cannot be read, or it asks for what it must not. A file must not choose to write outside the
@@ -134,7 +142,7 @@ def read_file(path: Path, pipe: bool = False) -> list[Setting]:
         raise ConfigError(f"{path}: cannot read this config: {' '.join(str(error).split())[:300]}{known}") from None
     if not isinstance(node, dict):
         raise ConfigError(f"{path}: a config is a mapping of settings, `section: {{key: value}}`")
-    settings = list(_settings_in(str(path), node))
+    settings = list(_settings_in(str(path), migrated(node, path, of_run)))
     run_dir = dict(settings).get("run.dir", "")
     if is_outside(run_dir):
         raise ConfigError(f"{path}: run.dir={run_dir} is not below this directory; set it on the command line instead")
@@ -232,6 +240,8 @@ def _unknown(name: str, value: str) -> str:
     name, value = name[:100], value[:100]
     if members := _members(name):
         return f"{name}={value} is a section; set one of {', '.join(members)}"
+    if name in RENAMED:
+        return f"{name} is called {RENAMED[name]} now: write {RENAMED[name]}={value}"
     return f"unknown setting {name}; nearest: {_nearest(name)}"
 
 

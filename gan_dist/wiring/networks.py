@@ -200,7 +200,7 @@ def read_generator(checkpoint: Path, settings: Sequence[str] = ()) -> SavedGener
     """
     facts = read_facts(checkpoint)
     path = config_path(checkpoint)
-    model, config = load_config(path).model, load_config(path, settings)
+    model, config = load_config(path, of_run=True).model, load_config(path, settings, of_run=True)
     if model.name not in models.names():
         raise ConfigError(f"{checkpoint}: model.name={model.name}: {choose(model.name, models.names())}")
     check_args(model)

@@ -87,7 +87,7 @@ def own_config(run_dir: Path) -> OwnConfig | None:
 
 def _own(path: Path, record: Record | None, note: str) -> OwnConfig:
     """Read the settings of a run from the file that holds them."""
-    settings = read_file(path)
+    settings = read_file(path, of_run=True)
     return OwnConfig(settings, make_config(settings), record, note)
 
 

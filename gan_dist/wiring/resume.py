@@ -67,7 +67,7 @@ def read_before(checkpoint: Path, own: OwnConfig | None) -> Before:
     Raises:
         UserError: the checkpoint's settings are damaged or cannot be read.
     """
-    saved = load_config(config_path(checkpoint))
+    saved = load_config(config_path(checkpoint), of_run=True)
     if own and own.record:
         written_later = not own.record.starts_from or nimg_of(checkpoint) > int(own.record.starts_from)
         if not (written_later and find_changes(saved, own.config)):
@@ -244,6 +244,5 @@ def changed_environment(checkpoint: Path, now: dict[str, str]) -> str:
         The differences in words; "" if there are none. With differences, a resumed run is not bit-identical to a run
         without a stop.
     """
-    # Checkpoints that do not name the generator or the compilation are of the time of the first ones.
-    before = {**now, "random generator": "Philox", "compiled": "false", **read_facts(checkpoint)["environment"]}
+    before = {**now, **read_facts(checkpoint)["environment"]}
     return ", ".join(f"{key} was {before[key]} and is {now[key]}" for key in now if before[key] != now[key])
