@@ -181,6 +181,7 @@ def _facts(config: Config, info: DataInfo, data_key: str, dist: Distributed, com
         "num_images": info.num_images,
         "data_key": data_key,
         "unreadable": [],  # `ReportUnreadable` adds the images that cannot be read
+        "unmeasured": False,
         "environment": {**dist.environment, "compiled": str(compiled).lower()},
     }
 
