@@ -42,6 +42,7 @@ from gan_dist.wiring.resume import (
     read_before,
     say_changes,
 )
+from gan_dist.wiring.start import check_init
 
 log = logging.getLogger("gan_dist")
 
@@ -94,6 +95,7 @@ def _train(asked: Asked, dist: Distributed, signals: StopSignals) -> Ending | No
         checkpoint = before.checkpoint if before else None
         info = dist.from_main(lambda: describe(source_of(config.data)))
         check_parts(config, info, dist)
+        check_init(config, goes_on=before is not None)
         if before:
             dist.from_main(lambda: check_fit(before, config, info))
         if dist.is_main:

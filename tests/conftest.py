@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from forks import Forked
 from launched import launched
 from PIL import Image
 from program import Program, Result
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from gan_dist.checkpoint.state import State
@@ -133,6 +134,15 @@ def make_images(folder: Path) -> None:
         path = folder / f"{i % 2}/{i:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
+
+
+def write_digits(folder: Path, classes: Iterable[int], most: int) -> None:
+    """At most so many of the handwritten digits of each of these classes, 8x8 pixels, in a folder for each class."""
+    digits = load_digits()
+    for label in classes:
+        (folder / str(label)).mkdir()
+        for i, image in enumerate(digits.images[digits.target == label][:most]):
+            Image.fromarray((image * (255 / 16)).astype(np.uint8)).save(folder / str(label) / f"{i:03d}.png")
 
 
 RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))

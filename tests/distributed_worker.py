@@ -160,6 +160,19 @@ class Jobs:
             ]
         torch._dynamo.config.disable = before
 
+    def started(self, dist: Distributed) -> None:
+        """A run that starts from the weights of another run, with a frozen block of D."""
+        source = self.folder / "source"
+        source.mkdir(exist_ok=True)
+        config = load_recipe("digits", *QUIET, "train.seed=1")
+        run = build(config, describe(source_of(config.data)), source, None, dist)
+        dist.from_main(lambda: run.save.now(run.state))
+        own = [f"init.run={source}", "init.freeze_D=1"]
+        self.train(dist, "started-digits", "digits", *own)
+        if dist.world_size == 2:
+            all_of_D = sum(p.nbytes for p in run.state.D.parameters())
+            self.results["wire of a frozen D"] = {**self.wire(dist, "digits", *own), "all of D": all_of_D}
+
     def wires(self, dist: Distributed) -> None:
         """For every loss and penalty, micro-batches and n_critic; and for every recipe."""
         self.results["wire"] = [
@@ -237,6 +250,7 @@ def main() -> None:
             jobs.train(dist, f"split-{recipe}", recipe, "train.micro_batch_size=2")
     if dist.world_size < 4:
         jobs.compiled(dist)
+        jobs.started(dist)
     dist = Distributed("fp32", cpu=CPU)
     for recipe, seed in itertools.product(OF_EACH_ARCHITECTURE.values(), SEEDS):
         jobs.gradients(dist, f"gradients-{recipe}-{seed}", recipe, f"train.seed={seed}")

@@ -99,6 +99,19 @@ def test_each_gradient_crosses_once(ran: dict[int, Path]) -> None:
         assert row["total"] == sum(row["sent"].values()), row
 
 
+def test_run_that_starts_from_another_does_not_depend_on_the_processes(ran: dict[int, Path]) -> None:
+    alone, many = (load_file(ran[n] / "started-digits.safetensors") for n in (1, 2))
+    assert distance(many, alone) < 1e-9
+    assert _results(ran[2])["started-digits: ranks agree"]
+
+
+def test_frozen_blocks_are_not_sent(ran: dict[int, Path]) -> None:
+    row = _results(ran[2])["wire of a frozen D"]
+    assert row["sizes"]["D"] < row["all of D"] / 10, "the first layer of this D has nearly all of its weights"
+    assert row["sent"] == {"G": 2 * row["sizes"]["G"], "D": 2 * row["n_critic"] * row["sizes"]["D"]}
+    assert row["total"] == sum(row["sent"].values())
+
+
 def test_batch_normalization_of_several_processes_is_not_compiled(ran: dict[int, Path]) -> None:
     """Its statistics are exchanged in the middle of the networks."""
     assert [_results(ran[n])["batch normalization is compiled"] for n in (1, 2)] == [True, False]

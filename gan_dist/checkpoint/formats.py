@@ -40,8 +40,9 @@ def _say_more(facts: Facts) -> Facts:
 
 
 def _name_generator(facts: Facts) -> Facts:
-    """From 2 to 3: another generator of random numbers draws, and losses can be compiled."""
+    """From 2 to 3: another generator draws, losses can be compiled, and runs can start from others."""
     environment, before = facts.get("environment"), {"random generator": "Philox", "compiled": "false"}
+    facts = {"started_from": {}, **facts}
     return {**facts, "environment": {**before, **environment}} if isinstance(environment, dict) else facts
 
 

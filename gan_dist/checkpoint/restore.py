@@ -24,6 +24,21 @@ MAX_HEADER = 2**24  # largest size in bytes of a safetensors file's header
 MOMENTS = 4  # an optimizer of torch keeps at most so many tensors for each parameter
 
 
+def read_network(checkpoint: Path, name: str, like: nn.Module) -> dict[str, Tensor]:
+    """Read the weights of a network, under the names of today's format.
+
+    Args:
+        checkpoint: the checkpoint's directory.
+        name: "G", "D" or "G_ema".
+        like: a network of about the same size, which limits the memory that a forged file can use.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    number = format_of(manifest.read_json(checkpoint, "state.json"), checkpoint)
+    return renamed(name, _read_tensors(checkpoint, name, list(like.state_dict().values())), number)
+
+
 def load_network(checkpoint: Path, name: str, module: nn.Module) -> None:
     """Load the weights of a network from a checkpoint into a module.
 
@@ -35,8 +50,7 @@ def load_network(checkpoint: Path, name: str, module: nn.Module) -> None:
     Raises:
         UserError: the file is missing or damaged, or does not fit the module.
     """
-    number = format_of(manifest.read_json(checkpoint, "state.json"), checkpoint)
-    tensors = renamed(name, _read_tensors(checkpoint, name, list(module.state_dict().values())), number)
+    tensors = read_network(checkpoint, name, module)
     meta = any(p.is_meta for p in module.parameters())
     try:
         module.load_state_dict(tensors, assign=meta)

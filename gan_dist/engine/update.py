@@ -54,8 +54,9 @@ class Update:
     ) -> None:
         self.name, self.dist, self.stats, self.scalars = name, dist, stats, scalars
         self.schedule, self.skip_nonfinite = schedule, skip_nonfinite
-        self.parameters = list(getattr(state, name).parameters())
-        self.optimizer = dist.prepare_optimizer(getattr(state, f"opt_{name}"), state.scalers.get(name))
+        optimizer: torch.optim.Optimizer = getattr(state, f"opt_{name}")
+        self.parameters: list[torch.nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
+        self.optimizer = dist.prepare_optimizer(optimizer, state.scalers.get(name))
         self.fits_graph = "betas" not in schedule(0)
 
     def begin(self, nimg: int) -> dict[str, float]:

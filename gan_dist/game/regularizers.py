@@ -71,10 +71,10 @@ def iterate_spectral_norms(D: nn.Module) -> None:
     """Make one power iteration that improves the largest singular value of each weight with spectral normalization.
 
     Call this once per D step (Miyato et al. 2018, Algorithm 1). torch would do it in each forward pass, and then the
-    result would depend on the number of micro-batches.
+    result would depend on the number of micro-batches. Frozen weights keep their singular vectors.
     """
     for module in D.modules():
-        if isinstance(module, parametrize.ParametrizationList):
+        if isinstance(module, parametrize.ParametrizationList) and module.original.requires_grad:
             module.train()
             module()
             module.eval()

@@ -9,6 +9,9 @@ An architecture's file defines
 - `Discriminator(image_shape, num_classes, widths)`: `D(x, y)` maps images x (N, C, H, W) and labels y (N,) to logits
   (N,).
 
+It may define `blocks(D)`, which returns the parts of a Discriminator that can be frozen, from the image on; see
+`init.freeze_D`.
+
 If `num_classes` is 0, the network is unconditional and takes no y. If `widths` is empty, the architecture uses its
 default widths. The settings `model.g_args` and `model.d_args` set the keyword-only arguments of the two classes.
 Networks for progressive growing are subclasses of `Growing`.

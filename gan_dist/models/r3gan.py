@@ -191,3 +191,8 @@ class Discriminator(nn.Module):
         if not self.num_classes:
             return features.squeeze(1)
         return (features * self.embedding(needed(y, self.num_classes))).sum(1)
+
+
+def blocks(D: Discriminator) -> list[nn.Module]:
+    """Return the stages of D, from the image on, each with the convolution before it."""
+    return [nn.ModuleList(pair) for pair in zip([D.first, *D.main.between], D.main.stages)]

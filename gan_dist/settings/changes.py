@@ -18,11 +18,11 @@ CONTENT = "data.content"
 _KEPT = (
     "loss.", "model.", "growth.", "data.name", "data.image_size", "data.channels", "data.class_folders", "data.stacked",
     "data.hflip", "train.seed", "train.batch_size", "train.n_critic", "train.augment", "train.precision",
-    "optim.G.name", "optim.D.name",
+    "optim.G.name", "optim.D.name", "init.freeze_D",
 )  # fmt: skip
 
 # Settings that belong to one start of a run.
-_OF_A_START = ("run.", "resume", "allow_changes")
+_OF_A_START = ("run.", "resume", "allow_changes", "init.run", "init.networks")
 
 Changes = dict[str, tuple[Any, Any]]  # name of a setting -> its value before, its value now
 

@@ -114,9 +114,10 @@ _Dumper.add_representer(str, _Dumper.represent_text)
 def for_file(config: Config) -> Config:
     """Return the settings to save with a run: without those that belong to one start of the run.
 
-    These are `run.dir`, `resume` and `allow_changes`.
+    These are `init.run`, `run.dir`, `resume` and `allow_changes`.
     """
-    return replace(config, run=Run(name=config.run.name), resume="never", allow_changes=[])
+    run, init = Run(name=config.run.name), replace(config.init, run="")
+    return replace(config, run=run, init=init, resume="never", allow_changes=[])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -146,8 +147,9 @@ def read_file(path: Path, pipe: bool = False, of_run: bool = False) -> list[Sett
     run_dir = dict(settings).get("run.dir", "")
     if is_outside(run_dir):
         raise ConfigError(f"{path}: run.dir={run_dir} is not below this directory; set it on the command line instead")
-    if dict(settings).get("allow_changes"):
-        raise ConfigError(f"{path}: allow_changes belongs to one start of a run: name it on the command line instead")
+    for name in ("allow_changes", "init.run"):
+        if dict(settings).get(name):
+            raise ConfigError(f"{path}: {name} belongs to one start of a run: name it on the command line instead")
     return settings
 
 

@@ -44,6 +44,13 @@ class Model:
 
 
 @dataclass
+class Init:
+    run: str = ""  # start a new run from the weights of another: RUN, or RUN:CHECKPOINT; only on the command line
+    networks: list[str] = field(default_factory=lambda: ["G", "D", "G_ema"])  # which networks get weights of init.run
+    freeze_D: int = 0  # freeze so many blocks of D, counted from the image on, at the weights of init.run; 0: none
+
+
+@dataclass
 class Loss:
     name: str = (
         "non_saturating"  # losses of D and G: non_saturating, minimax, least_squares, hinge, wasserstein, relativistic
@@ -174,6 +181,7 @@ class Run:
 class Config:
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
+    init: Init = field(default_factory=Init)
     loss: Loss = field(default_factory=Loss)
     optim: Optim = field(default_factory=Optim)
     train: Train = field(default_factory=Train)
@@ -192,7 +200,7 @@ class Config:
 
 
 # Settings that name a file or a directory: `~` at their beginning is the home directory.
-PATHS = ("data.root", "metrics.inception_weights", "run.dir", "resume")
+PATHS = ("data.root", "init.run", "metrics.inception_weights", "run.dir", "resume")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ from gan_dist.wiring.iteration import make_step, nimg_of, total_nimg
 from gan_dist.wiring.kinds import kind_of
 from gan_dist.wiring.networks import make_state
 from gan_dist.wiring.resume import check_same_content
+from gan_dist.wiring.start import start_from
 
 log = logging.getLogger(__name__)
 
@@ -115,11 +116,9 @@ def build(
     if isinstance(dataset, ImageTensor):
         dataset = dataset.on(dist.device)
     state = make_state(config, info, dist)
+    came_from = before["started_from"] if before else start_from(config, info, state, dist)
     if checkpoint:
-        same = lambda: check_same_content(checkpoint, key, accepted_key, config, dataset, info)  # noqa: E731
-        for note in dist.from_main(same):
-            if dist.is_main:
-                log.warning(note)
+        _say(dist, lambda: check_same_content(checkpoint, key, accepted_key, config, dataset, info))
     class_probs = class_probabilities(dataset, info, config)
     evaluator = _evaluator(config, Reference(dataset, info, key, class_probs), run_dir, dist)
     figures = figures_of(evaluator, checkpoint, dist)
@@ -130,7 +129,11 @@ def build(
     batches = make_batches(config, info, dataset, step, stop, dist)
     tracker, track = _tracking(config, info, dataset, run_dir, state.nimg, dist)
     bar = ProgressBar(state.nimg, total_nimg(config), dist)
-    facts = {**_facts(config, info, key, dist, step.update_D.compiled is not None), **figures}
+    facts = {
+        **_facts(config, info, key, dist, step.update_D.compiled is not None),
+        **figures,
+        "started_from": came_from,
+    }
     save = _save(config, facts, run_dir, dist)
     save.unmeasured = before is not None and before["unmeasured"]
     kind = kind_of(config.data)
@@ -144,15 +147,21 @@ def build(
         save,  # an evaluation can take longer than SIGTERM's grace period, so the checkpoint is saved first
     ]
     if evaluator:
-        every = nimg_of(config.metrics.every_kimg)
-        callbacks.append(Evaluate(every, evaluator, tracker, clock, dist, save, stop))
-    if config.train.profile and dist.is_main:
-        callbacks.append(Profile(run_dir / "trace.json"))
-    recovery = _recovery(config, state, save, [tracker, stats, batches, *([step.graphs] if step.graphs else [])], dist)
+        callbacks.append(Evaluate(nimg_of(config.metrics.every_kimg), evaluator, tracker, clock, dist, save, stop))
+    callbacks += [Profile(run_dir / "trace.json")] if config.train.profile and dist.is_main else []
+    told = [tracker, stats, batches, *([step.graphs] if step.graphs else [])]
+    recovery = _recovery(config, state, save, told, dist)
     trainer = Trainer(state, step, batches, callbacks, save, recovery, clock, total_nimg(config))
     summary = [describe_classes(info)] if info.class_names else []
     summary += _summary(config, state, step.growth.batch_size, dist)
     return WiredRun(trainer, state, tracker, track, bar, save, dist, stop, summary)
+
+
+def _say(dist: Distributed, check: Callable[[], list[str]]) -> None:
+    """Make a check in the main process, and log what it returns."""
+    for note in dist.from_main(check):
+        if dist.is_main:
+            log.warning(note)
 
 
 def _evaluator(config: Config, reference: Reference, run_dir: Path, dist: Distributed) -> Evaluator | None:

@@ -38,7 +38,7 @@ def optimizer_names() -> list[str]:
 
 
 def make_optimizer(config: Optimizer, module: nn.Module) -> torch.optim.Optimizer:
-    """Make the configured optimizer for the parameters of a module.
+    """Make the configured optimizer for the parameters of a module, except frozen ones.
 
     Raises:
         ValueError: there is no such optimizer; the message names the valid ones.
@@ -49,7 +49,8 @@ def make_optimizer(config: Optimizer, module: nn.Module) -> torch.optim.Optimize
     on_gpu = next(module.parameters()).device.type == "cuda"
     # torch warns of a capturable optimizer whose steps are not captured, as our first steps are not.
     warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")
-    return getattr(torch.optim, config.name)(module.parameters(), **optimizer_arguments(config, on_gpu))
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return getattr(torch.optim, config.name)(trained, **optimizer_arguments(config, on_gpu))
 
 
 def optimizer_arguments(config: Optimizer, on_gpu: bool) -> dict[str, Any]:
@@ -114,8 +115,28 @@ def make_state(config: Config, info: DataInfo, dist: Distributed) -> State:
     G_ema = copy.deepcopy(G).eval().requires_grad_(False)
     if config.train.sync_batch_norm:
         G, D = dist.sync_batch_norm(G), dist.sync_batch_norm(D)
+    freeze(D, config)
     scalers = {name: scaler for name in ("G", "D") if (scaler := dist.make_scaler())}
     return State(G, D, G_ema, make_optimizer(config.optim.G, G), make_optimizer(config.optim.D, D), scalers)
+
+
+def freeze(D: nn.Module, config: Config) -> None:
+    """Freeze the first `init.freeze_D` blocks of D, counted from the image on (Mo et al. 2020, "Freeze the
+    discriminator").
+
+    Their weights get no gradients, and they are in eval mode, so that running means stay what they are.
+
+    Raises:
+        ConfigError: D has fewer blocks.
+    """
+    count = config.init.freeze_D
+    if not count:
+        return
+    blocks = models.architecture(config.model.name).blocks(D)
+    if count > len(blocks):
+        raise ConfigError(f"init.freeze_D={count}: D of model.name={config.model.name} has {len(blocks)} blocks")
+    for block in blocks[:count]:
+        block.eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)
@@ -198,20 +219,29 @@ def read_generator(checkpoint: Path, settings: Sequence[str] = ()) -> SavedGener
     Raises:
         UserError: its files are damaged or do not belong together.
     """
-    facts = read_facts(checkpoint)
-    path = config_path(checkpoint)
-    model, config = load_config(path, of_run=True).model, load_config(path, settings, of_run=True)
+    facts, config, (G, _) = saved_networks(checkpoint)
+    load_network(checkpoint, "G_ema", G)
+    own = load_config(config_path(checkpoint), settings, of_run=True)
+    return SavedGenerator(checkpoint, own, config.model, facts, G.state_dict())
+
+
+def saved_networks(checkpoint: Path) -> tuple[dict[str, Any], Config, tuple[nn.Module, nn.Module]]:
+    """Return the facts and the settings of a checkpoint, and G and D as they describe them, on the meta device.
+
+    On the meta device networks take no memory; loading a file gives them the memory that the file needs.
+
+    Raises:
+        UserError: its files are damaged or do not belong together.
+    """
+    facts, config = read_facts(checkpoint), load_config(config_path(checkpoint), of_run=True)
+    model = config.model
     if model.name not in models.names():
         raise ConfigError(f"{checkpoint}: model.name={model.name}: {choose(model.name, models.names())}")
     check_args(model)
     try:
-        # On the meta device the network takes no memory. `load_network` gives it the memory that the file needs.
-        with torch.device("meta"):
-            G = make_generator(model, tuple(facts["image_shape"]), facts["num_classes"])
+        return facts, config, networks_on_meta(model, tuple(facts["image_shape"]), facts["num_classes"])
     except Exception as error:  # a checkpoint may come from a stranger, with sizes that no network can have
         raise ConfigError(f"{checkpoint}: {model.name}: {type(error).__name__}: {str(error)[:200]}") from error
-    load_network(checkpoint, "G_ema", G)
-    return SavedGenerator(checkpoint, config, model, facts, G.state_dict())
 
 
 def check_args(model: Model) -> None:
