@@ -129,11 +129,8 @@ def build(
     batches = make_batches(config, info, dataset, step, stop, dist)
     tracker, track = _tracking(config, info, dataset, run_dir, state.nimg, dist)
     bar = ProgressBar(state.nimg, total_nimg(config), dist)
-    facts = {
-        **_facts(config, info, key, dist, step.update_D.compiled is not None),
-        **figures,
-        "started_from": came_from,
-    }
+    facts = _facts(config, info, key, dist) | figures | {"started_from": came_from}
+    facts["environment"]["compiled"] = str(step.update_D.compiled is not None).lower()
     save = _save(config, facts, run_dir, dist)
     save.unmeasured = before is not None and before["unmeasured"]
     kind = kind_of(config.data)
@@ -176,7 +173,7 @@ def _evaluator(config: Config, reference: Reference, run_dir: Path, dist: Distri
         return None
 
 
-def _facts(config: Config, info: DataInfo, data_key: str, dist: Distributed, compiled: bool) -> dict[str, Any]:
+def _facts(config: Config, info: DataInfo, data_key: str, dist: Distributed) -> dict[str, Any]:
     """Return what each checkpoint records about the data and the machine, in addition to the state of the run.
 
     With it the networks can be built without the data, a resumed run can check that data and machine are the same, and
@@ -191,7 +188,7 @@ def _facts(config: Config, info: DataInfo, data_key: str, dist: Distributed, com
         "data_key": data_key,
         "unreadable": [],  # `ReportUnreadable` adds the images that cannot be read
         "unmeasured": False,
-        "environment": {**dist.environment, "compiled": str(compiled).lower()},
+        "environment": dist.environment,
     }
 
 
