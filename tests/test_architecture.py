@@ -137,10 +137,8 @@ def test_who_is_handed_a_data_class_reads_its_fields() -> None:
     trees = {path: ast.parse(path.read_text()) for path in FILES if _folder(path) != "settings"}
     read = {path: {*_read_attributes(tree), *_texts(tree)} for path, tree in trees.items()}  # by name, or by getattr
     classes = {node.name: node for tree in trees.values() for node in ast.walk(tree) if _is_data_class(node)}
-    takers = {
-        name: {p for p, tree in trees.items() if any(name in kinds for kinds in _kinds_of_parameters(tree))}
-        for name in classes
-    }
+    kinds_in = {path: list(_kinds_of_parameters(tree)) for path, tree in trees.items()}
+    takers = {name: {p for p, kinds in kinds_in.items() if any(name in kind for kind in kinds)} for name in classes}
     for name, node in classes.items():
         holders = {h for h, other in classes.items() if any(name in ast.unparse(f.annotation) for f in _fields(other))}
         files = set().union(takers[name], *(takers[holder] for holder in holders)) or set(trees)

@@ -98,7 +98,7 @@ def test_classes_are_matched_by_their_names(
     """Of the classes 0 to 4 and 3 to 7, 3 and 4 are the last two there and the first two here; all else is taken."""
     source = _source(tmp_path / "source", dist, name, f"data.root={folders['low']}", "train.seed=1")
     fresh = _build(tmp_path / "fresh", dist, name, f"data.root={folders['high']}")
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="gan_dist")
     run = _build(tmp_path / "new", dist, name, f"data.root={folders['high']}", f"init.run={source}")
     matched = set()
     for part in ("G", "D"):
@@ -127,7 +127,7 @@ def test_sizes_that_do_not_fit_are_new_and_named(
     """Images of another size, and without labels: the first and the last layers differ."""
     low = f"data.root={folders['low']}"
     source = _source(tmp_path / "source", dist, "mlp", low, "train.seed=1")
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="gan_dist")
     other = ["data.image_size=8", "model.conditional=false"]
     run = _build(tmp_path / "new", dist, "mlp", low, *other, f"init.run={source}", "init.networks=[D]")
     fresh = _build(tmp_path / "fresh", dist, "mlp", low, *other)
@@ -257,10 +257,10 @@ def test_a_related_run_is_a_better_start_than_none(dist: Distributed, tmp_path: 
 
 
 def _images_until(run: WiredRun, fid: float, most: int) -> float:
-    """The images seen when FID falls below a value, which is measured every 1,024 images; or `most` if it does not."""
+    """The images seen when FID falls below a value, which is measured every 2,048 images; or `most` if it does not."""
     (measure,) = (c.evaluator for c in run.trainer.callbacks if hasattr(c, "evaluator"))
     while run.state.nimg < most:
-        for _ in range(1024 // 64):
+        for _ in range(2048 // 64):
             run.trainer.step(run.trainer.batches)
         with mock.patch.object(KernelInceptionDistance, "compute", return_value=torch.zeros(2)):  # it takes long
             found = measure(run.state.G_ema)["fid_classifier"]

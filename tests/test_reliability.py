@@ -188,7 +188,10 @@ def test_best_checkpoint_is_written_though_the_writer_is_busy_or_has_failed(tmp_
 
 
 def _facts() -> dict[str, Any]:
-    return {"image_shape": [1, 8, 8], "num_classes": 10, "num_images": 1797}
+    """What a checkpoint holds about its run."""
+    known = {"image_shape": [1, 8, 8], "num_classes": 10, "num_images": 1797, "class_names": [], "unreadable": []}
+    nothing: dict[str, Any] = {"environment": {}, "protocol": {}, "paths": {}, "started_from": {}}
+    return {**known, **nothing, "series": 1, "unmeasured": False}
 
 
 def test_loss_scales_are_restored(tmp_path: Path) -> None:

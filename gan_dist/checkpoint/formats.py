@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from gan_dist.errors import Unreadable, UserError
 
+if TYPE_CHECKING:  # wrong settings are refused before torch is imported, which takes seconds
+    from torch import Tensor
+
 FORMAT = 3
-Facts = dict[str, Any]  # the content of a `state.json`
-Tensors = dict[str, Tensor]
+Facts: TypeAlias = dict[str, Any]  # the content of a `state.json`
+Tensors: TypeAlias = "dict[str, Tensor]"
 
 
 class Migration(NamedTuple):
