@@ -73,6 +73,7 @@ def _saved(run: Path, name: str) -> dict[str, Tensor]:
     return load_file(max((run / "checkpoints").iterdir()) / f"{name}.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OF_CLASSES)
 def test_all_weights_are_taken_where_the_classes_are_the_same(
     name: str, folders: dict[str, Path], dist: Distributed, tmp_path: Path
@@ -91,6 +92,7 @@ def test_all_weights_are_taken_where_the_classes_are_the_same(
     assert started["new"] == {"G": [], "D": [], "G_ema": []}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OF_CLASSES)
 def test_classes_are_matched_by_their_names(
     name: str, folders: dict[str, Path], dist: Distributed, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -148,6 +150,7 @@ def test_average_is_g_where_it_is_not_taken(folders: dict[str, Path], dist: Dist
         assert all(torch.equal(t, there[k]) for k, t in getattr(run.state, part).state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "count"), [("mlp", 1), ("dcgan", 2), ("sngan", 1), ("r3gan", 1)])
 def test_frozen_blocks_keep_their_bits(
     name: str, count: int, folders: dict[str, Path], dist: Distributed, tmp_path: Path
