@@ -97,6 +97,7 @@ class Jobs:
         run = self.build(dist, recipe, *self.noise(recipe), *common, *overrides, through_all_stages=True)
         run.train(StopSignals())
         state = run.state
+        assert (run.trainer.step.update_G.compiled is not None) == ("train.compile=true" in overrides), "not given up"
         assert state.nimg >= self.nimg
         self.results[f"{name}: figures"] = run.trainer.step.stats.read()
         if isinstance(state.G, Growing):
@@ -147,7 +148,7 @@ class Jobs:
 
     def compiled(self, dist: Distributed) -> None:
         """Runs whose losses are traced; without a compiler, which would take long, the traces run as they are."""
-        before, torch._dynamo.config.disable = torch._dynamo.config.disable, True
+        before, torch.compile = torch.compile, lambda graph, **_: graph  # type: ignore[assignment]
         for recipe in COMPILED:
             split = [] if mixes_samples(recipe) else ["train.micro_batch_size=2"]
             self.train(dist, f"compiled-{recipe}", recipe, "train.compile=true", *split)
@@ -158,7 +159,7 @@ class Jobs:
                 self.wire(dist, "digits", *settings, "train.compile=true", "train.micro_batch_size=2")
                 for settings in PENALTIES.values()
             ]
-        torch._dynamo.config.disable = before
+        torch.compile = before  # type: ignore[assignment]
 
     def started(self, dist: Distributed) -> None:
         """A run that starts from the weights of another run, with a frozen block of D."""
