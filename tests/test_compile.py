@@ -63,8 +63,11 @@ def _start_compiled(folder: Path, dist: Distributed, recipe: str) -> WiredRun:
 
 def _go_on(run: WiredRun, iterations: int) -> dict[str, Tensor]:
     """Train; returns the weights and buffers of both networks and of G_ema."""
+    step = run.trainer.step
+    compiled = step.update_D.compiled, step.update_G.compiled
     for _ in range(iterations):
-        run.trainer.step(run.trainer.batches)
+        step(run.trainer.batches)
+    assert (step.update_D.compiled, step.update_G.compiled) == compiled, "compiled steps are not given up"
     run.trainer.batches.close()
     found = {f"{n}.{k}": v for n in ("G", "D", "G_ema") for k, v in getattr(run.state, n).state_dict().items()}
     return {name: tensor.clone() for name, tensor in found.items()}
@@ -100,6 +103,7 @@ def test_gradient_of_a_penalty_arrives(dist: Distributed, tmp_path: Path) -> Non
             run = _start(tmp_path / f"{gamma}-{compiled}", dist, "digits", compiled, f"loss.r1_gamma={gamma}")
             with mock.patch.object(torch, "compile", Traces()):
                 run.trainer.step.d_step(*next(run.trainer.batches))
+            assert (run.trainer.step.update_D.compiled is not None) == compiled
             run.trainer.batches.close()
             gradients.append(torch.cat([p.grad.flatten() for p in run.state.D.parameters() if p.grad is not None]))
         found.append(gradients[1] - gradients[0])
@@ -119,6 +123,7 @@ def test_loss_scale_is_no_constant_of_a_trace(tmp_path: Path) -> None:
             for scaler in run.state.scalers.values():
                 scaler.update(2.0**4)
             found.append([norm.item() for _ in range(4) for norm in run.trainer.step(run.trainer.batches)])
+        assert (run.trainer.step.update_D.compiled is not None) == compiled
         run.trainer.batches.close()
     assert found[1] == pytest.approx(found[0], rel=1e-3)
 

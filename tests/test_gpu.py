@@ -94,6 +94,7 @@ def _iterations(folder: Path, recipe: str, *settings: str) -> dict[str, list[flo
                 run.trainer.step(run.trainer.batches)
             found = {name: tensor.flatten().tolist() for name, tensor in what_outlives(run).items()}
             run.trainer.batches.close()
+            assert (run.trainer.step.update_D.compiled is not None) == ("train.compile=true" in settings)
             assert (graphs is not None) == ("train.cuda_graphs=always" in settings)
             return found | {name: [value] for name, value in run.trainer.step.stats.read().items()}
 
