@@ -30,6 +30,7 @@ from gan_dist.data import DataInfo
 from gan_dist.data.datasets import describe, load_dataset
 from gan_dist.data.in_memory import Images
 from gan_dist.data.loader import KeyedStream
+from gan_dist.engine.graphs import WARM_UP, CudaCapture
 from gan_dist.game.losses import LOSSES
 from gan_dist.game.regularizers import squared_gradient_norms
 from gan_dist.kernels import convolution
@@ -374,16 +375,11 @@ class Graph(Bound):
 
     def capture(self) -> None:
         """Capture an iteration after some warm-up."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
+        capture = CudaCapture(self.device)
+        with capture.on_stream():
+            for _ in range(WARM_UP):
                 self.iteration()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=side):
-            self.iteration()
-        self.replay = graph.replay
+            _, self.replay = capture(self.iteration, ())
 
     def run(self, images: int) -> None:
         if self.device.type == "cuda" and self.replay == self.iteration:

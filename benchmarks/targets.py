@@ -59,7 +59,7 @@ def over_before(config: str, before: float) -> Measure:
     """A row that compares the package's images per second with those of an earlier state of the package."""
 
     def measure(options: Namespace) -> tuple[list[float], Any]:
-        settings = [*options.settings, "train.precision=tf32", "checkpoint.every_kimg=0"]
+        settings = [*options.settings, *TF32]
         report = speed.measure(CONFIGS / f"{config}.yaml", settings, ["package"], 10_240, options.rounds)
         return [found / before for found in report["speeds"]["package"]], report
 

@@ -40,6 +40,20 @@ class Unreadable(UserError):
     """
 
 
+def too_new(path: object, number: int, readable: int) -> Unreadable:
+    """Return the error about a file that a newer version of gan_dist has written.
+
+    Args:
+        path: the file.
+        number: the number of its format.
+        readable: the number of the newest format that this version can read.
+    """
+    return Unreadable(
+        f"{path}: a newer version of gan_dist has written it, in format {number}; this version reads formats up to "
+        f"{readable}: update gan_dist"
+    )
+
+
 def escaped(text: str) -> str:
     r"""Replace each character that cannot be printed by an escape sequence such as `\x1b` or `\n`.
 

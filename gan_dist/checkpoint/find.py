@@ -146,8 +146,8 @@ def read_facts(checkpoint: Path) -> dict[str, Any]:
         each loss scale; `image_shape`, `num_classes`, `class_names`, `num_images`, `data_key`, `unreadable` (the
         numbers of the images that could not be read) and `environment` of the run; `protocol` and `series` of the
         metrics; `paths`, absolute paths by the names of settings; `unmeasured`: an evaluation was broken off; and
-        `started_from`: the checkpoint of another run whose weights the run has taken, {} for none. What
-        a run of an earlier version has not recorded is empty.
+        `started_from`: the checkpoint of another run whose weights the run has taken, {} for none. What a run of an
+        earlier version has not recorded is empty.
 
     Raises:
         UserError: the file is missing or damaged, or a newer version of gan_dist has written it.

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from gan_dist.errors import Unreadable, UserError
+from gan_dist.errors import UserError, too_new
 
 if TYPE_CHECKING:  # wrong settings are refused before torch is imported, which takes seconds
     from torch import Tensor
@@ -66,10 +66,7 @@ def format_of(facts: Facts, path: Path) -> int:
     if type(number) is not int or number < 1:
         raise UserError(f"{path}: damaged: format in state.json is missing or not valid")
     if number > FORMAT:
-        raise Unreadable(
-            f"{path}: a newer version of gan_dist has written it, in format {number}; this version reads formats up to "
-            f"{FORMAT}: update gan_dist"
-        )
+        raise too_new(path, number, FORMAT)
     return number
 
 

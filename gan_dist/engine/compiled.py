@@ -48,6 +48,7 @@ class CompiledGradients:
         self._networks = nn.ModuleList(networks)
         self._graphs: dict[Hashable, Traced] = {}
         self._sums: list[Tensor] = []  # the gradients of the micro-batches so far
+        self._trained: list[nn.Parameter] = []  # the weights that they belong to
 
     def add(
         self, loss: Callable[..., tuple[Tensor, Figures]], key: Hashable, inputs: tuple[Any, ...], weight: Tensor
@@ -66,7 +67,7 @@ class CompiledGradients:
         flat, form = tree_flatten((inputs, weight))
         tensors = [x for x in flat if isinstance(x, Tensor)]
         key = (key, form, *((x.shape, x.dtype) for x in tensors))
-        if key not in self._graphs and not self._compile(key, loss, flat, form):
+        if key not in self._graphs and not self._compile(key, loss, flat, form, tensors):
             if self._sums:
                 self.hand_over()
             return None
@@ -82,13 +83,15 @@ class CompiledGradients:
         self._network.hand_over(self._trained, self._sums)
         self._sums = []
 
-    def _compile(self, key: Hashable, loss: Callable[..., Any], flat: list[Any], form: Any) -> bool:
+    def _compile(
+        self, key: Hashable, loss: Callable[..., Any], flat: list[Any], form: Any, tensors: list[Tensor]
+    ) -> bool:
         """Trace and compile a loss, in all processes together; returns False if one of them cannot."""
         start, error = time.perf_counter(), None
         try:
             with self._network.without_wrapper():
                 graph = trace(loss, self._networks, self._network.network, flat, form)
-            graph.warm_up([x for x in flat if isinstance(x, Tensor)])
+            graph.warm_up(tensors)
             self._graphs[key] = graph
         except Interrupted:
             raise

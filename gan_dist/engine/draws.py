@@ -143,8 +143,11 @@ class Draws:
         latent, label, augmentation = purposes
         if y is None and self.class_probs is not None:
             y = self._rows("labels", label, part)
-        bits = self._rows("augmentation", augmentation, part) if self.augmentations else None
-        return Drawn(self._rows("latents", latent, part), y, bits)
+        return Drawn(self._rows("latents", latent, part), y, self._bits(augmentation, part))
+
+    def _bits(self, purpose: Purpose, part: slice) -> Tensor | None:
+        """Draw the random bits for `augmented`: int64 (n, NUMBERS); None if the run has no augmentation."""
+        return self._rows("augmentation", purpose, part) if self.augmentations else None
 
     def labels_of(self, labels: Tensor) -> Tensor | None:
         """Return the labels of real images unchanged; None if the networks take no label."""
@@ -165,8 +168,7 @@ class Draws:
             x = mirror(x, self._rows("flips", Purpose.FLIP, everything))
         if self.alpha < 1:
             x = fade(x, self.alpha)
-        bits = self._rows("augmentation", Purpose.AUGMENT_REAL, everything) if self.augmentations else None
-        return self.augmented(x, bits)
+        return self.augmented(x, self._bits(Purpose.AUGMENT_REAL, everything))
 
     def augmented(self, x: Tensor, bits: Tensor | None) -> Tensor:
         """Augment images for D, real or generated ones (N, C, H, W) in [-1, 1], by random bits (N, NUMBERS)."""

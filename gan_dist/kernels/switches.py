@@ -8,14 +8,12 @@ one, and torch.compile reads the newer one.
 from __future__ import annotations
 
 import os
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
-
-FILL = "fill_uninitialized_memory"  # a switch in torch.utils.deterministic
 
 # torch warns that it will remove the older interface in a later version.
 warnings.filterwarnings("ignore", message="Please use the new API settings to control TF32")
@@ -50,16 +48,17 @@ def deterministic() -> Iterator[None]:
 
     Otherwise it would add numbers in a random order on a GPU, and choose kernels by timing them.
     """
-    exact, memory = torch.backends.cudnn.deterministic, sys.modules["torch.utils.deterministic"]
+    exact = torch.backends.cudnn.deterministic
+    memory: Any = torch.utils.deterministic  # mypy does not know its switch
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = getattr(memory, FILL)
+    filled = memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(exact, warn_only=True)
-    setattr(memory, FILL, False)  # filling costs time, and no kernel here reads what was not written
+    memory.fill_uninitialized_memory = False  # filling costs time, and no kernel here reads what was not written
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        setattr(memory, FILL, filled)
+        memory.fill_uninitialized_memory = filled
 
 
 @contextmanager

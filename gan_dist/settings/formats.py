@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from gan_dist.errors import ConfigError, Unreadable
-from gan_dist.settings.values import Node, Scalar
+from gan_dist.errors import ConfigError, too_new
+from gan_dist.settings.values import Node, Scalar, typed
 
 FORMAT = 2
 Settings = dict[str, Node]  # the sections of a config file
@@ -45,19 +45,14 @@ def migrated(settings: Settings, path: Path, of_run: bool) -> Settings:
     """
     settings = dict(settings)
     given = settings.pop("format", Scalar("1" if of_run else str(FORMAT)))
-    if (
-        not isinstance(given, Scalar)
-        or not given.text.isdecimal()
-        or not 1 <= len(given.text) <= 9
-        or given.text == "0"
-    ):
+    try:
+        number = typed(given, int)
+    except ValueError:
+        number = 0
+    if not 0 < number < 10**9:
         raise ConfigError(f"{path}: format must be a whole number, which a run writes")
-    number = int(given.text)
     if number > FORMAT:
-        raise Unreadable(
-            f"{path}: a newer version of gan_dist has written it, in format {number}; this version reads formats up to "
-            f"{FORMAT}: update gan_dist"
-        )
+        raise too_new(path, number, FORMAT)
     for migration in MIGRATIONS[number - 1 :]:
         settings = migration(settings)
     return settings

@@ -25,6 +25,9 @@ from gan_dist.rng import Purpose, torch_seed
 from gan_dist.settings.config import choose, load_config
 from gan_dist.settings.schema import Config, Model, Optimizer, describe_type
 
+# torch warns of a capturable optimizer whose steps are not captured, as our first steps are not.
+warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")
+
 MAX_ARG = 4096  # largest number in `model.g_args` and `model.d_args`, for example of blocks or channels
 
 
@@ -47,8 +50,6 @@ def make_optimizer(config: Optimizer, module: nn.Module) -> torch.optim.Optimize
     if config.name not in optimizer_names():
         raise ValueError(choose(config.name, optimizer_names()))
     on_gpu = next(module.parameters()).device.type == "cuda"
-    # torch warns of a capturable optimizer whose steps are not captured, as our first steps are not.
-    warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     return getattr(torch.optim, config.name)(trained, **optimizer_arguments(config, on_gpu))
 
@@ -121,10 +122,10 @@ def make_state(config: Config, info: DataInfo, dist: Distributed) -> State:
 
 
 def freeze(D: nn.Module, config: Config) -> None:
-    """Freeze the first `init.freeze_D` blocks of D, counted from the image on (Mo et al. 2020, "Freeze the
-    discriminator").
+    """Freeze the first `init.freeze_D` blocks of D, counted from the image on.
 
-    Their weights get no gradients, and they are in eval mode, so that running means stay what they are.
+    Their weights get no gradients, and they are in eval mode, so that running means stay what they are (Mo et al. 2020,
+    "Freeze the discriminator").
 
     Raises:
         ConfigError: D has fewer blocks.

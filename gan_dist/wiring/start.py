@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gan_dist import models
-from gan_dist.checkpoint.find import find_checkpoint
+from gan_dist.checkpoint.find import NETWORKS, find_checkpoint
 from gan_dist.checkpoint.restore import read_network
 from gan_dist.checkpoint.state import State
 from gan_dist.data import DataInfo
@@ -25,7 +25,6 @@ from gan_dist.wiring.networks import networks_on_meta, saved_networks
 
 log = logging.getLogger(__name__)
 
-NETWORKS = ("G", "D", "G_ema")
 _OF_A_STAGE = ("alpha", "_extra_state")  # what a growing network keeps about its stage, which the new run decides
 
 
@@ -88,15 +87,16 @@ def start_from(config: Config, info: DataInfo, state: State, dist: Distributed) 
     if not config.init.run:
         return {}
     checkpoint = dist.from_main(lambda: _find(config.init.run))
-    facts, source, saved = saved_networks(checkpoint)
+    facts, source, networks = saved_networks(checkpoint)
+    saved = dict(zip("GD", networks))
     number = info.num_classes if config.model.conditional else 0
     there = _classes(source.model, facts["image_shape"], facts["num_classes"], facts["class_names"])
     here = _classes(config.model, info.image_shape, number, list(info.class_names) if number else [])
     new: dict[str, list[str]] = {}
     for name in config.init.networks:
-        key, network = ("D" if name == "D" else "G"), getattr(state, name)
-        tensors = read_network(checkpoint, name, saved[key == "D"])
-        taken, new[name] = _take(network, tensors, here[key], there[key])
+        kind = name[0]  # G_ema has the tensors of G
+        tensors = read_network(checkpoint, name, saved[kind])
+        taken, new[name] = _take(getattr(state, name), tensors, here[kind], there[kind])
         if not taken:
             raise ConfigError(f"init.run={config.init.run}: no weight of {name} fits model.name={config.model.name}")
         if dist.is_main:
