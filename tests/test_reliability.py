@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -587,6 +588,25 @@ def test_checkpoint_is_skipped_while_another_is_being_written(
     disk_is_free.set()
     assert run.save.wait()
     assert [path.name for path in list_checkpoints(tmp_path)] == ["000000000512"]
+
+
+def test_nothing_is_written_where_a_directory_was_moved_while_a_checkpoint_was_on_its_way(
+    tmp_path: Path, dist: Distributed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    run = _build(folder, dist, "checkpoint.every_kimg=0.5")
+
+    def move() -> None:  # called in place of the wait for the copies, so after the run has looked where its directory is
+        folder.rename(tmp_path / "moved")
+        folder.mkdir()
+
+    monkeypatch.setattr(save, "take_snapshot", lambda *arguments: replace(take_snapshot(*arguments), arrived=move))
+    run.state.nimg = 512
+    run.save(run.state)
+    assert not run.save.wait()
+    assert list(folder.iterdir()) == []
+    assert "was moved or replaced" in caplog.text
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import time
 from pathlib import Path
@@ -113,8 +114,6 @@ class PlotTracker:
 
     def _draw(self) -> None:
         """Draw a panel for the losses and for each kind of metric. The picture replaces the last one as a whole."""
-        if self._place.moved():  # the local tracker says so
-            return
         panels: dict[str, dict[str, Curve]] = {}
         scales = {"loss": "linear"}
         for name, curve in self._losses.items():
@@ -137,8 +136,11 @@ class PlotTracker:
             for label, curve in curves.items():
                 axes.plot(*np.transpose(curve.points), marker="" if title == "loss" else "o", markersize=4, label=label)
             axes.legend()
-        with replacing(self._run_dir / "plot.png", flush=False) as file:
-            figure.savefig(file, dpi=100, format="png")
+        picture = io.BytesIO()
+        figure.savefig(picture, dpi=100, format="png")
+        if not self._place.moved():  # asked after the drawing, which takes time; the local tracker says so
+            with replacing(self._run_dir / "plot.png", flush=False) as file:
+                file.write(picture.getbuffer())
 
 
 def _panel(metric: str) -> tuple[str, str]:

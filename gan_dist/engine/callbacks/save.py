@@ -140,6 +140,8 @@ class SaveCheckpoint:
             # OpenMP lets the threads of training sleep between operations, which made training a third slower.
             if not all(np.isfinite(t.numpy()).all() for name in NETWORKS for t in snapshot.tensors[name].values()):
                 raise ValueError("weights are not finite")
+            if self._place:
+                self._place.check()  # again, since what comes before takes time
             write_checkpoint(self.run_dir, snapshot, self.config)
             if snapshot.facts["metrics_nimg"] == snapshot.facts["nimg"]:
                 self._lowest = min(self._lowest, fid_of(snapshot.facts["metrics"]))
