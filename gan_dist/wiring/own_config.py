@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gan_dist.checkpoint.find import config_path, list_checkpoints
 from gan_dist.checkpoint.run_config import Record, read_run_config, was_changed
@@ -42,17 +43,21 @@ class OwnConfig:
 
 @dataclass(frozen=True)
 class Asked:
-    """What the arguments of a command ask for.
+    """What the arguments of a command, or of `gan_dist.train`, ask for.
 
     Attributes:
         config: all settings.
         file_sha256: SHA-256 of the settings in the config file of the run's first start; "" if there was none.
         notes: what the user has to know about where the settings come from, a line each.
+        dataset: a data set that was given from Python; None for the one that `data.name` names.
+        callbacks: callbacks that were given from Python.
     """
 
     config: Config
     file_sha256: str = ""
     notes: tuple[str, ...] = ()
+    dataset: Any = None
+    callbacks: tuple[Any, ...] = ()
 
 
 def own_config(run_dir: Path) -> OwnConfig | None:
