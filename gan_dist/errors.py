@@ -28,6 +28,10 @@ class ConfigError(UserError):
     everywhere = True
 
 
+class CallbackError(Exception):
+    """A user's callback has raised an error, which is the cause of this one. The run ends as after a crash."""
+
+
 class Interrupted(Exception):
     """A stop signal has arrived while something took long: a wait for data, or an evaluation."""
 

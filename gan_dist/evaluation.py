@@ -20,14 +20,18 @@ from gan_dist.metrics import Evaluator, Reference
 from gan_dist.parallel.agreement import agree
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.parallel.together import together
+from gan_dist.parts import load_plugins
 from gan_dist.report.tracking import read_metrics
 from gan_dist.settings.checks import check
+from gan_dist.settings.config import plugins_in
 from gan_dist.settings.schema import Config, Train
-from gan_dist.wiring.checks import check_names
 from gan_dist.wiring.data import class_probabilities, keep_classes, source_of, stage_dir, use_paths
 from gan_dist.wiring.figures import difference
 from gan_dist.wiring.kinds import kind_of
 from gan_dist.wiring.networks import SavedGenerator, find_generator, read_generator
+from gan_dist.wiring.parts import check_arguments, check_names, named_parts
+
+_OF_TRAINING = ("loss.", "train.", "tracking.", "callbacks")  # settings of parts that an evaluation does not use
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +66,7 @@ def evaluate(
         "--n": str(num_images),
         "settings": " ".join(settings),
     }
+    load_plugins(plugins_in(settings))
     agree(asked, Train.meet_minutes)
     dist = Distributed("fp32", cpu="train.device=cpu" in settings)
     every = checkpoint == "all"
@@ -108,7 +113,10 @@ def _complete(found: SavedGenerator, settings: Sequence[str], num_images: int | 
     if num_images is not None:
         config.metrics.num_images = num_images
     check(config)
-    check_names(config)
+    parts = [part for part in named_parts(config) if not part.setting.startswith(_OF_TRAINING)]
+    check_names(parts, found.facts["environment"])
+    for part in parts:
+        check_arguments(part)
 
 
 def _make_evaluator(found: SavedGenerator, run_dir: Path, dist: Distributed) -> Evaluator:

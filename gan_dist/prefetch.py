@@ -12,10 +12,12 @@ from gan_dist.data.shared import load_shared
 from gan_dist.errors import UserError
 from gan_dist.metrics import NoFigure, Reference
 from gan_dist.parallel.distributed import Distributed
+from gan_dist.parts import load_plugins
 from gan_dist.settings.schema import Config
-from gan_dist.wiring.checks import check_names, check_parts
+from gan_dist.wiring.checks import check_parts
 from gan_dist.wiring.data import cache_dir, source_of
 from gan_dist.wiring.kinds import kind_of
+from gan_dist.wiring.parts import check_names, named_parts
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +30,8 @@ def prefetch(config: Config) -> Iterator[str]:
     Raises:
         UserError: a download failed, or a file is damaged.
     """
-    check_names(config)
+    load_plugins(config.plugins)
+    check_names(named_parts(config), {})
     dist, source, kind = Distributed("fp32", cpu=True), source_of(config.data), kind_of(config.data)
     info = describe(source)
     check_parts(config, info, dist)

@@ -16,13 +16,14 @@ from gan_dist.checkpoint.lock import lock_run
 from gan_dist.checkpoint.run_config import Record, write_run_config
 from gan_dist.checkpoint.write import clean_up, set_aside
 from gan_dist.data.datasets import describe
-from gan_dist.errors import ConfigError, UserError
+from gan_dist.errors import CallbackError, ConfigError, UserError
 from gan_dist.kernels.switches import numerics
 from gan_dist.last_words import Ending, harmless, say_last_words
 from gan_dist.parallel.agreement import agree
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.parallel.signals import StopSignals
 from gan_dist.parallel.together import together
+from gan_dist.parts import load_plugins
 from gan_dist.planning.memory import warn_of_memory
 from gan_dist.report.log import log_to
 from gan_dist.report.versions import record_start
@@ -30,9 +31,10 @@ from gan_dist.settings.config import as_yaml, for_file
 from gan_dist.settings.precision import resolve
 from gan_dist.settings.schema import Config, must_agree
 from gan_dist.wiring.build import WiredRun, build
-from gan_dist.wiring.checks import check_names, check_parts
+from gan_dist.wiring.checks import check_parts
 from gan_dist.wiring.data import source_of
 from gan_dist.wiring.own_config import Asked, own_config
+from gan_dist.wiring.parts import check_names, code_of_parts, environment_of_run, named_parts
 from gan_dist.wiring.resume import (
     Before,
     changed_environment,
@@ -62,10 +64,11 @@ def train(asked: Asked, signals: StopSignals) -> bool:
     config = asked.config
     started, settings = time.perf_counter(), config.train
     log_to(None)
-    check_names(config)
+    load_plugins(config.plugins)
+    check_names(named_parts(config), environment_of_run(config))
     cpu = settings.device == "cpu" or not torch.cuda.is_available()
     settings.precision = resolve(settings, on_gpu=not cpu)
-    agree(must_agree(config), settings.meet_minutes, signals)
+    agree(must_agree(config) | code_of_parts(config), settings.meet_minutes, signals)
     dist = Distributed(settings.precision, cpu, settings.compress_gradients)
 
     def work() -> bool:
@@ -104,7 +107,8 @@ def _train(asked: Asked, dist: Distributed, signals: StopSignals) -> Ending | No
         log.info("%s: %s on %d images of %s", run_dir, config.model.name, info.num_images, shape)
         if dist.is_main:
             warn_of_memory(config, info, dist)
-        run = build(config, info, run_dir, checkpoint, dist, before.accepted_data[1] if before else "")
+        accepted_key = before.accepted_data[1] if before else ""
+        run = build(config, info, run_dir, checkpoint, dist, accepted_key, asked.callbacks)
         if dist.is_main:
             _begin(asked, run, run_dir, before)
         lock = failed_start.pop_all()  # it holds the lock until training ends
@@ -185,9 +189,11 @@ def _train_to_the_end(run: WiredRun, run_dir: Path, signals: StopSignals, upload
         record_start(run_dir, facts)
     try:
         finished = run.train(signals)
-    except Exception:
+    except Exception as error:
         run.save.wait()
         run.tracker.finish("failed")
+        if isinstance(error, CallbackError) and run.dist.is_main and list_checkpoints(run_dir):
+            log.error("%s; the run can go on from %s", error, list_checkpoints(run_dir)[-1])
         raise
     finally:
         with harmless("the progress bar or the profiler did not end"):

@@ -79,7 +79,7 @@ SMALL = {
 
 # Handwritten digits are decoded and resized once for each size, not again for each run of this process.
 _digits = DATASETS["digits"]
-DATASETS["digits"] = replace(_digits, load=functools.cache(_digits.load))
+DATASETS.own["digits"] = replace(_digits, load=functools.cache(_digits.load))
 
 
 # A run skips a checkpoint if the one before is still being written. In the tests of this process it waits instead: on a

@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROWS = [
     ["__main__"],
     ["cli"],
-    ["run", "evaluation", "prefetch"],
+    ["run", "evaluation", "prefetch", "register"],
     ["planning", "last_words"],
     ["wiring"],
     ["sampling"],
@@ -28,7 +28,7 @@ ROWS = [
     ["game", "parallel", "checkpoint", "settings", "report"],
     ["models"],
     ["kernels"],
-    ["rng", "advice", "files", "place"],
+    ["rng", "advice", "files", "place", "parts"],
     ["errors"],
 ]
 LEVEL = {name: level for level, row in enumerate(ROWS) for name in row}
@@ -40,7 +40,7 @@ OWNERS = {
     "gan_dist.settings": ["settings", "cli", "run", "evaluation", "prefetch", "planning", "wiring"],
 }
 # Attributes that others read: of callbacks, of networks, and of data sets.
-INTERFACE = {"every_nimg", "num_features", "weights", "files", "workers", "count"}
+INTERFACE = {"name", "every_nimg", "num_features", "weights", "files", "workers", "count"}
 MOST_LINES, MOST_PARAMETERS, MOST_FUNCTION, MOST_FIELDS = 300, 8, 60, 10
 
 

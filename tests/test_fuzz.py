@@ -39,9 +39,10 @@ from gan_dist.models import names as names_of_models
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.settings.config import load_config
 from gan_dist.settings.schema import Config, walk_settings
-from gan_dist.wiring.checks import check_names, check_parts
+from gan_dist.wiring.checks import check_parts
 from gan_dist.wiring.data import source_of
 from gan_dist.wiring.networks import make_state, optimizer_names
+from gan_dist.wiring.parts import check_names, named_parts
 
 many = settings(max_examples=examples(2000), deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 ALL_FILES = (*FILES, "manifest.json")
@@ -378,7 +379,7 @@ def test_hostile_config_gets_one_line(document: str | bytes, dist: Distributed, 
         assert ".." not in Path(config.run.dir).parts
         assert "/" not in config.run.name
         try:
-            check_names(config)
+            check_names(named_parts(config), {})
             check_parts(config, describe(source_of(config.data)), dist)
         except UserError as error:
             _assert_one_line(error)

@@ -20,8 +20,9 @@ from gan_dist.parallel.distributed import Distributed
 from gan_dist.settings.config import load_config
 from gan_dist.settings.schema import Loss
 from gan_dist.wiring.build import WiredRun, build
-from gan_dist.wiring.checks import check_names, check_parts
+from gan_dist.wiring.checks import check_parts
 from gan_dist.wiring.data import source_of
+from gan_dist.wiring.parts import check_names, named_parts
 
 PACKAGE = ROOT / "gan_dist"
 BATCH = 32
@@ -32,7 +33,7 @@ def _build(folder: Path) -> WiredRun:
     whole = [f"train.batch_size={BATCH}", "model.g_widths=[]", "model.d_widths=[]", "loss.r1_gamma=1"]
     config = load_config(None, [*TINY, *whole])
     dist, info = Distributed("fp32", cpu=True), describe(source_of(config.data))
-    check_names(config)
+    check_names(named_parts(config), {})
     check_parts(config, info, dist)
     return build(config, info, folder, None, dist)
 

@@ -135,7 +135,8 @@ def verify(checkpoint: Path) -> None:
 _FACTS: dict[str, type] = {"nimg": int, "metrics": dict, "metrics_nimg": int, "retries": int, "scalers": dict,
                            "image_shape": list, "num_classes": int, "num_images": int,
                            "environment": dict, "class_names": list, "unreadable": list, "protocol": dict,
-                           "series": int, "paths": dict, "unmeasured": bool, "started_from": dict}  # fmt: skip
+                           "series": int, "paths": dict, "unmeasured": bool, "started_from": dict,
+                           "callbacks": dict}  # fmt: skip
 
 
 def read_facts(checkpoint: Path) -> dict[str, Any]:
@@ -145,9 +146,9 @@ def read_facts(checkpoint: Path) -> dict[str, Any]:
         `nimg`, `metrics`, `metrics_nimg` and `retries` as in `gan_dist.checkpoint.state.State`; `scalers`, the state of
         each loss scale; `image_shape`, `num_classes`, `class_names`, `num_images`, `data_key`, `unreadable` (the
         numbers of the images that could not be read) and `environment` of the run; `protocol` and `series` of the
-        metrics; `paths`, absolute paths by the names of settings; `unmeasured`: an evaluation was broken off; and
-        `started_from`: the checkpoint of another run whose weights the run has taken, {} for none. What a run of an
-        earlier version has not recorded is empty.
+        metrics; `paths`, absolute paths by the names of settings; `unmeasured`: an evaluation was broken off;
+        `started_from`: the checkpoint of another run whose weights the run has taken, {} for none; and `callbacks`: the
+        state of users' callbacks by name. What a run of an earlier version has not recorded is empty.
 
     Raises:
         UserError: the file is missing or damaged, or a newer version of gan_dist has written it.

@@ -41,9 +41,11 @@ def _say_more(facts: Facts) -> Facts:
 
 
 def _name_generator(facts: Facts) -> Facts:
-    """From 2 to 3: another generator draws, losses can be compiled, and runs can start from others."""
+    """From 2 to 3: another generator draws, losses can be compiled, runs can start from others, and users' callbacks
+    have a state.
+    """
     environment, before = facts.get("environment"), {"random generator": "Philox", "compiled": "false"}
-    facts = {"started_from": {}, **facts}
+    facts = {"started_from": {}, "callbacks": {}, **facts}
     return {**facts, "environment": {**before, **environment}} if isinstance(environment, dict) else facts
 
 

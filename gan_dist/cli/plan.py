@@ -57,15 +57,17 @@ def plan(arguments: list[str]) -> int:
     import torch
 
     from gan_dist.data.datasets import describe
+    from gan_dist.parts import load_plugins
     from gan_dist.planning import plan as planning
     from gan_dist.settings.config import choose
     from gan_dist.settings.precision import resolve
-    from gan_dist.wiring.checks import check_names
     from gan_dist.wiring.data import source_of
+    from gan_dist.wiring.parts import check_names, named_parts
 
     if options.gpu and options.gpu not in planning.GPUS:
         raise ConfigError(f"--gpu {options.gpu}: {choose(options.gpu, list(planning.GPUS))}")
-    check_names(config)
+    load_plugins(config.plugins)
+    check_names(named_parts(config), {})
     info = describe(source_of(config.data))
     on_gpu = bool(options.gpu) or torch.cuda.is_available()
     config.train.precision = resolve(config.train, on_gpu)

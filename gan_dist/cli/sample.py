@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 from pathlib import Path
 
@@ -11,31 +12,15 @@ from gan_dist.errors import ConfigError, escaped
 
 def sample(arguments: list[str]) -> int:
     """Parse the arguments, generate images, and write them as PNG files."""
-    parser = Parser("gan-dist sample", description="Write images of a run's averaged generator G_ema as PNG files.")
-    parser.add_argument("run", type=path, help="run directory")
-    parser.add_argument("--n", type=whole, default=64, help="number of images (default 64)")
-    parser.add_argument("--seed", type=whole, default=0, help="seed of the latents (default 0)")
-    parser.add_argument("--classes", help="labels or names of classes, in turn, for example 3,7 (default: all)")
-    parser.add_argument(
-        "--checkpoint",
-        type=expanded,
-        default="latest",
-        help="latest (default), best, a name in RUN/checkpoints, or a path",
-    )
-    parser.add_argument(
-        "--out",
-        type=path,
-        help="folder to write to; it must hold no other files (default: a folder in RUN/generated for this checkpoint, "
-        "seed and choice of classes)",
-    )
-    parser.add_argument("--grid", action="store_true", help="write one picture of all images, not one file per image")
-    parser.add_argument("--device", default="cpu", help="device that computes, for example cuda (default cpu)")
-    options = parser.parse_args(arguments)
+    options = _options(arguments)
     if options.n < 1 or not 0 <= options.seed < 2**63:
         raise ConfigError(f"--n={options.n} must be at least 1, and --seed={options.seed} from 0 to {2**63 - 1}")
 
+    from gan_dist.parts import load_plugins
+    from gan_dist.settings.config import plugins_in
     from gan_dist.wiring.networks import find_generator, on_device
 
+    load_plugins(plugins_in(options.settings))
     saved = find_generator(options.run, options.checkpoint)
     G = on_device(saved.make(), options.device)
     if tuple(G.image_shape)[1:] == (1, 1):  # type: ignore[arg-type]
@@ -66,6 +51,34 @@ def sample(arguments: list[str]) -> int:
     shown = options.out or out
     print(escaped(str(shown / "grid.png") if options.grid else f"{options.n} images in {shown}"))
     return 0
+
+
+def _options(arguments: list[str]) -> argparse.Namespace:
+    """Parse the arguments."""
+    parser = Parser("gan-dist sample", description="Write images of a run's averaged generator G_ema as PNG files.")
+    parser.add_argument("run", type=path, help="run directory")
+    parser.add_argument("--n", type=whole, default=64, help="number of images (default 64)")
+    parser.add_argument("--seed", type=whole, default=0, help="seed of the latents (default 0)")
+    parser.add_argument("--classes", help="labels or names of classes, in turn, for example 3,7 (default: all)")
+    parser.add_argument(
+        "--checkpoint",
+        type=expanded,
+        default="latest",
+        help="latest (default), best, a name in RUN/checkpoints, or a path",
+    )
+    parser.add_argument(
+        "--out",
+        type=path,
+        help="folder to write to; it must hold no other files (default: a folder in RUN/generated for this checkpoint, "
+        "seed and choice of classes)",
+    )
+    parser.add_argument("--grid", action="store_true", help="write one picture of all images, not one file per image")
+    parser.add_argument("--device", default="cpu", help="device that computes, for example cuda (default cpu)")
+    parser.add_argument("settings", nargs="*", help="plugins=[module], if the run's networks are a user's parts")
+    options = parser.parse_intermixed_args(arguments)
+    if wrong := [word for word in options.settings if not word.startswith("plugins=")]:
+        raise ConfigError(f"{wrong[0]}: the only setting that can be named here is plugins")
+    return options
 
 
 def _folder_name(checkpoint: str, seed: int, classes: list[int]) -> str:

@@ -24,6 +24,7 @@ from gan_dist.data.points import NUM_POINTS, make_points
 from gan_dist.data.published import celeba_files, count_idx_images, read_idx_files, read_torchvision
 from gan_dist.data.stacked import NUM_STACKED, stack
 from gan_dist.errors import ConfigError, UserError
+from gan_dist.parts import Table
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def _fit(images: Tensor, image_shape: tuple[int, int, int]) -> Tensor:
 
 
 # The valid values of `data.name`. All are training splits, except STL10: GANs usually train on its unlabelled split.
-DATASETS = {
+_OWN = {
     "digits": DataSet(DataInfo((1, 8, 8), 10, 1797), _digits),
     "folder": DataSet(DataInfo((3, 64, 64), 0, 0), _folder),
     "ring": DataSet(DataInfo((2, 1, 1), 8, NUM_POINTS), _points),
@@ -178,3 +179,4 @@ DATASETS = {
     "STL10": DataSet(DataInfo((3, 96, 96), 0, 100_000), _torchvision),
     "CelebA": DataSet(DataInfo((3, 218, 178), 0, 162_770), _celeba),
 }
+DATASETS = Table("dataset", _OWN)

@@ -13,7 +13,7 @@ from gan_dist import rng
 from gan_dist.checkpoint.state import State
 from gan_dist.data.preprocess import fade, mirror
 from gan_dist.engine.scalars import Scalars
-from gan_dist.game.augment import NUMBERS, augment
+from gan_dist.game.augment import NUMBERS, Applied, augment
 from gan_dist.rng import Purpose
 
 ToFloat = Callable[[Tensor, torch.dtype], Tensor]
@@ -53,7 +53,7 @@ class Draws:
         to_float: turns images as they are stored into floats of the given dtype, for example
             `gan_dist.data.preprocess.images_to_float`.
         hflip: mirror each real image with probability 1/2.
-        augmentations: names of the augmentations in `gan_dist.game.augment` that every image for D gets.
+        augmentations: what every image for D gets; see `gan_dist.game.augment.make_augmentations`.
         scalars: holds the number "row", which `begin` returns.
 
     Attributes:
@@ -72,7 +72,7 @@ class Draws:
         class_probs: Tensor | None,
         to_float: ToFloat,
         hflip: bool,
-        augmentations: Sequence[str],
+        augmentations: Sequence[Applied],
         scalars: Scalars,
     ) -> None:
         self.state, self.run_seed, self.scalars = state, seed, scalars

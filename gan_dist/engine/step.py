@@ -16,6 +16,7 @@ from gan_dist.engine.graphs import Graphs
 from gan_dist.engine.growth import Growth, MicroBatch
 from gan_dist.engine.stats import Figures, mean_of
 from gan_dist.engine.update import Update
+from gan_dist.errors import UserError
 from gan_dist.game.game import Game
 from gan_dist.game.regularizers import (
     clip_weights,
@@ -133,7 +134,7 @@ class Alternation:
         self.update_D.clear()
         iterate_spectral_norms(self.state.D)
         x_real, y_real = draws.real_images(images), draws.labels_of(labels)
-        mixes = penalise and game.penalties.gradient_penalty > 0
+        mixes = penalise and game.penalties.pairs
         for micro in self.growth.micro_batches():
             real = x_real[micro.part], None if y_real is None else y_real[micro.part]
             drawn = draws.for_D(micro.part, real[1] if game.same_labels else None, mixes)
@@ -238,13 +239,14 @@ class Alternation:
     def _penalty(
         self, real: Pair, x_fake: Tensor, logits: Tensor, u: Tensor | None, gamma_scale: Tensor
     ) -> tuple[Tensor, Figures]:
-        """Compute the sum of the gradient penalties (R1, R2, WGAN-GP) for each pair of a real and a fake image: (N,).
+        """Compute the sum of the penalties (R1, R2, WGAN-GP, users') for each pair of a real and a fake image: (N,).
 
         Args:
             real: real images and their labels.
             x_fake: generated images (N, C, H, W).
             logits: D's logits of the real and then of the generated images, (2N,).
-            u: how WGAN-GP's penalty mixes the images, (N,).
+            u: uniform random numbers in [0, 1), (N,), by which WGAN-GP's penalty mixes the images; None if no penalty
+                needs them.
             gamma_scale: the present factor of the gammas, a tensor without dimensions.
 
         Returns:
@@ -258,10 +260,18 @@ class Alternation:
         for (name, (gamma, _)), norm in zip(sides.items(), norms):
             figures[name] = norm.detach().mean()
             total = total + 0.5 * gamma * gamma_scale * norm
-        if u is not None:
+        if penalties.gradient_penalty and u is not None:
             x = interpolate(x_real.detach(), x_fake.detach(), u).requires_grad_()
             with self.wrapped.D.twice_differentiable():
                 penalty = gradient_penalty(self.wrapped.D(x, y), x)
             figures["gradient_penalty"] = penalty.detach().mean()
             total = total + penalties.gradient_penalty * penalty
+        for name, call in penalties.others.items():
+            with self.wrapped.D.twice_differentiable():
+                penalty = call(self.wrapped.D, x_real.detach(), x_fake.detach(), y, u)
+            if penalty.shape != total.shape:
+                found = tuple(penalty.shape)
+                raise UserError(f"loss.penalties: {name} must return one value per image, (N,), and returned {found}")
+            figures[name] = penalty.detach().mean()
+            total = total + penalty
         return total, figures

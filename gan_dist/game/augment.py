@@ -7,12 +7,14 @@ training", section 3).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from gan_dist.parts import Table
 from gan_dist.rng import below, unit
 
 
@@ -97,30 +99,67 @@ def _inside(bits: Tensor, size: int) -> Tensor:
     return (place >= start[:, None]) & (place < start[:, None] + width)
 
 
-# The valid values in `train.augment`: the function, and how many random numbers it takes per image. The augmentations
-# are applied in this order.
-AUGMENTATIONS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {
-    "color": (color, 3),
-    "translation": (translation, 2),
-    "cutout": (cutout, 2),
+class Augmentation(NamedTuple):
+    """An augmentation.
+
+    Attributes:
+        apply: a function of images (N, C, H, W) and of random bits, int64 (N, numbers), that returns images of the same
+            shape.
+        numbers: how many random numbers it takes per image.
+    """
+
+    apply: Callable[..., Tensor]
+    numbers: int
+
+
+NUMBERS = 16  # random numbers that are drawn per image; more than this package's own augmentations need
+
+# The valid values in `train.augment`. This package's own augmentations are applied in this order.
+_OWN = {
+    "color": Augmentation(color, 3),
+    "translation": Augmentation(translation, 2),
+    "cutout": Augmentation(cutout, 2),
 }
+AUGMENTATIONS = Table("augmentation", _OWN)
+
+Applied = tuple[Callable[[Tensor, Tensor], Tensor], slice]  # an augmentation, and its columns of the random bits
 
 
-NUMBERS = 16  # random numbers that are drawn per image; more than are needed, so that further rows change none of them
+def make_augmentations(names: Sequence[str], args: Mapping[str, Mapping[str, Any]]) -> list[Applied]:
+    """Give each augmentation its columns of the random bits.
+
+    This package's own augmentations have fixed columns, so they get the same numbers whichever others are used. Users'
+    augmentations follow them in the order of `names`.
+
+    Args:
+        names: keys of `AUGMENTATIONS`.
+        args: keyword arguments for users' augmentations, by name.
+
+    Raises:
+        ValueError: together they take more than NUMBERS random numbers.
+    """
+    order = [*_OWN, *(name for name in names if name not in _OWN)]
+    applied: list[Applied] = []
+    start = 0
+    for name in order:
+        apply, count = AUGMENTATIONS[name]
+        columns = slice(start, start + count)
+        start += count
+        if name in names:
+            applied.append((partial(apply, **args.get(name, {})), columns))
+    if start > NUMBERS:
+        raise ValueError(f"they take {start} random numbers per image; at most {NUMBERS}")
+    return applied
 
 
-def augment(x: Tensor, names: Sequence[str], bits: Tensor) -> Tensor:
+def augment(x: Tensor, augmentations: Sequence[Applied], bits: Tensor) -> Tensor:
     """Apply augmentations to images.
 
     Args:
         x: images (N, C, H, W).
-        names: keys of `AUGMENTATIONS`.
-        bits: random bits, int64 (N, NUMBERS). Each augmentation has its own columns, so it gets the same numbers
-            whichever others are used.
+        augmentations: from `make_augmentations`.
+        bits: random bits, int64 (N, NUMBERS).
     """
-    counts = [count for _, count in AUGMENTATIONS.values()]
-    columns = bits[:, : sum(counts)].split(counts, dim=1)
-    for (name, (apply, _)), numbers in zip(AUGMENTATIONS.items(), columns):
-        if name in names:
-            x = apply(x, numbers)
+    for apply, columns in augmentations:
+        x = apply(x, bits[:, columns])
     return x

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from gan_dist.game.losses import Loss
 
@@ -18,10 +20,11 @@ class Penalties:
         r2_gamma: gamma of the R2 penalty, which is the same on generated images (equation 10).
         gamma_scale: a function from nimg, the number of images seen, to a factor of both gammas.
         gradient_penalty: weight of WGAN-GP's penalty (Gulrajani et al. 2017, equation 3).
-        interval: lazy regularization interval: R1, R2 and WGAN-GP's penalty are computed only in every `interval`-th D
-            step, and multiplied by `interval` there (Karras et al. 2020, "Analyzing and improving the image quality of
-            StyleGAN", section 3.1).
+        interval: lazy regularization interval: R1, R2, WGAN-GP's and users' penalties are computed only in every
+            `interval`-th D step, and multiplied by `interval` there (Karras et al. 2020, "Analyzing and improving the
+            image quality of StyleGAN", section 3.1).
         clip_weights: after each D step, D's weights are clamped to [-clip_weights, clip_weights].
+        others: users' penalties by name; see `gan_dist.game.regularizers.PENALTIES`.
     """
 
     drift: float
@@ -31,6 +34,12 @@ class Penalties:
     gradient_penalty: float
     interval: int
     clip_weights: float
+    others: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)
+
+    @property
+    def pairs(self) -> bool:
+        """A penalty mixes real image i with generated image i, or may do so."""
+        return self.gradient_penalty > 0 or bool(self.others)
 
 
 @dataclass(frozen=True)
@@ -54,4 +63,4 @@ class Game:
     @property
     def same_labels(self) -> bool:
         """Generated image i gets the label of real image i, because the loss compares or a penalty mixes the two."""
-        return self.loss.paired or self.penalties.gradient_penalty > 0
+        return self.loss.paired or self.penalties.pairs

@@ -7,11 +7,13 @@ functions here use softplus because it never computes the logarithm of zero. In 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.nn.functional import relu, softplus
+
+from gan_dist.parts import Table
 
 
 def cross_entropy(real: Tensor, fake: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -95,8 +97,8 @@ class Loss(NamedTuple):
     critic: bool = False
 
 
-# The valid values of `loss.name`.
-LOSSES = {
+# The valid values of `loss.name`. A user's loss is a function of keyword-only arguments that returns a `Loss`.
+_OWN = {
     "non_saturating": Loss(cross_entropy, non_saturating, has_target=True),
     "minimax": Loss(cross_entropy, minimax, has_target=True),
     "least_squares": Loss(least_squares_d, least_squares_g, has_target=True),
@@ -104,3 +106,15 @@ LOSSES = {
     "wasserstein": Loss(wasserstein, linear, critic=True),
     "relativistic": Loss(relativistic_d, relativistic_g, paired=True),
 }
+LOSSES = Table("loss", _OWN)
+
+
+def make_loss(name: str, args: Mapping[str, Any]) -> Loss:
+    """Return a loss.
+
+    Args:
+        name: a key of `LOSSES`.
+        args: the arguments of the function that makes a user's loss; this package's own losses take none.
+    """
+    part = LOSSES[name]
+    return part if isinstance(part, Loss) else part(**args)

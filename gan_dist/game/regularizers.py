@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from gan_dist.kernels.gradients import with_regard_to
+from gan_dist.parts import Table
 
 
 def squared_gradient_norms(logits: Tensor, *xs: Tensor) -> list[Tensor]:
@@ -57,6 +58,13 @@ def interpolate(x_real: Tensor, x_fake: Tensor, u: Tensor) -> Tensor:
     """
     u = u.view(-1, *(1,) * (x_real.ndim - 1))
     return u * x_real + (1 - u) * x_fake
+
+
+# The valid keys of `loss.penalties`: penalties of users. Each is a function
+# `penalty(D, x_real, x_fake, y, u, *, arguments)` that returns one value per sample, (N,), to be added to D's loss.
+# D is called as `D(x, y)` and may be differentiated twice; x_real and x_fake are images (N, C, H, W) that require no
+# gradient; y holds the labels of both, (N,), or is None; u holds uniform random numbers in [0, 1), (N,).
+PENALTIES = Table("penalty", {})
 
 
 @torch.no_grad()

@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import socket
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gan_dist.data.preprocess import images_to_float
 from gan_dist.errors import UserError
@@ -20,6 +20,7 @@ from gan_dist.files import open_regular
 from gan_dist.metrics import Reference, weights_hash
 from gan_dist.metrics.classifier import Classifier, trained_classifier
 from gan_dist.parallel.distributed import Distributed
+from gan_dist.parts import Table
 
 _INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 _INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -184,5 +185,28 @@ def inception_extractor(
     return extractor
 
 
-# The valid values of `metrics.extractor`, each with the function that makes the extractor. All take the same arguments.
-EXTRACTORS = {"classifier": classifier_extractor, "inception": inception_extractor}
+class UsersExtractor:
+    """A feature extractor that a user has registered.
+
+    Args:
+        name: its registered name.
+        call: maps images uint8 (N, C, H, W) to features and logits, as `Extractor`; it has the attributes
+            `num_features` and `num_logits`, and may have `resizing`.
+        code: which code it is; see `gan_dist.parts.Table.where`.
+    """
+
+    def __init__(self, name: str, call: Any, code: str) -> None:
+        self.name, self.call = name, call
+        self.num_features, self.num_logits = call.num_features, call.num_logits
+        self.weights = f"{code} {weights_hash(call) if isinstance(call, nn.Module) else ''}".strip()
+        self.resizing: str = getattr(call, "resizing", "none")
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features, logits = self.call(images)
+        return features, logits
+
+
+# The valid values of `metrics.extractor`, each with the function that makes the extractor. Those of this package take
+# the same arguments; one that a user has registered is called as `make(device, *, arguments)`.
+_OWN = {"classifier": classifier_extractor, "inception": inception_extractor}
+EXTRACTORS = Table("extractor", _OWN)

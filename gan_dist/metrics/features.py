@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from gan_dist.kernels.switches import ieee_fp32
 from gan_dist.metrics import Reference, in_turn
 from gan_dist.metrics.extractors import Extractor
 from gan_dist.parallel.distributed import Distributed
+from gan_dist.parts import Table
 from gan_dist.rng import Purpose
 
 log = logging.getLogger(__name__)
@@ -23,6 +25,10 @@ log = logging.getLogger(__name__)
 MAX_REAL = 50_000  # the reference features come from at most so many images, evenly spaced in the data set
 MAX_NEIGHBOURS = 10_000  # precision and recall use at most so many real and so many generated images
 FEW = 10_000  # figures of fewer generated images come with a warning
+
+# The valid keys of `metrics.extra`: metrics of users. Each is a function `metric(real, fake, logits, *, arguments)` of
+# features of real and of generated images, (N, D) and (M, D), and of logits of the latter, (M, K). It returns a number.
+METRICS = Table("metric", {})
 
 
 class _Identity(nn.Module):
@@ -53,6 +59,7 @@ class FeatureEvaluator:
             same number.
         batch_size: images per forward pass of G and of the feature extractor.
         seed: seed of the latents and labels, and of KID's random subsets.
+        extra: users' metrics by name; see METRICS.
 
     Attributes:
         real: features of the real images, float32 (N, num_features) on the CPU.
@@ -67,9 +74,10 @@ class FeatureEvaluator:
         num_images: int,
         batch_size: int,
         seed: int,
+        extra: Mapping[str, partial[float]],
     ) -> None:
         self.extractor, self.reference, self.dist = extractor, reference, dist
-        self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
+        self.num_images, self.batch_size, self.seed, self.extra = num_images, batch_size, seed, extra
         dataset = reference.images
         wanted = min(len(dataset), MAX_REAL)
         index = [i * len(dataset) // wanted for i in range(wanted)]
@@ -94,6 +102,7 @@ class FeatureEvaluator:
         """The facts that the metrics depend on, which are stored with each result."""
         from importlib.metadata import version
 
+        others = {name: f"{METRICS.where(name)} {metric.keywords}" for name, metric in self.extra.items()}
         return {
             **self.reference.protocol,
             "extractor": self.extractor.name,
@@ -104,7 +113,7 @@ class FeatureEvaluator:
             "num_real": self.num_real,
             "seed": self.seed,
             "library": ", ".join(f"{name} {version(name)}" for name in ("torchmetrics", "torch-fidelity")),
-        }
+        } | ({"extra": others} if others else {})
 
     @ieee_fp32()
     def __call__(self, G: nn.Module, check: Callable[[], None] = lambda: None) -> dict[str, float]:
@@ -126,6 +135,9 @@ class FeatureEvaluator:
 
         fake, logits = self._extract(self.num_images, generate, check)
         found = scores(self.real, fake, logits, self.seed, check)
+        for name, metric in self.extra.items():
+            check()
+            found[name] = float(metric(self.real, fake, logits))
         return {f"{name}_{self.extractor.name}": value for name, value in found.items()}
 
     @torch.no_grad()

@@ -1,6 +1,7 @@
 """Architectures of G and D. Each architecture is one file here, and the file's name is the value of `model.name`.
 
-An architecture's file defines
+A user's architecture is a Generator or a Discriminator, or both, registered under a name; see docs/parts.md. A
+Generator of one architecture can play against a Discriminator of another one. An architecture's file here defines
 
 - `check(image_shape, g_widths, d_widths)`, which raises ValueError if the architecture cannot make these networks; the
   message names the nearest valid value;
@@ -9,8 +10,9 @@ An architecture's file defines
 - `Discriminator(image_shape, num_classes, widths)`: `D(x, y)` maps images x (N, C, H, W) and labels y (N,) to logits
   (N,).
 
-It may define `blocks(D)`, which returns the parts of a Discriminator that can be frozen, from the image on; see
-`init.freeze_D`.
+A Discriminator may have a method `freezable()`, which returns the parts that can be frozen, a list of modules from the
+image on; see `init.freeze_D`. A user's class may have a static method `check(image_shape, widths)`, which raises
+ValueError as `check` does.
 
 If `num_classes` is 0, the network is unconditional and takes no y. If `widths` is empty, the architecture uses its
 default widths. The settings `model.g_args` and `model.d_args` set the keyword-only arguments of the two classes.
@@ -21,21 +23,74 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 
+from gan_dist.parts import Table
+
 
 def names() -> list[str]:
-    """Return the names of all architectures, sorted: the valid values of `model.name`."""
+    """Return the names of this package's architectures, sorted."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
 def architecture(name: str) -> ModuleType:
     """Import and return the module of the architecture `name`, which must be one of `names()`."""
     return importlib.import_module(f"{__name__}.{name}")
+
+
+class _Own(Mapping[str, type[nn.Module]]):
+    """The classes of one name in the files of the architectures, which are imported when they are needed."""
+
+    def __init__(self, class_name: str) -> None:
+        self._class_name = class_name
+
+    def __getitem__(self, name: str) -> type[nn.Module]:
+        if name not in names():
+            raise KeyError(name)
+        found: type[nn.Module] = getattr(architecture(name), self._class_name)
+        return found
+
+    def __contains__(self, name: object) -> bool:
+        return name in names()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(names())
+
+    def __len__(self) -> int:
+        return len(names())
+
+
+# The valid values of `model.name`, `model.g_name` and `model.d_name`.
+GENERATORS = Table("generator", _Own("Generator"))
+DISCRIMINATORS = Table("discriminator", _Own("Discriminator"))
+
+Sides = tuple[str, Sequence[int]]  # the name of an architecture, and the widths of its layers
+
+
+def check(image_shape: tuple[int, int, int], g: Sides, d: Sides) -> None:
+    """Check that G and D can be made for images of this shape.
+
+    Args:
+        image_shape: (C, H, W).
+        g, d: G's and D's architecture and widths.
+
+    Raises:
+        ValueError: they cannot; the message begins with the name of the architecture and names the nearest valid value.
+    """
+    for name in dict.fromkeys((g[0], d[0])):
+        widths = [its[1] if its[0] == name else () for its in (g, d)]
+        try:
+            if name in names():
+                architecture(name).check(image_shape, *widths)
+            for side, table, its in ((g, GENERATORS, widths[0]), (d, DISCRIMINATORS, widths[1])):
+                if side[0] == name and name not in table.own and hasattr(table[name], "check"):
+                    table[name].check(image_shape, its)
+        except ValueError as error:
+            raise ValueError(f"{name} {error}") from None
 
 
 class Growing(nn.Module):

@@ -110,8 +110,7 @@ class Discriminator(nn.Module):
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         return self.layers(join_label(x, y, self.num_classes)).flatten()
 
-
-def blocks(D: Discriminator) -> list[nn.Module]:
-    """Return the blocks of D before its last layer, from the image on: convolutions with what follows each of them."""
-    starts = [i for i, layer in enumerate(D.layers) if isinstance(layer, nn.Conv2d)]
-    return [D.layers[first:next_one] for first, next_one in pairwise(starts)]
+    def freezable(self) -> list[nn.Module]:
+        """Return the blocks of D before its last layer, from the image on: convolutions with what follows each."""
+        starts = [i for i, layer in enumerate(self.layers) if isinstance(layer, nn.Conv2d)]
+        return [self.layers[first:next_one] for first, next_one in pairwise(starts)]

@@ -75,8 +75,7 @@ class Discriminator(nn.Module):
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         return self.layers(join_label(x.flatten(1), y, self.num_classes)).squeeze(1)
 
-
-def blocks(D: Discriminator) -> list[nn.Module]:
-    """Return the blocks of D before its last layer, from the image on: its hidden layers."""
-    layers: list[nn.Module] = [layer for layer in D.layers if isinstance(layer, nn.Linear)]
-    return layers[:-1]
+    def freezable(self) -> list[nn.Module]:
+        """Return the blocks of D before its last layer, from the image on: its hidden layers."""
+        layers: list[nn.Module] = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+        return layers[:-1]

@@ -192,7 +192,6 @@ class Discriminator(nn.Module):
             return features.squeeze(1)
         return (features * self.embedding(needed(y, self.num_classes))).sum(1)
 
-
-def blocks(D: Discriminator) -> list[nn.Module]:
-    """Return the stages of D, from the image on, each with the convolution before it."""
-    return [nn.ModuleList(pair) for pair in zip([D.first, *D.main.between], D.main.stages)]
+    def freezable(self) -> list[nn.Module]:
+        """Return the stages of D, from the image on, each with the convolution before it."""
+        return [nn.ModuleList(pair) for pair in zip([self.first, *self.main.between], self.main.stages)]

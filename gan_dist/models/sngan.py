@@ -250,15 +250,14 @@ class Discriminator(nn.Module):
             logits = logits + (self.embedding(needed(y, self.num_classes)) * features).sum(1)
         return logits
 
+    def freezable(self) -> list[nn.Module]:
+        """Return the residual blocks of D, from the image on, with attention where it follows."""
+        found: list[nn.Module] = [*self.blocks]
+        if self.attention_after is not None:
+            found[self.attention_after] = nn.ModuleList([found[self.attention_after], self.attention])
+        return found
+
 
 def _check_attention(attention: int, sizes: Sequence[int]) -> None:
     if attention and attention not in sizes:
         raise ValueError(f"can apply attention to maps of {', '.join(map(str, sizes))} pixels, not of {attention}")
-
-
-def blocks(D: Discriminator) -> list[nn.Module]:
-    """Return the residual blocks of D, from the image on, with attention where it follows."""
-    found: list[nn.Module] = [*D.blocks]
-    if D.attention_after is not None:
-        found[D.attention_after] = nn.ModuleList([found[D.attention_after], D.attention])
-    return found

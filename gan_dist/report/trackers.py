@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gan_dist.parts import Table
 from gan_dist.report.plot import PlotTracker
 from gan_dist.report.tracking import LocalTracker, Tracker
 from gan_dist.report.wandb_tracker import WandbTracker
@@ -49,10 +50,19 @@ def _wandb(run: TrackedRun) -> Tracker | None:
 
 # Name -> function that makes the tracker of a run, or returns None if the run is not to have it. The local tracker is
 # first, because it removes the lines of `metrics.jsonl` that the plot must not show.
-TRACKERS: dict[str, Callable[[TrackedRun], Tracker | None]] = {"local": _local, "plot": _plot, "wandb": _wandb}
+_OWN: dict[str, Callable[[TrackedRun], Tracker | None]] = {"local": _local, "plot": _plot, "wandb": _wandb}
+
+# The parts of this package, which every run has, and those of users, which are the valid keys of `tracking.extra`. The
+# latter are called as `make(run, *, arguments)`.
+TRACKERS = Table("tracker", _OWN)
 
 
-def make_trackers(run: TrackedRun) -> list[Tracker]:
-    """Start all trackers of a run."""
-    made = (make(run) for make in TRACKERS.values())
+def make_trackers(run: TrackedRun, extra: Mapping[str, Mapping[str, Any]]) -> list[Tracker]:
+    """Start all trackers of a run.
+
+    Args:
+        run: the run.
+        extra: users' trackers by name, each with its arguments.
+    """
+    made = [make(run) for make in _OWN.values()] + [TRACKERS[name](run, **args) for name, args in extra.items()]
     return [tracker for tracker in made if tracker is not None]

@@ -17,12 +17,12 @@ CONTENT = "data.content"
 # saved moments, the data and the order of the data: what was trained so far would have been another run with others.
 _KEPT = (
     "loss.", "model.", "growth.", "data.name", "data.image_size", "data.channels", "data.class_folders", "data.stacked",
-    "data.hflip", "train.seed", "train.batch_size", "train.n_critic", "train.augment", "train.precision",
+    "data.hflip", "data.args", "train.seed", "train.batch_size", "train.n_critic", "train.augment", "train.precision",
     "optim.G.name", "optim.D.name", "init.freeze_D",
 )  # fmt: skip
 
 # Settings that belong to one start of a run.
-_OF_A_START = ("run.", "resume", "allow_changes", "init.run", "init.networks")
+_OF_A_START = ("run.", "resume", "plugins", "allow_changes", "init.run", "init.networks")
 
 Changes = dict[str, tuple[Any, Any]]  # name of a setting -> its value before, its value now
 

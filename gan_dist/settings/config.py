@@ -114,10 +114,10 @@ _Dumper.add_representer(str, _Dumper.represent_text)
 def for_file(config: Config) -> Config:
     """Return the settings to save with a run: without those that belong to one start of the run.
 
-    These are `init.run`, `run.dir`, `resume` and `allow_changes`.
+    These are `init.run`, `run.dir`, `plugins`, `resume` and `allow_changes`.
     """
     run, init = Run(name=config.run.name), replace(config.init, run="")
-    return replace(config, run=run, init=init, resume="never", allow_changes=[])
+    return replace(config, run=run, init=init, plugins=[], resume="never", allow_changes=[])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def read_file(path: Path, pipe: bool = False, of_run: bool = False) -> list[Sett
     run_dir = dict(settings).get("run.dir", "")
     if is_outside(run_dir):
         raise ConfigError(f"{path}: run.dir={run_dir} is not below this directory; set it on the command line instead")
-    for name in ("allow_changes", "init.run"):
+    for name in ("allow_changes", "init.run", "plugins"):
         if dict(settings).get(name):
             raise ConfigError(f"{path}: {name} belongs to one start of a run: name it on the command line instead")
     return settings
@@ -165,6 +165,11 @@ def read_overrides(overrides: Sequence[str]) -> list[Setting]:
         ConfigError: a setting does not exist, or its value has another type.
     """
     return [_override(text) for text in overrides]
+
+
+def plugins_in(overrides: Sequence[str]) -> list[str]:
+    """Return the modules that `plugins` names among settings written as `key.sub=value`; [] for none."""
+    return next((value for name, value in reversed(read_overrides(overrides)) if name == "plugins"), [])
 
 
 def _override(text: str) -> Setting:

@@ -28,6 +28,7 @@ class Data:
     class_folders: bool = False  # folder: each subfolder of root is a class
     broken_files: Literal["skip", "error"] = "skip"  # if an image cannot be read: others stand in for it, or stop
     hflip: bool = False  # mirror each image with probability 1/2
+    args: dict[str, Any] = field(default_factory=dict)  # the arguments of a data set that a user has registered
     memory_gib: float = 4.0  # a data set of up to this many GiB is decoded once and kept in memory as uint8
     workers: int = 2  # DataLoader workers of each process, for a data set that is larger than data.memory_gib
 
@@ -35,6 +36,8 @@ class Data:
 @dataclass
 class Model:
     name: str = "mlp"  # the architecture: dcgan, mlp, pggan, r3gan or sngan, which are files in gan_dist/models
+    g_name: str = ""  # the architecture of G, if it is another one than model.name
+    d_name: str = ""  # the architecture of D, if it is another one than model.name
     conditional: bool = True  # give the label y to G and D
     z_dim: int = 100  # size of the latent z
     g_widths: list[int] = field(default_factory=list)  # layer widths of G, from z to image; []: the defaults
@@ -63,6 +66,10 @@ class Loss:
     gamma_decay: float = 1.0  # multiply both gammas by a factor that goes from 1 to this value along optim.D.schedule
     gradient_penalty: float = 0.0  # weight of WGAN-GP's gradient penalty, (|grad D(x)| - 1)^2; 0: off
     penalty_interval: int = 1  # lazy regularization interval n: R1, R2, WGAN-GP's penalty in every n-th D step, times n
+    args: dict[str, Any] = field(default_factory=dict)  # the arguments of a loss that a user has registered
+    penalties: dict[str, Any] = field(
+        default_factory=dict
+    )  # users' penalties on D, each with its arguments: {name: {argument: value}}
     clip_weights: float = 0.0  # clamp D's weights to [-c, c] after each D step, as the first WGAN did; 0: off
 
 
@@ -96,6 +103,7 @@ class Train:
     seed: int = 0  # all random numbers of the run follow from it
     n_critic: int = 1  # D steps per G step
     augment: list[str] = field(default_factory=list)  # augment what D sees, for small data: color, translation, cutout
+    augment_args: dict[str, Any] = field(default_factory=dict)  # arguments of users' augmentations: {name: {…}}
     precision: Precision = (
         "auto"  # precision of G and D; auto: train.gpu_precision on a GPU, fp32 on a CPU; the checkpoints record it
     )
@@ -149,6 +157,8 @@ class Metrics:
     extractor: str = (
         "classifier"  # feature extractor: inception, or classifier: a small network trained on the data set's labels
     )
+    args: dict[str, Any] = field(default_factory=dict)  # the arguments of an extractor that a user has registered
+    extra: dict[str, Any] = field(default_factory=dict)  # users' metrics, each with its arguments: {name: {…}}
     num_images: int = 10000  # number of generated images per evaluation
     batch_size: int = 250  # images per forward pass of G_ema and of the feature extractor
     seed: int = 0  # seed of latents, KID's subsets and the classifier; use the same seed in runs that you compare
@@ -169,6 +179,7 @@ class Tracking:
     project: str = "gan_dist"  # W&B project
     entity: str = ""  # W&B team or user; empty: your default at W&B
     artifact: bool = False  # upload the final G_ema to W&B
+    extra: dict[str, Any] = field(default_factory=dict)  # users' trackers, each with its arguments: {name: {…}}
 
 
 @dataclass
@@ -193,6 +204,10 @@ class Config:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     tracking: Tracking = field(default_factory=Tracking)
     run: Run = field(default_factory=Run)
+    callbacks: dict[str, Any] = field(default_factory=dict)  # users' callbacks, each with its arguments: {name: {…}}
+    plugins: list[str] = field(
+        default_factory=list
+    )  # modules to import, in which users' parts are registered; only on the command line
     resume: str = "never"  # never; auto: continue if run.dir holds a run; latest: it must hold a run; or a checkpoint
     allow_changes: list[str] = field(
         default_factory=list

@@ -43,6 +43,7 @@ from gan_dist.wiring.figures import figures_of
 from gan_dist.wiring.iteration import make_step, nimg_of, total_nimg
 from gan_dist.wiring.kinds import kind_of
 from gan_dist.wiring.networks import make_state
+from gan_dist.wiring.parts import code_of_parts, users_callbacks
 from gan_dist.wiring.resume import check_same_content
 from gan_dist.wiring.start import start_from
 
@@ -95,7 +96,13 @@ class WiredRun:
 
 
 def build(
-    config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None, dist: Distributed, accepted_key: str = ""
+    config: Config,
+    info: DataInfo,
+    run_dir: Path,
+    checkpoint: Path | None,
+    dist: Distributed,
+    accepted_key: str = "",
+    callbacks: Sequence[Any] = (),
 ) -> WiredRun:
     """Build a run. All processes call this together. The only file that it may write is the metrics' classifier.
 
@@ -106,6 +113,7 @@ def build(
         checkpoint: the checkpoint to resume from; None for a new run.
         dist: the processes.
         accepted_key: key of other data that an earlier start from the checkpoint was allowed; "" for none.
+        callbacks: callbacks that were given from Python.
 
     Raises:
         UserError: the data or the checkpoint cannot be read, or the checkpoint belongs to other data.
@@ -130,25 +138,27 @@ def build(
     tracker, track = _tracking(config, info, dataset, run_dir, state.nimg, dist)
     bar = ProgressBar(state.nimg, total_nimg(config), dist)
     facts = _facts(config, info, key, dist) | figures | {"started_from": came_from}
-    facts["environment"]["compiled"] = str(step.update_D.compiled is not None).lower()
+    facts["environment"] |= {"compiled": str(step.update_D.compiled is not None).lower()}
+    facts["callbacks"] = before["callbacks"] if before else {}
     save = _save(config, facts, run_dir, dist)
     save.unmeasured = before is not None and before["unmeasured"]
-    kind = kind_of(config.data)
     log_every = nimg_of(config.log.every_kimg)
-    picture = kind.make_picture(config, info, class_probs, dist)
-    callbacks: list[Callback] = [
+    picture = kind_of(config.data).make_picture(config, info, class_probs, dist)
+    users = users_callbacks(config, callbacks, run_dir, tracker, save.facts, dist)
+    called: list[Callback] = [
         bar,
         LogProgress(log_every, state.nimg, total_nimg(config), stats, tracker, bar, clock, dist),
         SampleGrid(nimg_of(config.sample.every_kimg), state.nimg, picture, tracker, clock),
         ReportUnreadable(log_every or 1000, dataset, info.num_classes, facts, run_dir / "unreadable.txt", dist),
+        *users,  # before the checkpoint, which has their state
         save,  # an evaluation can take longer than SIGTERM's grace period, so the checkpoint is saved first
     ]
     if evaluator:
-        callbacks.append(Evaluate(nimg_of(config.metrics.every_kimg), evaluator, tracker, clock, dist, save, stop))
-    callbacks += [Profile(run_dir / "trace.json")] if config.train.profile and dist.is_main else []
-    told = [tracker, stats, batches, *([step.graphs] if step.graphs else [])]
+        called.append(Evaluate(nimg_of(config.metrics.every_kimg), evaluator, tracker, clock, dist, save, stop))
+    called += [Profile(run_dir / "trace.json")] if config.train.profile and dist.is_main else []
+    told = [tracker, stats, batches, *users, *([step.graphs] if step.graphs else [])]
     recovery = _recovery(config, state, save, told, dist)
-    trainer = Trainer(state, step, batches, callbacks, save, recovery, clock, total_nimg(config))
+    trainer = Trainer(state, step, batches, called, save, recovery, clock, total_nimg(config))
     summary = [describe_classes(info)] if info.class_names else []
     summary += _summary(config, state, step.growth.batch_size, dist)
     return WiredRun(trainer, state, tracker, track, bar, save, dist, stop, summary)
@@ -188,7 +198,7 @@ def _facts(config: Config, info: DataInfo, data_key: str, dist: Distributed) -> 
         "data_key": data_key,
         "unreadable": [],  # `ReportUnreadable` adds the images that cannot be read
         "unmeasured": False,
-        "environment": dist.environment,
+        "environment": {**dist.environment, **code_of_parts(config)},
     }
 
 
@@ -228,7 +238,7 @@ def _tracking(
     def start() -> None:
         if dist.is_main:
             run = TrackedRun(run_dir, nimg, known, tracking.wandb, tracking.project, tracking.entity)
-            trackers.trackers = make_trackers(run)
+            trackers.trackers = make_trackers(run, tracking.extra)
         if real is not None:
             trackers.image(0, "real", real)
 

@@ -6,7 +6,6 @@ Each error is one line that says what to do instead.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
@@ -15,40 +14,20 @@ from torch.nn.utils import parametrize
 from gan_dist import models
 from gan_dist.checkpoint.find import read_facts
 from gan_dist.data import DataInfo
-from gan_dist.data.datasets import DATASETS
 from gan_dist.data.in_memory import Images
 from gan_dist.data.key import data_key, differences, is_in_memory, old_key
 from gan_dist.errors import ConfigError
-from gan_dist.game.augment import AUGMENTATIONS
-from gan_dist.game.losses import LOSSES
-from gan_dist.metrics.extractors import EXTRACTORS
+from gan_dist.game.augment import make_augmentations
 from gan_dist.models._layers import MinibatchStd
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.settings.checks import check_counted
-from gan_dist.settings.config import choose
-from gan_dist.settings.schema import Config, Optimizer
+from gan_dist.settings.schema import Config, Optimizer, show
+from gan_dist.wiring.iteration import make_game
 from gan_dist.wiring.kinds import kind_of
-from gan_dist.wiring.networks import check_args, make_optimizer, networks_on_meta
+from gan_dist.wiring.networks import make_optimizer, networks_on_meta
+from gan_dist.wiring.parts import check_arguments, named_parts
 
 log = logging.getLogger("gan_dist")
-
-
-def check_names(config: Config) -> None:
-    """Check that the named data set, architecture, loss, feature extractor and augmentations exist.
-
-    Raises:
-        ConfigError: one of them does not exist; the message names the setting, its value and the nearest valid value.
-    """
-    named: list[tuple[str, str, Sequence[str]]] = [
-        ("data.name", config.data.name, list(DATASETS)),
-        ("model.name", config.model.name, models.names()),
-        ("loss.name", config.loss.name, list(LOSSES)),
-        ("metrics.extractor", config.metrics.extractor, list(EXTRACTORS)),
-        *(("train.augment", name, list(AUGMENTATIONS)) for name in config.train.augment),
-    ]
-    for key, name, there_are in named:
-        if name not in there_are:
-            raise ConfigError(f"{key}={name}: {choose(name, there_are)}")
 
 
 def check_parts(config: Config, info: DataInfo, dist: Distributed) -> None:
@@ -57,7 +36,7 @@ def check_parts(config: Config, info: DataInfo, dist: Distributed) -> None:
     Call this function before data are loaded or networks are built.
 
     Args:
-        config: the settings, checked by `check_names`.
+        config: the settings, checked by `gan_dist.wiring.parts.check_names`.
         info: the data set; see `gan_dist.data.datasets.describe`.
         dist: the processes.
 
@@ -66,12 +45,21 @@ def check_parts(config: Config, info: DataInfo, dist: Distributed) -> None:
     """
     model, kind = config.model, kind_of(config.data)
     check_counted(config)
+    g, d = model.g_name or model.name, model.d_name or model.name
     try:
-        models.architecture(model.name).check(info.image_shape, model.g_widths, model.d_widths)
+        models.check(info.image_shape, (g, model.g_widths), (d, model.d_widths))
     except ValueError as error:
         size = "x".join(map(str, info.image_shape[1:]))
-        raise ConfigError(f"model.name={model.name} with data.image_size={size}: {model.name} {error}") from None
-    check_args(model)
+        raise ConfigError(f"model.name={model.name} with data.image_size={size}: {error}") from None
+    for part in named_parts(config):
+        check_arguments(part)
+    for name in config.train.augment_args:
+        if name not in config.train.augment:
+            raise ConfigError(f"train.augment_args: {name} is not in train.augment={show(config.train.augment)}")
+    try:
+        make_augmentations(config.train.augment, config.train.augment_args)
+    except ValueError as error:
+        raise ConfigError(f"train.augment={show(config.train.augment)}: {error}") from None
     if model.conditional and not info.num_classes:
         hint = " or data.class_folders=true" if config.data.name == "folder" else ""
         raise ConfigError(
@@ -120,7 +108,8 @@ def check_game(config: Config, info: DataInfo, world_size: int) -> list[str]:
         ConfigError: they do not fit; the message names the setting and says what to set instead.
     """
     loss, model, growth = config.loss, config.model, config.growth
-    if loss.label_smoothing and not LOSSES[loss.name].has_target:
+    game = make_game(config)
+    if loss.label_smoothing and not game.loss.has_target:
         raise ConfigError(f"loss.label_smoothing: loss.name={loss.name} has no target to smooth; set it to 0")
     num_classes = info.num_classes if model.conditional else 0
     try:
@@ -144,8 +133,8 @@ def check_game(config: Config, info: DataInfo, world_size: int) -> list[str]:
             "model.d_args={batch_norm: false}"
         )
     normalised = any(isinstance(module, parametrize.ParametrizationList) for module in D.modules())
-    bounds = (loss.clip_weights, loss.gradient_penalty, loss.r1_gamma, loss.r2_gamma, normalised)
-    if LOSSES[loss.name].critic and not any(bounds):
+    bounds = (loss.clip_weights, loss.gradient_penalty, loss.r1_gamma, loss.r2_gamma, loss.penalties, normalised)
+    if game.loss.critic and not any(bounds):
         raise ConfigError(
             f"loss.name={loss.name} grows without bound unless the critic is held: set loss.gradient_penalty=10, "
             "loss.clip_weights=0.01 or loss.r1_gamma"

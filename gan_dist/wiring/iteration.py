@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,8 +17,10 @@ from gan_dist.engine.schedules import OptimizerSchedule, Progress
 from gan_dist.engine.stats import RunningMeans
 from gan_dist.engine.step import Alternation
 from gan_dist.engine.update import Update
+from gan_dist.game.augment import make_augmentations
 from gan_dist.game.game import Game, Penalties
-from gan_dist.game.losses import LOSSES
+from gan_dist.game.losses import make_loss
+from gan_dist.game.regularizers import PENALTIES
 from gan_dist.models import Growing
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.parallel.wrapped import Wrapped, WrappedNetwork
@@ -41,7 +44,8 @@ def make_step(
     train, ema = config.train, config.ema
     to_float = kind_of(config.data).to_float
     scalars = Scalars(dist.device, _numbers(dist))
-    draws = Draws(state, train.seed, class_probs, to_float, config.data.hflip, train.augment, scalars)
+    augmentations = make_augmentations(train.augment, train.augment_args)
+    draws = Draws(state, train.seed, class_probs, to_float, config.data.hflip, augmentations, scalars)
     wrapped = Wrapped(WrappedNetwork(state.G, dist), WrappedNetwork(state.D, dist))
     growth = Growth(state, wrapped, draws, stages(config, last_stage(state)), dist.share, train.micro_batch_size)
     skip = train.on_nonfinite == "skip"
@@ -118,5 +122,6 @@ def make_game(config: Config) -> Game:
         gradient_penalty=loss.gradient_penalty,
         interval=loss.penalty_interval,
         clip_weights=loss.clip_weights,
+        others={name: partial(PENALTIES[name], **args) for name, args in loss.penalties.items()},
     )
-    return Game(LOSSES[loss.name], penalties, config.train.n_critic, loss.label_smoothing, loss.d_half)
+    return Game(make_loss(loss.name, loss.args), penalties, config.train.n_critic, loss.label_smoothing, loss.d_half)

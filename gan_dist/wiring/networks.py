@@ -23,12 +23,11 @@ from gan_dist.kernels.layout import adapt
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.rng import Purpose, torch_seed
 from gan_dist.settings.config import choose, load_config
-from gan_dist.settings.schema import Config, Model, Optimizer, describe_type
+from gan_dist.settings.schema import Config, Model, Optimizer
+from gan_dist.wiring.parts import check_networks
 
 # torch warns of a capturable optimizer whose steps are not captured, as our first steps are not.
 warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")
-
-MAX_ARG = 4096  # largest number in `model.g_args` and `model.d_args`, for example of blocks or channels
 
 
 def optimizer_names() -> list[str]:
@@ -75,13 +74,14 @@ def make_generator(model: Model, image_shape: tuple[int, int, int], num_classes:
         image_shape: (C, H, W) of its images.
         num_classes: number of labels; 0 for an unconditional G.
     """
-    G = models.architecture(model.name).Generator
+    G = models.GENERATORS[model.g_name or model.name]
     return G(image_shape, num_classes, model.z_dim, model.g_widths, **model.g_args)
 
 
 def make_discriminator(model: Model, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     """Make the configured discriminator; the arguments are those of `make_generator`."""
-    return models.architecture(model.name).Discriminator(image_shape, num_classes, model.d_widths, **model.d_args)
+    D = models.DISCRIMINATORS[model.d_name or model.name]
+    return D(image_shape, num_classes, model.d_widths, **model.d_args)
 
 
 def networks_on_meta(model: Model, image_shape: tuple[int, int, int], num_classes: int) -> tuple[nn.Module, nn.Module]:
@@ -133,7 +133,7 @@ def freeze(D: nn.Module, config: Config) -> None:
     count = config.init.freeze_D
     if not count:
         return
-    blocks = models.architecture(config.model.name).blocks(D)
+    blocks: list[nn.Module] = D.freezable()  # type: ignore[operator]
     if count > len(blocks):
         raise ConfigError(f"init.freeze_D={count}: D of model.name={config.model.name} has {len(blocks)} blocks")
     for block in blocks[:count]:
@@ -236,38 +236,11 @@ def saved_networks(checkpoint: Path) -> tuple[dict[str, Any], Config, tuple[nn.M
     """
     facts, config = read_facts(checkpoint), load_config(config_path(checkpoint), of_run=True)
     model = config.model
-    if model.name not in models.names():
-        raise ConfigError(f"{checkpoint}: model.name={model.name}: {choose(model.name, models.names())}")
-    check_args(model)
+    try:
+        check_networks(model, facts["environment"])
+    except ConfigError as error:
+        raise ConfigError(f"{checkpoint}: {error}") from error
     try:
         return facts, config, networks_on_meta(model, tuple(facts["image_shape"]), facts["num_classes"])
     except Exception as error:  # a checkpoint may come from a stranger, with sizes that no network can have
         raise ConfigError(f"{checkpoint}: {model.name}: {type(error).__name__}: {str(error)[:200]}") from error
-
-
-def check_args(model: Model) -> None:
-    """Check `model.g_args` and `model.d_args` against the arguments of the architecture.
-
-    Raises:
-        ConfigError: the architecture has no such argument, or the value has the wrong type or is too large.
-    """
-    _check_args("model.g_args", model.g_args, models.architecture(model.name).Generator)
-    _check_args("model.d_args", model.d_args, models.architecture(model.name).Discriminator)
-
-
-def _check_args(key: str, given: dict[str, Any], network: type[nn.Module]) -> None:
-    """Check that a network has these keyword-only arguments, and that each value has the type of its default.
-
-    Numbers must be in 0 … MAX_ARG.
-    """
-    parameters = inspect.signature(network).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    for name, value in given.items():
-        if name not in defaults:
-            advice = choose(name, list(defaults)) if defaults else "this architecture has none"
-            raise ConfigError(f"{key}: unknown argument {name}; {advice}")
-        kind = type(defaults[name])
-        if type(value) not in ((int, float) if kind is float else (kind,)):
-            raise ConfigError(f"{key}: {name}={value} must be {describe_type(kind)}, for example {defaults[name]}")
-        if isinstance(value, int | float) and not 0 <= value <= MAX_ARG:
-            raise ConfigError(f"{key}: {name}={value} must be from 0 to {MAX_ARG}")

@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gan_dist import models
 from gan_dist.checkpoint.find import NETWORKS, find_checkpoint
 from gan_dist.checkpoint.restore import read_network
 from gan_dist.checkpoint.state import State
 from gan_dist.data import DataInfo
 from gan_dist.errors import ConfigError
-from gan_dist.models import Growing
+from gan_dist.models import DISCRIMINATORS, Growing
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.settings.config import choose
 from gan_dist.settings.schema import Config, Model
@@ -57,9 +56,9 @@ def check_init(config: Config, goes_on: bool) -> None:
             raise ConfigError(f"init.networks: {name}: {choose(name, NETWORKS)}")
     if not config.init.freeze_D:
         return
-    name, count = config.model.name, config.init.freeze_D
-    if not hasattr(models.architecture(name), "blocks"):
-        raise ConfigError(f"init.freeze_D={count}: model.name={name} does not name the blocks of D; set it to 0")
+    name, count = config.model.d_name or config.model.name, config.init.freeze_D
+    if not hasattr(DISCRIMINATORS[name], "freezable"):
+        raise ConfigError(f"init.freeze_D={count}: D of {name} does not name the blocks of D; set it to 0")
     if not goes_on and not (config.init.run and "D" in config.init.networks):
         raise ConfigError(
             f"init.freeze_D={count} freezes weights of another run: set init.run=RUN, with D in init.networks"

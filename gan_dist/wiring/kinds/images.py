@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ from gan_dist.data.in_memory import Images
 from gan_dist.data.preprocess import images_to_float
 from gan_dist.errors import ConfigError
 from gan_dist.metrics import Evaluator, Reference
-from gan_dist.metrics.extractors import EXTRACTORS, Extractor
-from gan_dist.metrics.features import FeatureEvaluator
+from gan_dist.metrics.extractors import EXTRACTORS, Extractor, UsersExtractor
+from gan_dist.metrics.features import METRICS, FeatureEvaluator
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.report.captions import with_captions
 from gan_dist.report.pictures import columns_of, grid_picture
@@ -61,6 +62,7 @@ class ImagesKind:
             num_images=metrics.num_images,
             batch_size=metrics.batch_size,
             seed=metrics.seed,
+            extra={name: partial(METRICS[name], **args) for name, args in metrics.extra.items()},
         )
 
     def make_picture(self, config: Config, info: DataInfo, class_probs: Tensor | None, dist: Distributed) -> Picture:
@@ -83,6 +85,9 @@ class ImagesKind:
     def _extractor(self, config: Config, reference: Reference, run_dir: Path | None, dist: Distributed) -> Extractor:
         metrics = config.metrics
         make = EXTRACTORS[metrics.extractor]
+        if metrics.extractor not in EXTRACTORS.own:
+            call = make(dist.device, **metrics.args)
+            return UsersExtractor(metrics.extractor, call, EXTRACTORS.where(metrics.extractor))
         return make(reference, metrics.seed, cache_dir(), run_dir, dist, metrics.inception_weights)
 
 
