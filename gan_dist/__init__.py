@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from gan_dist.game.losses import Loss as Loss
+    from gan_dist.register import register_augmentation as register_augmentation
+    from gan_dist.register import register_callback as register_callback
+    from gan_dist.register import register_dataset as register_dataset
+    from gan_dist.register import register_discriminator as register_discriminator
+    from gan_dist.register import register_extractor as register_extractor
+    from gan_dist.register import register_generator as register_generator
+    from gan_dist.register import register_loss as register_loss
+    from gan_dist.register import register_metric as register_metric
+    from gan_dist.register import register_penalty as register_penalty
+    from gan_dist.register import register_tracker as register_tracker
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is used only when it is used, because that imports torch, which takes seconds."""
+    if name == "Loss":
+        return importlib.import_module("gan_dist.game.losses").Loss
+    if name.startswith("register_"):
+        return getattr(importlib.import_module("gan_dist.register"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def load_generator(run_dir: str | Path, checkpoint: str = "latest", device: str = "cpu") -> nn.Module:

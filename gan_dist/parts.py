@@ -35,6 +35,9 @@ class Registered(NamedTuple):
     code: Any
 
 
+TABLES: list[Table] = []  # all of them
+
+
 class Table(Mapping[str, Any]):
     """All parts of one kind, by their names.
 
@@ -46,6 +49,7 @@ class Table(Mapping[str, Any]):
     def __init__(self, kind: str, own: Mapping[str, Any]) -> None:
         self.kind, self.own = kind, own
         self._registered: dict[str, Registered] = {}
+        TABLES.append(self)
 
     __eq__, __hash__ = object.__eq__, object.__hash__
 
@@ -66,9 +70,9 @@ class Table(Mapping[str, Any]):
         return self._registered[name].value
 
     @property
-    def foreign(self) -> list[str]:
-        """The names of the parts that are not of this package."""
-        return [name for name in self if name not in self.own]
+    def registered(self) -> dict[str, str]:
+        """The names of the registered parts, and the module of each."""
+        return {name: part.code.__module__ for name, part in self._registered.items()}
 
     def register(self, name: str, code: Any, value: Any = None) -> None:
         """Add a part. A part that is registered again from the same module replaces itself.
@@ -147,6 +151,16 @@ def load_plugins(names: Sequence[str]) -> None:
                 f"plugins=[{name}]: cannot be imported: {_said(error)}; name a Python module that is installed or lies "
                 "in this directory"
             ) from error
+
+
+def describe_foreign() -> str:
+    """Return a line for each kind of parts with the names of those that are not of this package, for `--help`."""
+    names: dict[str, list[str]] = {}
+    for point in _entry_points():
+        names.setdefault(point.group.removeprefix("gan_dist."), []).append(f"{point.name} (package {_package(point)})")
+    for table in TABLES:
+        names.setdefault(table.kind, []).extend(f"{name} ({module})" for name, module in table.registered.items())
+    return "".join(f"  {kind:<14} {', '.join(found)}\n" for kind, found in sorted(names.items()) if found)
 
 
 def _said(error: Exception) -> str:

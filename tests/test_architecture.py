@@ -18,6 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROWS = [
     ["__main__"],
     ["cli"],
+    ["testing"],
     ["run", "evaluation", "prefetch", "register"],
     ["planning", "last_words"],
     ["wiring"],
@@ -37,7 +38,7 @@ OWNERS = {
     "torch.distributed": ["parallel"],
     "wandb": ["report"],
     "omegaconf": ["settings"],
-    "gan_dist.settings": ["settings", "cli", "run", "evaluation", "prefetch", "planning", "wiring"],
+    "gan_dist.settings": ["settings", "cli", "run", "evaluation", "prefetch", "planning", "wiring", "testing"],
 }
 # Attributes that others read: of callbacks, of networks, and of data sets.
 INTERFACE = {"name", "every_nimg", "num_features", "weights", "files", "workers", "count"}

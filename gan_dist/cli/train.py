@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from gan_dist.cli.arguments import read_arguments
 from gan_dist.parallel.signals import StopSignals
+from gan_dist.parts import describe_foreign, load_plugins
+from gan_dist.settings.config import plugins_in
 from gan_dist.settings.schema import settings_help
 
 USAGE = """\
@@ -34,7 +36,9 @@ FINISHED, STOPPED = 0, 75  # 75 is EX_TEMPFAIL in sysexits.h, which asks the cal
 def train(arguments: list[str]) -> int:
     """Parse and check the settings, then train."""
     if any(argument in ("-h", "--help") for argument in arguments):
-        print(USAGE + settings_help())
+        load_plugins(plugins_in([argument for argument in arguments if argument.startswith("plugins=")]))
+        others = describe_foreign()
+        print(USAGE + settings_help() + (f"\n\nParts of plugins and of installed packages:\n{others}" if others else ""))
         return 0
     asked = read_arguments(arguments)
     with StopSignals() as signals:
