@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from gan_dist.data import DataInfo, Source
 from gan_dist.data.files import FileList
 from gan_dist.data.folder import ImageFiles
-from gan_dist.data.images import to_tensor
+from gan_dist.data.from_python import PYTHON, GivenImages, describe_given
+from gan_dist.data.images import fit
 from gan_dist.data.in_memory import Images, ImageTensor, decode_all
 from gan_dist.data.listing import list_images
 from gan_dist.data.points import NUM_POINTS, make_points
@@ -31,7 +31,8 @@ class DataSet:
     """One data set.
 
     Attributes:
-        info: its properties; for "folder" only the default image shape, because the rest depends on the directory.
+        info: its properties; for "folder" only the default image shape, because the rest depends on the directory. What
+            stands here for "python" is replaced by the properties of what is given.
         load: the function that loads it.
     """
 
@@ -42,14 +43,17 @@ class DataSet:
 def describe(source: Source) -> DataInfo:
     """Return the properties of a data set, without loading it. For "folder" the directory is listed.
 
+    Of a data set from Python, the first item is taken; all of them, if nothing else tells their labels.
+
     Files in MNIST's format say how many images they hold; other data sets have as many as were published.
 
     Args:
         source: the data set and the conversion of its images; `source.name` must be a key of `DATASETS`.
 
     Raises:
-        ConfigError: the data set does not allow `class_folders` or `stacked`.
-        UserError: for "folder", the directory does not exist or contains no images.
+        ConfigError: the data set does not allow `class_folders` or `stacked`; or it is "python", and none was given, or
+            one of another kind: see `gan_dist.data.from_python.describe_given`.
+        UserError: for "folder", the directory does not exist or contains no images; for "python", an item is no image.
     """
     own = DATASETS[source.name].info
     if source.name == "folder":
@@ -57,11 +61,13 @@ def describe(source: Source) -> DataInfo:
         own = replace(own, num_classes=len(classes), num_images=len(files), files=files, class_names=classes)
     elif source.class_folders:
         raise ConfigError(f"data.class_folders=true needs data.name=folder, not data.name={source.name}")
+    elif source.name == PYTHON:
+        own = describe_given(source.dataset)
     elif DATASETS[source.name].load is _idx and (count := count_idx_images(source)):
         own = replace(own, num_images=count)
     channels, height, width = own.image_shape
     if source.stacked:
-        if channels != 1 or not own.num_classes or source.channels:
+        if channels != 1 or not own.num_classes or source.channels or source.name == PYTHON:
             raise ConfigError(
                 f"data.stacked=true needs grayscale images with labels, as of FashionMNIST, not data.name={source.name}"
                 + (f" with data.channels={source.channels}" if source.channels else "")
@@ -130,6 +136,10 @@ def _files(files: FileList, source: Source, info: DataInfo) -> Images:
     return decode_all(dataset) if size <= source.memory else dataset
 
 
+def _python(source: Source, info: DataInfo) -> GivenImages:
+    return GivenImages(source.dataset, info.image_shape, info.labels)
+
+
 def _in_memory(images: Tensor, labels: Any, source: Source, info: DataInfo) -> ImageTensor:
     """Make a data set in memory from decoded images: stack them if requested, then crop and resize them.
 
@@ -159,7 +169,7 @@ def _fit(images: Tensor, image_shape: tuple[int, int, int]) -> Tensor:
         return images
     fitted = torch.empty(len(images), *image_shape, dtype=torch.uint8)
     for i, image in enumerate(images):
-        fitted[i] = to_tensor(Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy()), image_shape)
+        fitted[i] = fit(image, image_shape)
     return fitted
 
 
@@ -167,6 +177,7 @@ def _fit(images: Tensor, image_shape: tuple[int, int, int]) -> Tensor:
 DATASETS = {
     "digits": DataSet(DataInfo((1, 8, 8), 10, 1797), _digits),
     "folder": DataSet(DataInfo((3, 64, 64), 0, 0), _folder),
+    PYTHON: DataSet(DataInfo((3, 64, 64), 0, 0), _python),
     "ring": DataSet(DataInfo((2, 1, 1), 8, NUM_POINTS), _points),
     "grid": DataSet(DataInfo((2, 1, 1), 25, NUM_POINTS), _points),
     "MNIST": DataSet(DataInfo((1, 28, 28), 10, 60_000), _idx),

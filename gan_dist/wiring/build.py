@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gan_dist.checkpoint.find import read_facts
 from gan_dist.checkpoint.restore import restore
 from gan_dist.checkpoint.state import State
 from gan_dist.data import DataInfo
 from gan_dist.data.in_memory import Images, ImageTensor
+from gan_dist.data.key import reference_key
 from gan_dist.data.listing import describe_classes
 from gan_dist.data.shared import load_shared
 from gan_dist.engine.callbacks.evaluate import Evaluate
@@ -28,6 +30,7 @@ from gan_dist.engine.clock import Clock
 from gan_dist.engine.health import Health
 from gan_dist.engine.recovery import Recovery
 from gan_dist.engine.stats import RunningMeans
+from gan_dist.engine.step import Alternation
 from gan_dist.engine.trainer import Callback, Trainer
 from gan_dist.metrics import Evaluator, NoFigure, Reference
 from gan_dist.parallel.distributed import Distributed
@@ -95,7 +98,13 @@ class WiredRun:
 
 
 def build(
-    config: Config, info: DataInfo, run_dir: Path, checkpoint: Path | None, dist: Distributed, accepted_key: str = ""
+    config: Config,
+    info: DataInfo,
+    run_dir: Path,
+    checkpoint: Path | None,
+    dist: Distributed,
+    accepted_key: str = "",
+    given: Any = None,
 ) -> WiredRun:
     """Build a run. All processes call this together. The only file that it may write is the metrics' classifier.
 
@@ -106,21 +115,21 @@ def build(
         checkpoint: the checkpoint to resume from; None for a new run.
         dist: the processes.
         accepted_key: key of other data that an earlier start from the checkpoint was allowed; "" for none.
+        given: the data set that was given from Python; None if none was given.
 
     Raises:
         UserError: the data or the checkpoint cannot be read, or the checkpoint belongs to other data.
     """
     before = read_facts(checkpoint) if checkpoint else None
     info = keep_classes(info, before["class_names"]) if before else info
-    dataset, key = load_shared(source_of(config.data), info, dist, stage_dir())
-    if isinstance(dataset, ImageTensor):
-        dataset = dataset.on(dist.device)
+    dataset, key = load_shared(source_of(config.data, given), info, dist, stage_dir())
+    dataset = dataset.on(dist.device) if isinstance(dataset, ImageTensor) else dataset
     state = make_state(config, info, dist)
     came_from = before["started_from"] if before else start_from(config, info, state, dist)
     if checkpoint:
         _say(dist, lambda: check_same_content(checkpoint, key, accepted_key, config, dataset, info))
     class_probs = class_probabilities(dataset, info, config)
-    evaluator = _evaluator(config, Reference(dataset, info, key, class_probs), run_dir, dist)
+    evaluator = _evaluator(config, info, dataset, key, class_probs, run_dir, dist)
     figures = figures_of(evaluator, checkpoint, dist)
     if checkpoint:
         restore(checkpoint, state, figures["protocol"])
@@ -129,13 +138,10 @@ def build(
     batches = make_batches(config, info, dataset, step, stop, dist)
     tracker, track = _tracking(config, info, dataset, run_dir, state.nimg, dist)
     bar = ProgressBar(state.nimg, total_nimg(config), dist)
-    facts = _facts(config, info, key, dist) | figures | {"started_from": came_from}
-    facts["environment"]["compiled"] = str(step.update_D.compiled is not None).lower()
-    save = _save(config, facts, run_dir, dist)
-    save.unmeasured = before is not None and before["unmeasured"]
-    kind = kind_of(config.data)
+    facts = _facts(config, info, key, step, dist) | figures | {"started_from": came_from}
+    save = _save(config, facts, run_dir, dist, unmeasured=before is not None and before["unmeasured"])
     log_every = nimg_of(config.log.every_kimg)
-    picture = kind.make_picture(config, info, class_probs, dist)
+    picture = kind_of(config.data).make_picture(config, info, class_probs, dist)
     callbacks: list[Callback] = [
         bar,
         LogProgress(log_every, state.nimg, total_nimg(config), stats, tracker, bar, clock, dist),
@@ -149,8 +155,7 @@ def build(
     told = [tracker, stats, batches, *([step.graphs] if step.graphs else [])]
     recovery = _recovery(config, state, save, told, dist)
     trainer = Trainer(state, step, batches, callbacks, save, recovery, clock, total_nimg(config))
-    summary = [describe_classes(info)] if info.class_names else []
-    summary += _summary(config, state, step.growth.batch_size, dist)
+    summary = _summary(config, info, state, step.growth.batch_size, dist)
     return WiredRun(trainer, state, tracker, track, bar, save, dist, stop, summary)
 
 
@@ -161,11 +166,21 @@ def _say(dist: Distributed, check: Callable[[], list[str]]) -> None:
             log.warning(note)
 
 
-def _evaluator(config: Config, reference: Reference, run_dir: Path, dist: Distributed) -> Evaluator | None:
+def _evaluator(
+    config: Config,
+    info: DataInfo,
+    dataset: Images,
+    key: str,
+    class_probs: Tensor | None,
+    run_dir: Path,
+    dist: Distributed,
+) -> Evaluator | None:
     """Make the evaluator of a run; None, with a warning, if there can be no meaningful figure."""
     if not config.metrics.every_kimg:
         return None
+    measured = dist.from_main(lambda: reference_key(dataset, key))
     try:
+        reference = Reference(dataset, info, measured, class_probs, config.data.workers)
         return kind_of(config.data).make_evaluator(config, reference, run_dir, dist)
     except NoFigure as error:
         if dist.is_main:
@@ -173,7 +188,7 @@ def _evaluator(config: Config, reference: Reference, run_dir: Path, dist: Distri
         return None
 
 
-def _facts(config: Config, info: DataInfo, data_key: str, dist: Distributed) -> dict[str, Any]:
+def _facts(config: Config, info: DataInfo, data_key: str, step: Alternation, dist: Distributed) -> dict[str, Any]:
     """Return what each checkpoint records about the data and the machine, in addition to the state of the run.
 
     With it the networks can be built without the data, a resumed run can check that data and machine are the same, and
@@ -188,14 +203,16 @@ def _facts(config: Config, info: DataInfo, data_key: str, dist: Distributed) -> 
         "data_key": data_key,
         "unreadable": [],  # `ReportUnreadable` adds the images that cannot be read
         "unmeasured": False,
-        "environment": dist.environment,
+        "environment": {**dist.environment, "compiled": str(step.update_D.compiled is not None).lower()},
     }
 
 
-def _save(config: Config, facts: dict[str, Any], run_dir: Path, dist: Distributed) -> SaveCheckpoint:
+def _save(config: Config, facts: dict[str, Any], run_dir: Path, dist: Distributed, unmeasured: bool) -> SaveCheckpoint:
     kept = config.checkpoint
     retention = Retention(kept.keep, nimg_of(kept.keep_every_kimg), kept.keep_best)
-    return SaveCheckpoint(nimg_of(kept.every_kimg), run_dir, facts, as_yaml(for_file(config)), retention, dist)
+    save = SaveCheckpoint(nimg_of(kept.every_kimg), run_dir, facts, as_yaml(for_file(config)), retention, dist)
+    save.unmeasured = unmeasured
+    return save
 
 
 def _recovery(
@@ -235,11 +252,12 @@ def _tracking(
     return trackers, start
 
 
-def _summary(config: Config, state: State, batch: int, dist: Distributed) -> list[str]:
-    """Return three lines about processes, batches and networks; with progressive growing, of the current stage.
+def _summary(config: Config, info: DataInfo, state: State, batch: int, dist: Distributed) -> list[str]:
+    """Return lines about classes with names, processes, batches and networks; with growing, of the current stage.
 
     Args:
         config: the settings.
+        info: the data set.
         state: the networks.
         batch: global batch.
         dist: the processes.
@@ -253,6 +271,7 @@ def _summary(config: Config, state: State, batch: int, dist: Distributed) -> lis
     meaning = {"tf32": ", which is fp32 on a CPU"} if dist.device.type == "cpu" else {}
     where = f"backend {dist.backend}, {dist.device.type}, precision {dist.precision}{meaning.get(dist.precision, '')}"
     return [
+        *([describe_classes(info)] if info.class_names else []),
         f"{dist.world_size} process(es) on {nodes} node(s), {where}",
         f"global batch {batch}, {share} per process",
         f"G has {sizes['G']:,} parameters, D {sizes['D']:,}; each iteration all-reduces {sent:,} bytes of gradients",

@@ -16,6 +16,7 @@ from gan_dist import models
 from gan_dist.checkpoint.find import read_facts
 from gan_dist.data import DataInfo
 from gan_dist.data.datasets import DATASETS
+from gan_dist.data.from_python import PYTHON
 from gan_dist.data.in_memory import Images
 from gan_dist.data.key import data_key, differences, is_in_memory, old_key
 from gan_dist.errors import ConfigError
@@ -73,7 +74,8 @@ def check_parts(config: Config, info: DataInfo, dist: Distributed) -> None:
         raise ConfigError(f"model.name={model.name} with data.image_size={size}: {model.name} {error}") from None
     check_args(model)
     if model.conditional and not info.num_classes:
-        hint = " or data.class_folders=true" if config.data.name == "folder" else ""
+        hints = {"folder": " or data.class_folders=true", PYTHON: " or give a data set of (image, label)"}
+        hint = hints.get(config.data.name, "")
         raise ConfigError(
             f"model.conditional=true, but data.name={config.data.name} has no labels; set model.conditional=false{hint}"
         )

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import platformdirs
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gan_dist.data import DataInfo, Source
+from gan_dist.data.from_python import PYTHON
 from gan_dist.data.in_memory import Images
 from gan_dist.errors import UserError
 from gan_dist.settings.checks import parse_image_size
@@ -22,8 +24,29 @@ from gan_dist.settings.schema import Config, Data
 log = logging.getLogger(__name__)
 
 
-def source_of(data: Data) -> Source:
-    """Return the description of the data set that the settings ask for."""
+def use_given(config: Config, dataset: Any) -> None:
+    """Set `data.name` to "python" if a data set was given from Python, whichever name is in the settings.
+
+    A run whose name is that of the data set gets the new name too.
+
+    Args:
+        config: the settings, which are changed.
+        dataset: the data set; None if none was given.
+    """
+    if dataset is None:
+        return
+    if config.run.name == config.data.name:
+        config.run.name = PYTHON
+    config.data.name = PYTHON
+
+
+def source_of(data: Data, dataset: Any = None) -> Source:
+    """Return the description of the data set that the settings ask for.
+
+    Args:
+        data: the settings.
+        dataset: the data set that was given from Python; None if none was given.
+    """
     return Source(
         name=data.name,
         root=Path(data.root),
@@ -34,6 +57,7 @@ def source_of(data: Data) -> Source:
         class_folders=data.class_folders,
         skip_broken=data.broken_files == "skip",
         memory=data.memory_gib * 2**30,
+        dataset=dataset,
     )
 
 
