@@ -5,7 +5,7 @@ class UserError(Exception):
     """Something that the user can act on: a file, a directory, the network, a setting, a training that diverges.
 
     The message is one line that says what is wrong, where, and what to do. Line breaks in it are replaced by spaces,
-    and other control characters are escaped.
+    and other control characters are escaped. The traceback of an error in a data worker becomes a note of the error.
 
     Attributes:
         exit_status: the exit status of the program.
@@ -17,6 +17,7 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         if message.startswith("Caught "):  # DataLoader puts a worker's traceback in front of the worker's message
+            self.add_note(message)
             message = message.strip().splitlines()[-1].partition("Error: ")[2]
         super().__init__(escaped(" ".join(message.split())))
 

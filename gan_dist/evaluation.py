@@ -12,6 +12,7 @@ from gan_dist.checkpoint.find import list_checkpoints
 from gan_dist.checkpoint.lock import refuse_links
 from gan_dist.data import DataInfo
 from gan_dist.data.datasets import describe
+from gan_dist.data.key import reference_key
 from gan_dist.data.shared import load_shared
 from gan_dist.errors import ConfigError, UserError
 from gan_dist.kernels.layout import adapt
@@ -25,11 +26,11 @@ from gan_dist.report.tracking import read_metrics
 from gan_dist.settings.checks import check
 from gan_dist.settings.config import plugins_in
 from gan_dist.settings.schema import Config, Train
-from gan_dist.wiring.data import class_probabilities, keep_classes, source_of, stage_dir, use_paths
+from gan_dist.wiring.data import class_probabilities, keep_classes, source_of, stage_dir, use_given, use_paths
 from gan_dist.wiring.figures import difference
 from gan_dist.wiring.kinds import kind_of
 from gan_dist.wiring.networks import SavedGenerator, find_generator, read_generator
-from gan_dist.wiring.parts import check_arguments, check_names, named_parts
+from gan_dist.wiring.parts import check_names, named_parts
 
 _OF_TRAINING = ("loss.", "train.", "tracking.", "callbacks")  # settings of parts that an evaluation does not use
 
@@ -43,6 +44,7 @@ def evaluate(
     num_images: int | None,
     results: Path,
     store: Callable[[dict[str, Any]], None],
+    dataset: Any = None,
 ) -> None:
     """Measure one checkpoint, or all checkpoints of a run. All processes call this function together.
 
@@ -56,6 +58,7 @@ def evaluate(
         results: the file with earlier results, one JSON object per line.
         store: the main process calls it with each result: a dict with `checkpoint` (name of the directory), `kimg`,
             the value of each metric, and `protocol`.
+        dataset: a data set that was given from Python; None for the one that `data.name` names.
 
     Raises:
         ConfigError: the data do not fit the run's generator, or results cannot be added to their file.
@@ -75,13 +78,14 @@ def evaluate(
         refuse_links(run_dir)
         _check_writable(results)
         found = find_generator(run_dir, "latest" if every else checkpoint, settings)
+        use_given(found.config, dataset)
         _complete(found, settings, num_images)
         return found
 
     def work() -> None:
         found = dist.from_main(find)
         with numerics("fp32", exact=True):
-            evaluator = _make_evaluator(found, run_dir, dist)
+            evaluator = _make_evaluator(found, run_dir, dist, dataset)
             generators = _all_generators(run_dir, results, evaluator.protocol, dist) if every else iter([found])
             for saved in generators:
                 # The network gets the memory layout that it has in training, so that both give bit-identical results.
@@ -115,19 +119,22 @@ def _complete(found: SavedGenerator, settings: Sequence[str], num_images: int | 
     check(config)
     parts = [part for part in named_parts(config) if not part.setting.startswith(_OF_TRAINING)]
     check_names(parts, found.facts["environment"])
-    for part in parts:
-        check_arguments(part)
 
 
-def _make_evaluator(found: SavedGenerator, run_dir: Path, dist: Distributed) -> Evaluator:
+def _make_evaluator(found: SavedGenerator, run_dir: Path, dist: Distributed, given: Any) -> Evaluator:
     config = found.config
-    source, kind = source_of(config.data), kind_of(config.data)
+    source, kind = source_of(config.data, given), kind_of(config.data)
     info = dist.from_main(lambda: keep_classes(describe(source), found.facts["class_names"]))
     _check_fit(found, config, info)
     kind.check_metrics(config, info)
     dataset, key = load_shared(source, info, dist, stage_dir())
     probs = class_probabilities(dataset, info, config)
-    return kind.make_evaluator(config, Reference(dataset, info, key, probs), run_dir, dist)
+    if given is not None and dist.is_main and found.facts.get("data_key", key) != key:
+        log.warning("dataset=: %s was trained on other images; its generator is measured against these", found.path)
+    measured_key = dist.from_main(lambda: reference_key(dataset, key))
+    return kind.make_evaluator(
+        config, Reference(dataset, info, measured_key, probs, config.data.workers), run_dir, dist
+    )
 
 
 def _check_fit(found: SavedGenerator, config: Config, info: DataInfo) -> None:

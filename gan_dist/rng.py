@@ -10,13 +10,15 @@ follows from (seed, purpose), and a counter that follows from the number of the 
 every device, and so is what is decided by comparing integers: labels, coins, and numbers below n. Latents are computed
 from them in float64, and may differ in the last bit.
 
-Only initial weights and the subsets of KID are drawn by torch's own generator on the CPU; see `torch_seed`.
+Only initial weights and the subsets of KID are drawn by torch's own generator on the CPU; see `torch_seed`. Code of
+users, such as random transforms of images, draws from global generators, which `global_generators` seeds.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from functools import lru_cache
@@ -58,6 +60,7 @@ class Purpose(IntEnum):
     STACK = 20
     STAND_IN = 21  # the image in place of one that cannot be read
     REAL_PICTURE = 22
+    ITEM = 23  # what an item of a data set from Python draws
 
 
 _GAMMA, _FACTORS = 0x9E3779B97F4A7C15, (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # the constants of SplitMix64
@@ -194,3 +197,26 @@ def torch_seed(seed: int, purpose: Purpose) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(np.random.Philox(key=[seed, purpose]).random_raw()) >> 1)
         yield
+
+
+@contextmanager
+def global_generators() -> Iterator[Callable[[int, Purpose, int], None]]:
+    """A context for code of users, which draws from the global generators of torch (on the CPU), NumPy and Python.
+
+    Yields a function that seeds all three with a function of (seed, purpose, number of the sample). At the end of the
+    context the generators get their previous states back.
+    """
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+
+    def seed_all(seed: int, purpose: Purpose, number: int) -> None:
+        for_torch, for_numpy, for_python = words(seed, purpose, number, 1, 3)[0].tolist()
+        torch.default_generator.manual_seed(for_torch)
+        np.random.seed([for_numpy % 2**32, for_numpy // 2**32 % 2**32])
+        random.seed(for_python)
+
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield seed_all
+    finally:
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)

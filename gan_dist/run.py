@@ -32,7 +32,7 @@ from gan_dist.settings.precision import resolve
 from gan_dist.settings.schema import Config, must_agree
 from gan_dist.wiring.build import WiredRun, build
 from gan_dist.wiring.checks import check_parts
-from gan_dist.wiring.data import source_of
+from gan_dist.wiring.data import source_of, use_given
 from gan_dist.wiring.own_config import Asked, own_config
 from gan_dist.wiring.parts import check_names, code_of_parts, environment_of_run, named_parts
 from gan_dist.wiring.resume import (
@@ -54,7 +54,7 @@ def train(asked: Asked, signals: StopSignals) -> bool:
 
     Args:
         asked: the settings, see `gan_dist.wiring.own_config.resolve_settings`. `train.precision` "auto" is replaced by
-            the precision that the run gets.
+            the precision that the run gets, and `data.name` by "python" if `asked.dataset` is given.
         signals: the active context that receives signals; its first signal stops the run after a few iterations.
 
     Raises:
@@ -62,6 +62,7 @@ def train(asked: Asked, signals: StopSignals) -> bool:
         UserError: something outside the program is wrong; the message says what to do.
     """
     config = asked.config
+    use_given(config, asked.dataset)
     started, settings = time.perf_counter(), config.train
     log_to(None)
     load_plugins(config.plugins)
@@ -96,7 +97,7 @@ def _train(asked: Asked, dist: Distributed, signals: StopSignals) -> Ending | No
         if done:
             return None
         checkpoint = before.checkpoint if before else None
-        info = dist.from_main(lambda: describe(source_of(config.data)))
+        info = dist.from_main(lambda: describe(source_of(config.data, asked.dataset)))
         check_parts(config, info, dist)
         check_init(config, goes_on=before is not None)
         if before:
@@ -108,7 +109,7 @@ def _train(asked: Asked, dist: Distributed, signals: StopSignals) -> Ending | No
         if dist.is_main:
             warn_of_memory(config, info, dist)
         accepted_key = before.accepted_data[1] if before else ""
-        run = build(config, info, run_dir, checkpoint, dist, accepted_key, asked.callbacks)
+        run = build(config, info, run_dir, checkpoint, dist, accepted_key, asked.dataset, asked.callbacks)
         if dist.is_main:
             _begin(asked, run, run_dir, before)
         lock = failed_start.pop_all()  # it holds the lock until training ends

@@ -38,7 +38,8 @@ def train(arguments: list[str]) -> int:
     if any(argument in ("-h", "--help") for argument in arguments):
         load_plugins(plugins_in([argument for argument in arguments if argument.startswith("plugins=")]))
         others = describe_foreign()
-        print(USAGE + settings_help() + (f"\n\nParts of plugins and of installed packages:\n{others}" if others else ""))
+        print(USAGE + settings_help())
+        print(f"\nParts of plugins and of installed packages:\n{others}" if others else "", end="")
         return 0
     asked = read_arguments(arguments)
     with StopSignals() as signals:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from gan_dist.data.files import FileList
 
@@ -27,6 +30,7 @@ class Source:
         skip_broken: let other images stand in for those that cannot be read, instead of raising an error.
         memory: largest size in bytes of the decoded images to be kept in memory. The files of a larger data set are
             decoded when they are needed.
+        dataset: for "python", the data set that was given from Python; None if none was given.
     """
 
     name: str = "digits"
@@ -38,6 +42,7 @@ class Source:
     class_folders: bool = False
     skip_broken: bool = True
     memory: float = 4 * 2.0**30
+    dataset: Any = None
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,9 @@ class DataInfo:
         num_classes: number of classes; labels are in 0 … num_classes - 1. 0 if the data set has no labels.
         num_images: number of images in the training split.
         files: for "folder", all images; None for other data sets.
-        class_names: for "folder", the names of the classes, in the order of their labels; empty for other data sets,
-            whose classes have numbers only.
+        class_names: for "folder" and "python", the names of the classes, in the order of their labels; empty if the
+            classes have numbers only.
+        labels: for "python", the labels of all images, int64 (N,); None for other data sets, and if it has no labels.
     """
 
     image_shape: tuple[int, int, int]
@@ -58,3 +64,4 @@ class DataInfo:
     num_images: int
     files: FileList | None = None
     class_names: tuple[str, ...] = ()
+    labels: Tensor | None = None

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from gan_dist.data import DataInfo, Source
 from gan_dist.data.files import FileList
 from gan_dist.data.folder import ImageFiles
-from gan_dist.data.images import to_tensor
+from gan_dist.data.from_python import PYTHON, GivenImages, describe_given
+from gan_dist.data.images import fit
 from gan_dist.data.in_memory import Images, ImageTensor, decode_all
 from gan_dist.data.listing import list_images
 from gan_dist.data.points import NUM_POINTS, make_points
@@ -32,7 +32,8 @@ class DataSet:
     """One data set.
 
     Attributes:
-        info: its properties; for "folder" only the default image shape, because the rest depends on the directory.
+        info: its properties; for "folder" only the default image shape, because the rest depends on the directory. What
+            stands here for "python" is replaced by the properties of what is given.
         load: the function that loads it.
     """
 
@@ -43,26 +44,32 @@ class DataSet:
 def describe(source: Source) -> DataInfo:
     """Return the properties of a data set, without loading it. For "folder" the directory is listed.
 
+    Of a data set from Python, the first item is taken; all of them, if nothing else tells their labels.
+
     Files in MNIST's format say how many images they hold; other data sets have as many as were published.
 
     Args:
         source: the data set and the conversion of its images; `source.name` must be a key of `DATASETS`.
 
     Raises:
-        ConfigError: the data set does not allow `class_folders` or `stacked`.
-        UserError: for "folder", the directory does not exist or contains no images.
+        ConfigError: the data set does not allow `class_folders` or `stacked`; or it is "python", and none was given, or
+            one of another kind: see `gan_dist.data.from_python.describe_given`.
+        UserError: for "folder", the directory does not exist or contains no images; for "python", an item is no image.
     """
-    own = DATASETS[source.name].info
+    data_set = _row(source)
+    own = data_set.info
     if source.name == "folder":
         files, classes = list_images(source.root, source.class_folders)
         own = replace(own, num_classes=len(classes), num_images=len(files), files=files, class_names=classes)
     elif source.class_folders:
         raise ConfigError(f"data.class_folders=true needs data.name=folder, not data.name={source.name}")
-    elif DATASETS[source.name].load is _idx and (count := count_idx_images(source)):
+    elif data_set.load is _python:
+        own = describe_given(source.dataset)
+    elif data_set.load is _idx and (count := count_idx_images(source)):
         own = replace(own, num_images=count)
     channels, height, width = own.image_shape
     if source.stacked:
-        if channels != 1 or not own.num_classes or source.channels:
+        if channels != 1 or not own.num_classes or source.channels or data_set.load is _python:
             raise ConfigError(
                 f"data.stacked=true needs grayscale images with labels, as of FashionMNIST, not data.name={source.name}"
                 + (f" with data.channels={source.channels}" if source.channels else "")
@@ -82,12 +89,17 @@ def load_dataset(source: Source, info: DataInfo) -> Images:
     Raises:
         UserError: files are missing and cannot be downloaded, or an image is broken and `source.skip_broken` is False.
     """
-    return DATASETS[source.name].load(source, info)
+    return _row(source).load(source, info)
+
+
+def _row(source: Source) -> DataSet:
+    """The row of the table. A data set that a user has registered is one from Python, whatever its name."""
+    return _OWN[source.name if source.name in _OWN else PYTHON]
 
 
 def of_files(name: str) -> bool:
     """Tell if a data set consists of image files, which are read when they are needed if memory is short."""
-    return DATASETS[name].load in (_folder, _celeba)
+    return name in _OWN and _OWN[name].load in (_folder, _celeba)
 
 
 def _points(source: Source, _: DataInfo) -> ImageTensor:
@@ -131,6 +143,10 @@ def _files(files: FileList, source: Source, info: DataInfo) -> Images:
     return decode_all(dataset) if size <= source.memory else dataset
 
 
+def _python(source: Source, info: DataInfo) -> GivenImages:
+    return GivenImages(source.dataset, info.image_shape, info.labels)
+
+
 def _in_memory(images: Tensor, labels: Any, source: Source, info: DataInfo) -> ImageTensor:
     """Make a data set in memory from decoded images: stack them if requested, then crop and resize them.
 
@@ -142,7 +158,7 @@ def _in_memory(images: Tensor, labels: Any, source: Source, info: DataInfo) -> I
         UserError: a label is none of the classes of the data set.
     """
     labels = torch.as_tensor(labels, dtype=torch.int64)
-    num_classes = DATASETS[source.name].info.num_classes
+    num_classes = _OWN[source.name].info.num_classes
     if num_classes and not (labels.min() >= 0 and labels.max() < num_classes):
         raise UserError(
             f"data.name={source.name} has the labels 0 to {num_classes - 1}, but data.root={source.root} holds "
@@ -160,14 +176,17 @@ def _fit(images: Tensor, image_shape: tuple[int, int, int]) -> Tensor:
         return images
     fitted = torch.empty(len(images), *image_shape, dtype=torch.uint8)
     for i, image in enumerate(images):
-        fitted[i] = to_tensor(Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy()), image_shape)
+        fitted[i] = fit(image, image_shape)
     return fitted
 
 
-# The valid values of `data.name`. All are training splits, except STL10: GANs usually train on its unlabelled split.
+# The valid values of `data.name`. A data set that a user has registered is a function `make(root, *, arguments)`, which
+# returns what `gan_dist.data.from_python.describe_given` takes. The others are training splits, except STL10: GANs
+# usually train on its unlabelled split.
 _OWN = {
     "digits": DataSet(DataInfo((1, 8, 8), 10, 1797), _digits),
     "folder": DataSet(DataInfo((3, 64, 64), 0, 0), _folder),
+    PYTHON: DataSet(DataInfo((3, 64, 64), 0, 0), _python),
     "ring": DataSet(DataInfo((2, 1, 1), 8, NUM_POINTS), _points),
     "grid": DataSet(DataInfo((2, 1, 1), 25, NUM_POINTS), _points),
     "MNIST": DataSet(DataInfo((1, 28, 28), 10, 60_000), _idx),

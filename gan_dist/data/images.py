@@ -132,6 +132,35 @@ def to_tensor(image: Image.Image, image_shape: tuple[int, int, int]) -> Tensor:
     return torch.from_numpy(array).reshape(height, width, channels).permute(2, 0, 1).contiguous()
 
 
+def fit(image: Image.Image | Tensor, image_shape: tuple[int, int, int]) -> Tensor:
+    """Convert an image of Pillow, or a tensor uint8 (C, H, W), to uint8 of the shape `image_shape`; see `to_tensor`.
+
+    A tensor that has this shape already is returned unchanged.
+
+    Raises:
+        BrokenImage: see `to_tensor`.
+    """
+    if isinstance(image, Image.Image):
+        return to_tensor(image, image_shape)
+    if tuple(image.shape) == image_shape:
+        return image
+    pixels = image.permute(1, 2, 0).numpy()
+    return to_tensor(Image.fromarray(pixels[:, :, 0] if len(image) == 1 else pixels), image_shape)
+
+
+def shape_of(image: Image.Image | Tensor) -> tuple[int, int, int]:
+    """Return the shape (C, H, W) that an image of Pillow, or a tensor (C, H, W), has by itself.
+
+    A palette counts as colours, and an image of Pillow is turned as its EXIF orientation says.
+    """
+    if isinstance(image, Tensor):
+        channels, height, width = image.shape
+        return channels, height, width
+    width, height = image.size if _orientation(image) < 5 else image.size[::-1]
+    gray = image.mode[0] in "1LIF" and image.mode != "LAB"
+    return 1 if gray else 4 if image.mode in ("RGBA", "RGBa") else 3, height, width
+
+
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8; 1 if it cannot be read, because the pixels are good without it."""
     try:

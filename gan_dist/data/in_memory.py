@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gan_dist.data.folder import ImageFiles, in_threads
+from gan_dist.data.from_python import GivenImages
 from gan_dist.data.stand_in import stand_ins
 from gan_dist.errors import UserError
 
@@ -72,7 +73,7 @@ class ImageTensor(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         return self.with_images(self.images.to(device))
 
 
-Images = ImageTensor | ImageFiles
+Images = ImageTensor | ImageFiles | GivenImages
 
 
 def decode_all(files: ImageFiles) -> ImageTensor:

@@ -67,8 +67,9 @@ def list_images(root: Path, class_folders: bool) -> tuple[FileList, tuple[str, .
 
 def describe_classes(info: DataInfo) -> str:
     """Return one line: the names of the classes, each with its number of images."""
-    assert info.files is not None
-    counts = np.bincount(info.files.labels, minlength=info.num_classes).tolist()
+    labels = info.labels if info.files is None else info.files.labels
+    assert labels is not None
+    counts = np.bincount(labels, minlength=info.num_classes).tolist()
     shown = [f"{name} ({count})" for name, count in zip(info.class_names[:SHOWN], counts)]
     rest = counts[SHOWN:]
     more = f", and {len(rest)} more with {min(rest)} to {max(rest)} images each" if rest else ""

@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from gan_dist.data.folder import ImageFiles
+from gan_dist.data.from_python import GivenImages
 from gan_dist.data.gone import DataGoneError
 from gan_dist.data.in_memory import Images, ImageTensor
 from gan_dist.data.waiting import PATIENT, Patience
-from gan_dist.data.workers import PREFETCH, SHARED, Workers
+from gan_dist.data.workers import PREFETCH, SHARED, Workers, check_can_be_sent
 from gan_dist.rng import BLOCK, Purpose, permuted
 
 
@@ -114,9 +115,14 @@ def make_loader(
         start: number, in the run, of the first image of the stream.
         workers: number of this process's workers, which decode files; none are used if the data set is in memory.
         prefetch: number of batches that each worker reads in advance.
+
+    Raises:
+        UserError: the workers cannot get the data set, which comes from Python.
     """
     in_memory = isinstance(dataset, ImageTensor)
     workers = 0 if in_memory else workers
+    if workers and isinstance(dataset, GivenImages):
+        check_can_be_sent(dataset)
     stream = KeyedStream(dataset, seed, workers)
     return DataLoader(
         stream,

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from gan_dist.data import DataInfo, Source
 from gan_dist.data.datasets import load_dataset
 from gan_dist.data.folder import ImageFiles, in_threads
+from gan_dist.data.from_python import GivenImages
 from gan_dist.data.in_memory import Images, ImageTensor, decode_all
 from gan_dist.data.key import data_key, differences
 from gan_dist.data.remarks import remarks
@@ -72,6 +73,7 @@ def shrink(dataset: Images, factor: int, source: Source, info: DataInfo, dist: D
     """Return the data set with smaller images, for an early stage of progressive growing.
 
     The images are made smaller once in advance if they then fit into memory, and otherwise each time they are read.
+    Those of a data set from Python are made smaller each time, because they may be random.
 
     Args:
         dataset: what `load_shared` returned.
@@ -86,10 +88,9 @@ def shrink(dataset: Images, factor: int, source: Source, info: DataInfo, dist: D
     if isinstance(dataset, ImageTensor):  # each pixel is the mean of a square
         parts = [F.avg_pool2d(part.float(), factor).round_().byte() for part in dataset.images.split(1024)]
         return dataset.with_images(torch.cat(parts))
-    assert isinstance(dataset, ImageFiles)
     channels, height, width = dataset.image_shape
     files = dataset.resized((channels, height // factor, width // factor))
-    if len(files) * math.prod(files.image_shape) > source.memory:
+    if isinstance(files, GivenImages) or len(files) * math.prod(files.image_shape) > source.memory:
         return files
     smaller = _once_per_node(lambda: decode_all(files), dist)
     _common_key(smaller, source, info, dist)
@@ -99,17 +100,20 @@ def shrink(dataset: Images, factor: int, source: Source, info: DataInfo, dist: D
 def _common_key(dataset: Images, source: Source, info: DataInfo, dist: Distributed) -> str:
     """Return the `data_key` of the main process's images, after a check that every node has the same images.
 
+    A data set from Python is checked in every process, because each process has made its own.
+
     Raises:
         UserError: a node has other images; the message names the node.
     """
     key = dist.from_main(lambda: data_key(dataset, info.num_classes))
-    if dist.is_local_main and not dist.is_main:
+    if not dist.is_main and (dist.is_local_main or isinstance(dataset, GivenImages)):
         here = dataset
         if isinstance(dataset, ImageFiles):  # `info` has the sizes of the main process's files
             files = dataset.files.with_sizes_below(dataset.root)
             here = ImageFiles(dataset.root, files, dataset.image_shape, dataset.skip_broken, dataset.notes)
         if changed := differences(key, data_key(here, info.num_classes)):
-            where = f"data.root={source.root} on {socket.gethostname()}"
+            what = f"the dataset= of rank {dist.rank}" if source.dataset is not None else f"data.root={source.root}"
+            where = f"{what} on {socket.gethostname()}"
             unreadable = (
                 f"; {len(here.unreadable)} of {len(here)} images cannot be read here" if here.unreadable else ""
             )

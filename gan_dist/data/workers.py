@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 from multiprocessing.connection import wait
@@ -13,7 +14,9 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import RawArray
 from typing import Any
 
-from torch.utils.data import get_worker_info
+from torch.utils.data import Dataset, get_worker_info
+
+from gan_dist.errors import UserError
 
 SHARED = "/dev/shm"  # torch passes tensors between processes in files of this directory
 PREFETCH = 2  # batches that each worker reads in advance; this is torch's default
@@ -100,6 +103,23 @@ class Workers:
         for process in self._processes:
             if process.pid:
                 process.kill()
+
+
+def check_can_be_sent(dataset: Dataset) -> None:
+    """Check that workers can get a data set. They need a pickle of it if they are not forks of this process.
+
+    Raises:
+        UserError: the data set cannot be pickled.
+    """
+    if multiprocessing.get_start_method() == "fork":
+        return
+    try:
+        pickle.dumps(dataset)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"the data set cannot be sent to the data workers ({error}); define its class and its transforms in a "
+            "module, outside of functions, or set data.workers=0"
+        ) from error
 
 
 def fitting_prefetch(nbytes: int, workers: int, held: int, processes: int) -> tuple[int, str]:

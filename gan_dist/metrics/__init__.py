@@ -44,14 +44,16 @@ class Reference:
     Attributes:
         images: the data set.
         info: its properties; see `gan_dist.data.datasets.describe`.
-        key: identifies its content; see `gan_dist.data.shared.load_shared`.
+        key: identifies its content; see `gan_dist.data.key.reference_key`.
         class_probs: probability of each label for G, (num_classes,); None if G takes no label.
+        workers: number of data workers that read the images on which a classifier is trained.
     """
 
     images: Images
     info: DataInfo
     key: str
     class_probs: Tensor | None
+    workers: int = 2
 
     @property
     def protocol(self) -> dict[str, Any]:

@@ -88,7 +88,14 @@ _INSTEAD = "set metrics.extractor=inception, or metrics.every_kimg=0 for no figu
 
 
 def trained_classifier(
-    images: Images, num_classes: int, key: str, seed: int, cache: Path, run_dir: Path | None, dist: Distributed
+    images: Images,
+    num_classes: int,
+    key: str,
+    seed: int,
+    cache: Path,
+    run_dir: Path | None,
+    dist: Distributed,
+    workers: int = 2,
 ) -> Classifier:
     """Return the classifier for a data set and a seed, in eval mode, on the device of each process.
 
@@ -104,6 +111,7 @@ def trained_classifier(
         cache: directory of the cache, which all runs share.
         run_dir: the run directory; None if there is no run.
         dist: the processes.
+        workers: number of data workers that read the images, unless these are in memory.
 
     Raises:
         NoFigure: there are too few classes, too few images of each, or the classifier cannot tell the classes apart.
@@ -130,7 +138,7 @@ def trained_classifier(
                 break
         else:
             missing = _writable(places)
-            found = _trained(fresh(), images, seed, known)
+            found = _trained(fresh(), images, seed, known, workers)
         classifier, share = found
         for path in missing:
             _save(path, classifier, share)
@@ -233,13 +241,15 @@ def _save(path: Path, classifier: Classifier, share: float) -> None:
         log.warning("%s: the classifier for the metrics cannot be kept there (%s)", path, error)
 
 
-def _trained(classifier: Classifier, images: Images, seed: int, known: _Known) -> tuple[Classifier, float]:
+def _trained(
+    classifier: Classifier, images: Images, seed: int, known: _Known, workers: int
+) -> tuple[Classifier, float]:
     """Train a classifier; return it, and the share of real images that it knows.
 
     Raises:
         NoFigure: it cannot tell the classes apart.
     """
-    accuracy = _train(classifier, images, seed)
+    accuracy = _train(classifier, images, seed, workers)
     log.info("trained a classifier on the data's labels for the metrics: accuracy %.1f%%", accuracy)
     if not (share := known(classifier)) >= known.least:
         raise NoFigure(
@@ -250,12 +260,12 @@ def _trained(classifier: Classifier, images: Images, seed: int, known: _Known) -
 
 
 @ieee_fp32()
-def _train(classifier: Classifier, dataset: Images, seed: int) -> float:
+def _train(classifier: Classifier, dataset: Images, seed: int, workers: int) -> float:
     """Train with Adam and a cosine schedule; return the accuracy over the last 100 training batches in percent."""
     device = next(classifier.parameters()).device
     optimizer = torch.optim.Adam(classifier.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    batches = read_batches(lambda start: make_loader(dataset, BATCH_SIZE, seed, start, workers=2), 0, BATCH_SIZE)
+    batches = read_batches(lambda start: make_loader(dataset, BATCH_SIZE, seed, start, workers), 0, BATCH_SIZE)
     right = []
     for _ in range(STEPS):
         images, labels = (tensor.to(device) for tensor in next(batches))

@@ -162,7 +162,9 @@ def classifier_extractor(
         NoFigure: see `gan_dist.metrics.classifier.trained_classifier`.
     """
     images, num_classes = reference.images, reference.info.num_classes
-    return ClassifierExtractor(trained_classifier(images, num_classes, reference.key, seed, cache, run_dir, dist))
+    return ClassifierExtractor(
+        trained_classifier(images, num_classes, reference.key, seed, cache, run_dir, dist, reference.workers)
+    )
 
 
 def inception_extractor(

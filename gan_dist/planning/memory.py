@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from gan_dist.data import DataInfo
-from gan_dist.data.datasets import of_files
+from gan_dist.data.datasets import DATASETS, of_files
+from gan_dist.data.from_python import PYTHON
 from gan_dist.data.workers import PREFETCH
 from gan_dist.kernels import convolution
 from gan_dist.parallel.distributed import Distributed
@@ -74,8 +75,10 @@ def estimate(config: Config, info: DataInfo, world_size: int) -> Needs:
 
 
 def data_bytes(config: Config, info: DataInfo) -> int:
-    """Return the bytes of the decoded data set; 0 if its files are read when they are needed."""
+    """Return the bytes of the decoded data set; 0 if its images are read when they are needed."""
     size = math.prod(info.image_shape) * info.num_images
+    if config.data.name == PYTHON or config.data.name not in DATASETS.own:
+        return 0
     return 0 if of_files(config.data.name) and size > config.data.memory_gib * 2**30 else size
 
 

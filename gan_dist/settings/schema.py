@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 @dataclass
 class Data:
     name: str = (
-        "digits"  # digits, folder, ring, grid, MNIST, FashionMNIST, KMNIST, CIFAR10, CIFAR100, SVHN, STL10 or CelebA
+        "digits"  # digits, folder, python, ring/grid, MNIST/FashionMNIST/KMNIST, CIFAR10/CIFAR100, SVHN, STL10, CelebA
     )
     root: str = "data"  # directory that holds the data set, or to which it is downloaded; folder: the images' directory
     download: bool = True  # download what is not in root; a config file can't ask for it outside the current directory

@@ -11,8 +11,7 @@ from collections.abc import Callable
 from torch.utils.data import DataLoader
 
 from gan_dist.data import DataInfo
-from gan_dist.data.folder import ImageFiles
-from gan_dist.data.in_memory import Images
+from gan_dist.data.in_memory import Images, ImageTensor
 from gan_dist.data.loader import make_loader, read_batches
 from gan_dist.data.shared import shrink
 from gan_dist.data.waiting import Patience
@@ -39,7 +38,7 @@ def make_batches(
     def open_stream(stage: Stage, nimg: int, seed: int) -> Stream:
         images = shrink(dataset, 2 ** (last - stage.number), source, info, dist)
         prefetch = PREFETCH
-        if isinstance(images, ImageFiles):
+        if not isinstance(images, ImageTensor):
             share = math.prod(images.image_shape) * stage.batch_size // dist.world_size
             # On a CPU the batches stay in shared memory until they are used; Accelerate fetches one more.
             held = 2 + (stop.lag + 1) * n_critic * (dist.device.type == "cpu")

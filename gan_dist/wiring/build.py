@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gan_dist.checkpoint.find import read_facts
 from gan_dist.checkpoint.restore import restore
 from gan_dist.checkpoint.state import State
 from gan_dist.data import DataInfo
 from gan_dist.data.in_memory import Images, ImageTensor
+from gan_dist.data.key import reference_key
 from gan_dist.data.listing import describe_classes
 from gan_dist.data.shared import load_shared
 from gan_dist.engine.callbacks.evaluate import Evaluate
@@ -28,6 +30,7 @@ from gan_dist.engine.clock import Clock
 from gan_dist.engine.health import Health
 from gan_dist.engine.recovery import Recovery
 from gan_dist.engine.stats import RunningMeans
+from gan_dist.engine.step import Alternation
 from gan_dist.engine.trainer import Callback, Trainer
 from gan_dist.metrics import Evaluator, NoFigure, Reference
 from gan_dist.parallel.distributed import Distributed
@@ -102,6 +105,7 @@ def build(
     checkpoint: Path | None,
     dist: Distributed,
     accepted_key: str = "",
+    given: Any = None,
     callbacks: Sequence[Any] = (),
 ) -> WiredRun:
     """Build a run. All processes call this together. The only file that it may write is the metrics' classifier.
@@ -113,22 +117,19 @@ def build(
         checkpoint: the checkpoint to resume from; None for a new run.
         dist: the processes.
         accepted_key: key of other data that an earlier start from the checkpoint was allowed; "" for none.
-        callbacks: callbacks that were given from Python.
+        given, callbacks: the data set (None for none) and the callbacks that were given from Python.
 
     Raises:
         UserError: the data or the checkpoint cannot be read, or the checkpoint belongs to other data.
     """
     before = read_facts(checkpoint) if checkpoint else None
-    info = keep_classes(info, before["class_names"]) if before else info
-    dataset, key = load_shared(source_of(config.data), info, dist, stage_dir())
-    if isinstance(dataset, ImageTensor):
-        dataset = dataset.on(dist.device)
+    info, dataset, key = _load(config, info, before, given, dist)
     state = make_state(config, info, dist)
-    came_from = before["started_from"] if before else start_from(config, info, state, dist)
+    carried = _carried(before) if before else {"started_from": start_from(config, info, state, dist), "callbacks": {}}
     if checkpoint:
         _say(dist, lambda: check_same_content(checkpoint, key, accepted_key, config, dataset, info))
     class_probs = class_probabilities(dataset, info, config)
-    evaluator = _evaluator(config, Reference(dataset, info, key, class_probs), run_dir, dist)
+    evaluator = _evaluator(config, info, dataset, key, class_probs, run_dir, dist)
     figures = figures_of(evaluator, checkpoint, dist)
     if checkpoint:
         restore(checkpoint, state, figures["protocol"])
@@ -137,11 +138,8 @@ def build(
     batches = make_batches(config, info, dataset, step, stop, dist)
     tracker, track = _tracking(config, info, dataset, run_dir, state.nimg, dist)
     bar = ProgressBar(state.nimg, total_nimg(config), dist)
-    facts = _facts(config, info, key, dist) | figures | {"started_from": came_from}
-    facts["environment"] |= {"compiled": str(step.update_D.compiled is not None).lower()}
-    facts["callbacks"] = before["callbacks"] if before else {}
-    save = _save(config, facts, run_dir, dist)
-    save.unmeasured = before is not None and before["unmeasured"]
+    facts = _facts(config, info, key, step, dist) | figures | carried
+    save = _save(config, facts, run_dir, dist, unmeasured=before is not None and before["unmeasured"])
     log_every = nimg_of(config.log.every_kimg)
     picture = kind_of(config.data).make_picture(config, info, class_probs, dist)
     users = users_callbacks(config, callbacks, run_dir, tracker, save.facts, dist)
@@ -159,9 +157,24 @@ def build(
     told = [tracker, stats, batches, *users, *([step.graphs] if step.graphs else [])]
     recovery = _recovery(config, state, save, told, dist)
     trainer = Trainer(state, step, batches, called, save, recovery, clock, total_nimg(config))
-    summary = [describe_classes(info)] if info.class_names else []
-    summary += _summary(config, state, step.growth.batch_size, dist)
-    return WiredRun(trainer, state, tracker, track, bar, save, dist, stop, summary)
+    return WiredRun(trainer, state, tracker, track, bar, save, dist, stop, _summary(config, info, step, dist))
+
+
+def _load(
+    config: Config, info: DataInfo, before: dict[str, Any] | None, given: Any, dist: Distributed
+) -> tuple[DataInfo, Images, str]:
+    """Load the data set, and return its properties with the classes in the order of the run, the data, and their key.
+
+    `before` is what the run's checkpoint says; None for a new run.
+    """
+    info = keep_classes(info, before["class_names"]) if before else info
+    dataset, key = load_shared(source_of(config.data, given), info, dist, stage_dir())
+    return info, dataset.on(dist.device) if isinstance(dataset, ImageTensor) else dataset, key
+
+
+def _carried(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return what checkpoints take over from the one before."""
+    return {name: facts[name] for name in ("started_from", "callbacks")}
 
 
 def _say(dist: Distributed, check: Callable[[], list[str]]) -> None:
@@ -171,11 +184,21 @@ def _say(dist: Distributed, check: Callable[[], list[str]]) -> None:
             log.warning(note)
 
 
-def _evaluator(config: Config, reference: Reference, run_dir: Path, dist: Distributed) -> Evaluator | None:
+def _evaluator(
+    config: Config,
+    info: DataInfo,
+    dataset: Images,
+    key: str,
+    class_probs: Tensor | None,
+    run_dir: Path,
+    dist: Distributed,
+) -> Evaluator | None:
     """Make the evaluator of a run; None, with a warning, if there can be no meaningful figure."""
     if not config.metrics.every_kimg:
         return None
+    measured = dist.from_main(lambda: reference_key(dataset, key))
     try:
+        reference = Reference(dataset, info, measured, class_probs, config.data.workers)
         return kind_of(config.data).make_evaluator(config, reference, run_dir, dist)
     except NoFigure as error:
         if dist.is_main:
@@ -183,7 +206,7 @@ def _evaluator(config: Config, reference: Reference, run_dir: Path, dist: Distri
         return None
 
 
-def _facts(config: Config, info: DataInfo, data_key: str, dist: Distributed) -> dict[str, Any]:
+def _facts(config: Config, info: DataInfo, data_key: str, step: Alternation, dist: Distributed) -> dict[str, Any]:
     """Return what each checkpoint records about the data and the machine, in addition to the state of the run.
 
     With it the networks can be built without the data, a resumed run can check that data and machine are the same, and
@@ -198,14 +221,20 @@ def _facts(config: Config, info: DataInfo, data_key: str, dist: Distributed) -> 
         "data_key": data_key,
         "unreadable": [],  # `ReportUnreadable` adds the images that cannot be read
         "unmeasured": False,
-        "environment": {**dist.environment, **code_of_parts(config)},
+        "environment": {
+            **dist.environment,
+            "compiled": str(step.update_D.compiled is not None).lower(),
+            **code_of_parts(config),
+        },
     }
 
 
-def _save(config: Config, facts: dict[str, Any], run_dir: Path, dist: Distributed) -> SaveCheckpoint:
+def _save(config: Config, facts: dict[str, Any], run_dir: Path, dist: Distributed, unmeasured: bool) -> SaveCheckpoint:
     kept = config.checkpoint
     retention = Retention(kept.keep, nimg_of(kept.keep_every_kimg), kept.keep_best)
-    return SaveCheckpoint(nimg_of(kept.every_kimg), run_dir, facts, as_yaml(for_file(config)), retention, dist)
+    save = SaveCheckpoint(nimg_of(kept.every_kimg), run_dir, facts, as_yaml(for_file(config)), retention, dist)
+    save.unmeasured = unmeasured
+    return save
 
 
 def _recovery(
@@ -245,16 +274,10 @@ def _tracking(
     return trackers, start
 
 
-def _summary(config: Config, state: State, batch: int, dist: Distributed) -> list[str]:
-    """Return three lines about processes, batches and networks; with progressive growing, of the current stage.
-
-    Args:
-        config: the settings.
-        state: the networks.
-        batch: global batch.
-        dist: the processes.
-    """
-    parameters = {name: list(getattr(state, name).parameters()) for name in ("G", "D")}
+def _summary(config: Config, info: DataInfo, step: Alternation, dist: Distributed) -> list[str]:
+    """Return lines about classes with names, processes, batches and networks; with growing, of the current stage."""
+    batch = step.growth.batch_size
+    parameters = {name: list(getattr(step.state, name).parameters()) for name in ("G", "D")}
     sizes = {name: sum(p.numel() for p in found) for name, found in parameters.items()}
     trained = {name: sum(p.numel() for p in found if p.requires_grad) for name, found in parameters.items()}
     width = 2 if config.train.compress_gradients else torch.finfo(dist.dtype).bits // 8
@@ -263,6 +286,7 @@ def _summary(config: Config, state: State, batch: int, dist: Distributed) -> lis
     meaning = {"tf32": ", which is fp32 on a CPU"} if dist.device.type == "cpu" else {}
     where = f"backend {dist.backend}, {dist.device.type}, precision {dist.precision}{meaning.get(dist.precision, '')}"
     return [
+        *([describe_classes(info)] if info.class_names else []),
         f"{dist.world_size} process(es) on {nodes} node(s), {where}",
         f"global batch {batch}, {share} per process",
         f"G has {sizes['G']:,} parameters, D {sizes['D']:,}; each iteration all-reduces {sent:,} bytes of gradients",

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from gan_dist import models
 from gan_dist.checkpoint.find import read_facts
 from gan_dist.data import DataInfo
+from gan_dist.data.from_python import PYTHON
 from gan_dist.data.in_memory import Images
 from gan_dist.data.key import data_key, differences, is_in_memory, old_key
 from gan_dist.errors import ConfigError
@@ -25,7 +26,6 @@ from gan_dist.settings.schema import Config, Optimizer, show
 from gan_dist.wiring.iteration import make_game
 from gan_dist.wiring.kinds import kind_of
 from gan_dist.wiring.networks import make_optimizer, networks_on_meta
-from gan_dist.wiring.parts import check_arguments, named_parts
 
 log = logging.getLogger("gan_dist")
 
@@ -51,8 +51,6 @@ def check_parts(config: Config, info: DataInfo, dist: Distributed) -> None:
     except ValueError as error:
         size = "x".join(map(str, info.image_shape[1:]))
         raise ConfigError(f"model.name={model.name} with data.image_size={size}: {error}") from None
-    for part in named_parts(config):
-        check_arguments(part)
     for name in config.train.augment_args:
         if name not in config.train.augment:
             raise ConfigError(f"train.augment_args: {name} is not in train.augment={show(config.train.augment)}")
@@ -61,7 +59,8 @@ def check_parts(config: Config, info: DataInfo, dist: Distributed) -> None:
     except ValueError as error:
         raise ConfigError(f"train.augment={show(config.train.augment)}: {error}") from None
     if model.conditional and not info.num_classes:
-        hint = " or data.class_folders=true" if config.data.name == "folder" else ""
+        hints = {"folder": " or data.class_folders=true", PYTHON: " or give a data set of (image, label)"}
+        hint = hints.get(config.data.name, "")
         raise ConfigError(
             f"model.conditional=true, but data.name={config.data.name} has no labels; set model.conditional=false{hint}"
         )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import platformdirs
@@ -14,16 +17,44 @@ import torch
 from torch import Tensor
 
 from gan_dist.data import DataInfo, Source
+from gan_dist.data.datasets import DATASETS
+from gan_dist.data.from_python import PYTHON
 from gan_dist.data.in_memory import Images
-from gan_dist.errors import UserError
+from gan_dist.errors import ConfigError, UserError
 from gan_dist.settings.checks import parse_image_size
 from gan_dist.settings.schema import Config, Data
 
 log = logging.getLogger(__name__)
 
 
-def source_of(data: Data) -> Source:
-    """Return the description of the data set that the settings ask for."""
+def use_given(config: Config, dataset: Any) -> None:
+    """Set `data.name` to "python" if a data set was given from Python, whichever name is in the settings.
+
+    A run whose name is that of the data set gets the new name too.
+
+    Args:
+        config: the settings, which are changed.
+        dataset: the data set; None if none was given.
+    """
+    if dataset is None:
+        return
+    if config.run.name == config.data.name:
+        config.run.name = PYTHON
+    config.data.name = PYTHON
+
+
+def source_of(data: Data, dataset: Any = None) -> Source:
+    """Return the description of the data set that the settings ask for.
+
+    Args:
+        data: the settings.
+        dataset: the data set that was given from Python; None if none was given.
+
+    Raises:
+        ConfigError: a data set that a user has registered cannot be made.
+    """
+    if data.name not in DATASETS.own:
+        dataset = _registered(data.name, data.root, json.dumps(data.args))
     return Source(
         name=data.name,
         root=Path(data.root),
@@ -34,7 +65,19 @@ def source_of(data: Data) -> Source:
         class_folders=data.class_folders,
         skip_broken=data.broken_files == "skip",
         memory=data.memory_gib * 2**30,
+        dataset=dataset,
     )
+
+
+@cache  # it may read much, and is asked for several times
+def _registered(name: str, root: str, args: str) -> Any:
+    """Make a data set that a user has registered; `args` are its arguments as JSON."""
+    try:
+        return DATASETS[name](Path(root).expanduser(), **json.loads(args))
+    except UserError:
+        raise
+    except Exception as error:  # the code is a user's
+        raise ConfigError(f"data.name={name}: cannot be made ({type(error).__name__}: {error})") from error
 
 
 def keep_classes(info: DataInfo, class_names: Sequence[str]) -> DataInfo:
@@ -76,7 +119,7 @@ def absolute_paths(config: Config) -> dict[str, str]:
     """
     weights = config.metrics.inception_weights
     return {
-        "data.root": str(source_of(config.data).root.expanduser().absolute()),
+        "data.root": str(Path(config.data.root).expanduser().absolute()),
         "metrics.inception_weights": str(Path(weights).expanduser().absolute()) if weights else "",
     }
 

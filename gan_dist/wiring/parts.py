@@ -84,7 +84,7 @@ def _networks(model: Model) -> list[Named]:
 
 
 def check_names(parts: Sequence[Named], environment: Mapping[str, str]) -> None:
-    """Check that parts exist.
+    """Check that parts exist, and that their arguments do.
 
     Args:
         parts: the parts.
@@ -92,11 +92,13 @@ def check_names(parts: Sequence[Named], environment: Mapping[str, str]) -> None:
 
     Raises:
         ConfigError: a part does not exist; the message names the setting, its value and the nearest valid value, or, if
-            the run of the checkpoint had the part, where that came from.
+            the run of the checkpoint had the part, where that came from. Or an argument is unknown, is missing, or has
+            the wrong type or size.
     """
     for part in parts:
         if part.name not in part.table:
             raise _unknown(part, environment)
+        _check_arguments(part)
 
 
 def check_networks(model: Model, environment: Mapping[str, str]) -> None:
@@ -109,10 +111,7 @@ def check_networks(model: Model, environment: Mapping[str, str]) -> None:
     Raises:
         ConfigError: an architecture or an argument does not exist.
     """
-    parts = _networks(model)
-    check_names(parts, environment)
-    for part in parts:
-        check_arguments(part)
+    check_names(_networks(model), environment)
 
 
 def environment_of_run(config: Config) -> dict[str, str]:
@@ -193,14 +192,11 @@ def users_callbacks(
     return [UsersCallback(name, call, context, facts, run_dir) for name, call in calls.items()]
 
 
-def check_arguments(part: Named) -> None:
+def _check_arguments(part: Named) -> None:
     """Check that a part has these keyword-only arguments, and that each value has the type of its default.
 
     A default of None stands for any type. Numbers for networks must be in 0 … MAX_ARG, because a checkpoint may come
     from a stranger.
-
-    Raises:
-        ConfigError: an argument is unknown, is missing, or has the wrong type or size.
     """
     key, given, code = part.args_setting, part.args, part.table.code(part.name)
     if not isinstance(given, dict):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from gan_dist.checkpoint.state import State
+from gan_dist.data.folder import ImageFiles
 from gan_dist.data.in_memory import Images, ImageTensor
 from gan_dist.data.key import data_key
 from gan_dist.parallel.distributed import Distributed
@@ -58,7 +59,7 @@ class ReportUnreadable:
 
     def _record(self, new: list[int]) -> None:
         files = self.dataset.files if isinstance(self.dataset, ImageTensor) else self.dataset
-        assert files is not None
+        assert isinstance(files, ImageFiles)
         everything = sorted(self._known)
         self.facts["unreadable"] = everything
         self.facts["data_key"] = data_key(self.dataset, self.num_classes, without=everything)
