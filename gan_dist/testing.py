@@ -152,22 +152,30 @@ def check_dataset(name: str, args: Mapping[str, Any] | None = None, root: str = 
         root: `data.root`.
     """
     arguments = [f"data.args.{key}={value}" for key, value in (args or {}).items()]
-    settings = [f"data.name={name}", f"data.root={Path(root).absolute()}", "loss.r1_gamma=1", *arguments]
-    for workers in (0, 2):
-        _check_runs([*settings, f"data.workers={workers}", "model.conditional=false"], [(DATASETS, name)])
+    settings = [f"data.name={name}", f"data.root={Path(root).absolute()}", "model.conditional=false", *arguments]
+    _check_runs([*settings, "loss.r1_gamma=1"], [(DATASETS, name)], workers=("data.workers=0", "data.workers=2"))
 
 
-def _check_runs(settings: Sequence[str], parts: Sequence[tuple[Table, str]]) -> None:
-    """Train without a stop, with a stop, and in two processes, and compare the weights."""
+def _check_runs(
+    settings: Sequence[str], parts: Sequence[tuple[Table, str]], workers: tuple[str, str] = ("", "")
+) -> None:
+    """Train without a stop, with a stop, and in two processes, and compare the weights.
+
+    Args:
+        settings: the settings.
+        parts: the parts to check.
+        workers: a further setting for the run without a stop, and one for the others.
+    """
     modules = dict.fromkeys(table.code(name).__module__ for table, name in parts if name not in table.own)
     assert "__main__" not in modules, "its processes import the part, so it must be in a module, and not in a notebook"
     words = [*_COMMON, *settings, f"plugins=[{','.join(modules)}]"]
     with tempfile.TemporaryDirectory() as folder:
         whole, stopped, shared = (Path(folder, name) for name in ("whole", "stopped", "shared"))
-        _train(words, whole, 2 * HALF)
-        _train(words, stopped, HALF)
-        _train(words, stopped, 2 * HALF)
-        _train(words, shared, 2 * HALF, processes=2)
+        first, others = ([*words, *filter(None, [setting])] for setting in workers)
+        _train(first, whole, 2 * HALF)
+        _train(others, stopped, HALF)
+        _train(others, stopped, 2 * HALF)
+        _train(others, shared, 2 * HALF, processes=2)
         for name in ("G", "D"):
             weights, resumed, of_two = (_weights(run, name) for run in (whole, stopped, shared))
             for key, value in weights.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,8 +14,10 @@ from zipfile import ZipFile
 
 import pytest
 import yaml
-from conftest import RECIPES, ROOT, TINY, Result, Train, run_here
+from conftest import RECIPES, ROOT, Result, Train, distance, run_here
+from launched import launched
 from program import Program
+from safetensors.torch import load_file
 
 SHARED = ("configs", "launch", "slurm")
 FILES = sorted(
@@ -111,22 +114,38 @@ def test_wheel_and_sdist_hold_each_file_once(wheel: Path, clone: Path) -> None:
 
 
 @pytest.mark.slow
-def test_wheel_trains_elsewhere(wheel: Path, tmp_path: Path) -> None:
-    """It is installed without an index, and `python -I` sees neither the clone nor PYTHONPATH."""
+def test_wheel_and_example_train_elsewhere(wheel: Path, tmp_path: Path) -> None:
+    """They are installed without an index, and `python -I` sees neither the clone nor PYTHONPATH."""
     there = tmp_path / "site"
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", there, wheel]
-    subprocess.run(install, check=True, capture_output=True)
+    example = shutil.copytree(ROOT / "examples/shapes_gan", tmp_path / "example")
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", there]
+    subprocess.run([*install, "--no-build-isolation", wheel, example], check=True, capture_output=True)
     code = f"import sys; sys.path.insert(0, {str(there)!r}); from gan_dist.cli import main; sys.exit(main())"
 
+    def start(*arguments: str, place: dict[str, str]) -> subprocess.Popen[str]:
+        env = {**os.environ, "OMP_NUM_THREADS": "1", **place}
+        command, pipe = [sys.executable, "-I", "-c", code, *arguments], subprocess.PIPE
+        return subprocess.Popen(command, cwd=tmp_path, env=env, stdout=pipe, stderr=pipe, text=True)
+
     def run(*arguments: str) -> Result:
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-I", "-c", code, *arguments]
-        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+        process = start(*arguments, place={})
+        out, error = process.communicate()
+        return Result(arguments, process.returncode, out, error)
 
     listed = run("recipes")
     assert [line.split()[0] for line in listed.stdout.splitlines()] == RECIPES, listed.stderr
     assert listed.stdout == run_here(ROOT, "recipes").stdout, "as in an editable installation"
-    trained = run("train", "digits_augment", *TINY, "train.kimg=0.1", "run.dir=run")
-    assert trained.returncode == 0, trained.stderr
+    words = ["train", "example/shapes.yaml", "train.precision=fp64", "train.kimg=0.3", "tracking.wandb=disabled"]
+    alone = run(*words, "run.dir=alone")
+    assert alone.returncode == 0, alone.stderr
+    ranks = [start(*words, "run.dir=shared", place=place) for place in launched(2)]
+    errors = [rank.communicate()[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], errors
+    one, two = (load_file(tmp_path / run / "checkpoints/000000000320/G.safetensors") for run in ("alone", "shared"))
+    assert distance(one, two) < 1e-9
+    assert json.loads((tmp_path / "alone/checkpoints/000000000320/state.json").read_text())["class_names"] == [
+        "disk",
+        "square",
+    ]
     assert run("init", ".").returncode == 0
     assert (tmp_path / "slurm/train.sbatch").read_bytes() == (ROOT / "slurm/train.sbatch").read_bytes()

@@ -33,7 +33,10 @@ class Generator(nn.Module):
         channels, *size = image_shape
         small = [side // 2 ** len(widths) for side in size]
         self.label = nn.Embedding(num_classes, z_dim) if num_classes else None
-        layers: list[nn.Module] = [nn.Linear(z_dim, widths[0] * small[0] * small[1]), nn.Unflatten(1, (widths[0], *small))]
+        layers: list[nn.Module] = [
+            nn.Linear(z_dim, widths[0] * small[0] * small[1]),
+            nn.Unflatten(1, (widths[0], *small)),
+        ]
         for narrow, wide in zip((*widths[1:], widths[-1]), widths):
             layers += [nn.ReLU(), nn.Upsample(scale_factor=2), nn.Conv2d(wide, narrow, 3, padding=1)]
         self.layers = nn.Sequential(*layers, nn.ReLU(), nn.Conv2d(widths[-1], channels, 3, padding=1), nn.Tanh())
