@@ -120,8 +120,10 @@ def _train(asked: Asked, dist: Distributed, signals: StopSignals) -> Ending | No
         if dist.is_main and (changed := changed_environment(checkpoint, run.save.facts["environment"])):
             log.warning("%s: the same bits as in one go are not promised", changed)
     first, points = run.state.nimg, info.image_shape[1:] == (1, 1)
-    finished = _train_to_the_end(run, run_dir, signals, config.tracking.artifact)
-    del lock
+    try:
+        finished = _train_to_the_end(run, run_dir, signals, config.tracking.artifact)
+    finally:
+        del lock  # after an error too, which keeps this function's variables as long as somebody keeps the error
     return Ending(run_dir, finished, first, run.state.nimg, points, dist.world_size)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from gan_dist.data import DataInfo, Source
 from gan_dist.data.files import FileList
 from gan_dist.data.folder import ImageFiles
-from gan_dist.data.from_python import PYTHON, GivenImages, describe_given
+from gan_dist.data.from_python import PYTHON, GivenImages, check_map_style, describe_given
 from gan_dist.data.images import fit
 from gan_dist.data.in_memory import Images, ImageTensor, decode_all
 from gan_dist.data.listing import list_images
@@ -144,6 +144,7 @@ def _files(files: FileList, source: Source, info: DataInfo) -> Images:
 
 
 def _python(source: Source, info: DataInfo) -> GivenImages:
+    check_map_style(source.dataset)  # `describe` saw that of the main process
     return GivenImages(source.dataset, info.image_shape, info.labels)
 
 

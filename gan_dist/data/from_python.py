@@ -148,7 +148,7 @@ def describe_given(dataset: Any) -> DataInfo:
         ConfigError: there is no data set; or it has no length, no items by number or no items at all.
         UserError: an item cannot be taken or used, or only some of them have labels.
     """
-    _check_map_style(dataset)
+    check_map_style(dataset)
     with global_generators() as seed_all:
         seed_all(FIXED, Purpose.ITEM, 0)
         image, label = _take(dataset, 0)
@@ -168,7 +168,8 @@ def describe_given(dataset: Any) -> DataInfo:
     return DataInfo(shape, len(names) or largest + 1, len(dataset), class_names=names, labels=labels)
 
 
-def _check_map_style(dataset: Any) -> None:
+def check_map_style(dataset: Any) -> None:
+    """Raise ConfigError if an object is no data set with a length and with items by number."""
     if dataset is None:
         raise ConfigError(
             f"data.name={PYTHON} is a data set that is given from Python: to start, resume or measure such a run, call "
