@@ -28,6 +28,7 @@ from gan_dist.parts import Table
 from gan_dist.settings.schema import Model
 from gan_dist.wiring.networks import networks_on_meta
 
+_COMMAND = "import sys; from gan_dist.cli import main; sys.exit(main())"
 BATCH, HALF = 8, 4  # images per iteration, and iterations before the stop
 N = 3  # images in the checks of shapes
 _COMMON = [
@@ -175,18 +176,22 @@ def _check_runs(
         _train(first, whole, 2 * HALF)
         _train(others, stopped, HALF)
         _train(others, stopped, 2 * HALF)
+        weights, resumed = _weights(whole), _weights(stopped)
+        for key, value in weights.items():
+            assert torch.equal(value, resumed[key]), f"{key} has other bits after a stop and a resume"
         _train(others, shared, 2 * HALF, processes=2)
-        for name in ("G", "D"):
-            weights, resumed, of_two = (_weights(run, name) for run in (whole, stopped, shared))
-            for key, value in weights.items():
-                assert torch.equal(value, resumed[key]), f"{name}.{key} has other bits after a stop and a resume"
-                if value.is_floating_point():
-                    away = (value - of_two[key]).abs().max() / value.abs().max().clamp(min=1e-6)
-                    assert away < 1e-9, f"{name}.{key} differs by {away:.1g} between one and two processes"
+        of_two = _weights(shared)
+        for key, value in weights.items():
+            if value.is_floating_point():
+                away = (value - of_two[key]).abs().max() / value.abs().max().clamp(min=1e-6)
+                assert away < 1e-9, f"{key} differs by {away:.1g} between one and two processes"
 
 
-def _weights(run: Path, name: str) -> dict[str, Tensor]:
-    return load_file(max((run / "checkpoints").iterdir()) / f"{name}.safetensors")
+def _weights(run: Path) -> dict[str, Tensor]:
+    """The weights of G and D in a run's last checkpoint, by names such as `G.layer.weight`."""
+    checkpoint = max((run / "checkpoints").iterdir())
+    files = {name: load_file(checkpoint / f"{name}.safetensors") for name in ("G", "D")}
+    return {f"{name}.{key}": value for name, tensors in files.items() for key, value in tensors.items()}
 
 
 def _train(words: Sequence[str], run: Path, iterations: int, processes: int = 1) -> None:
@@ -196,7 +201,7 @@ def _train(words: Sequence[str], run: Path, iterations: int, processes: int = 1)
         port = str(server.getsockname()[1])
     size = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [sys.executable, "-m", "gan_dist", "train", *words, f"run.dir={run}"]
+    command = [sys.executable, "-c", _COMMAND, "train", *words, f"run.dir={run}"]
     command += [f"train.kimg={iterations * BATCH / 1000}"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path), "OMP_NUM_THREADS": "1"}
     started = []

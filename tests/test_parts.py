@@ -259,7 +259,7 @@ def test_a_plugin_is_imported_from_this_directory(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.slow
 def test_checks_for_users_accept_their_parts_and_find_what_is_wrong(plugged: Program) -> None:
-    process = Forked(["-c", _CHECKS], plugged.cwd, {**os.environ})
+    process = Forked(["-c", _CHECKS, str(ROOT / "tests")], plugged.cwd, {**os.environ})
     out, error = process.communicate()
     assert process.returncode == 0, error
     found = json.loads(out.splitlines()[-1])
@@ -277,8 +277,9 @@ def test_checks_for_users_accept_their_parts_and_find_what_is_wrong(plugged: Pro
 
 # Makes the checks of `gan_dist.testing` for good and bad parts; its processes are forks, which start sooner.
 _CHECKS = """
-import json, subprocess, sys
+import json, subprocess, sys; sys.path.append(sys.argv[1])
 from pathlib import Path
+from types import SimpleNamespace
 from forks import Forked
 import gan_dist, torch
 from gan_dist import testing
@@ -287,7 +288,7 @@ class Quick(Forked):
     def __init__(self, command, env, **_):
         super().__init__(command[1:], Path.cwd(), env)
 
-testing.subprocess.Popen = Quick
+testing.subprocess = SimpleNamespace(Popen=Quick, PIPE=subprocess.PIPE)
 Path("bad_parts.py").write_text('''
 import torch
 import gan_dist
