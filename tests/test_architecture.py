@@ -209,8 +209,8 @@ MENTION = re.compile(
     r"(?<![\w/.-])(?:(?:gan_dist|tests|benchmarks|examples)/[\w/]+\.\w+|(?:configs|launch|slurm|docs)/[\w./-]*\w)"
     r"|(?<![\w./-])gan_dist(?:\.(?!__)\w+)+"
 )
-# Files that commands of the documents make, and those of CONTRIBUTING's worked examples.
-MADE_LATER = {"gan_dist.sif", "slurm/logs", "benchmarks/reports/gpu.json"}
+# A group of entry points, files that commands of the documents make, and those of CONTRIBUTING's worked examples.
+MADE_LATER = {"gan_dist.loss", "gan_dist.sif", "slurm/logs", "benchmarks/reports/gpu.json"}
 MADE_LATER |= {"configs/linear_digits.yaml", "gan_dist/models/linear.py"}
 DOCUMENTS = [
     ROOT / "README.md",
