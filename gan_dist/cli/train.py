@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gan_dist.cli.arguments import read_arguments
+from gan_dist.wiring.words import read_words
 from gan_dist.parallel.signals import StopSignals
 from gan_dist.settings.schema import settings_help
 
@@ -36,9 +36,11 @@ def train(arguments: list[str]) -> int:
     if any(argument in ("-h", "--help") for argument in arguments):
         print(USAGE + settings_help())
         return 0
-    asked = read_arguments(arguments)
+    asked = read_words(arguments)
     with StopSignals() as signals:
         # This import takes seconds, because it imports torch. Wrong settings are refused before it.
         from gan_dist import run
+        from gan_dist.parallel.peers import Peers
 
+        Peers.ends_process = True
         return FINISHED if run.train(asked, signals) else STOPPED

@@ -15,6 +15,8 @@ from typing import Any
 
 from torch.utils.data import get_worker_info
 
+from gan_dist.quiet import hide_warnings
+
 SHARED = "/dev/shm"  # torch passes tensors between processes in files of this directory
 PREFETCH = 2  # batches that each worker reads in advance; this is torch's default
 
@@ -62,9 +64,10 @@ class Workers:
     def begin(_: int) -> None:
         """Called in a worker when it starts, with its number.
 
-        A worker prints no tracebacks. Its errors are raised in the main process anyway, and if that has ended, the
+        A worker that is not a fork has filters of warnings of its own. A worker prints no tracebacks. Its errors are raised in the main process anyway, and if that has ended, the
         worker's helper threads would print errors.
         """
+        hide_warnings()
         sys.excepthook = lambda *_: None
 
     def pass_on(self, batch: Any) -> Any:
