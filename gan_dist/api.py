@@ -24,31 +24,27 @@ from gan_dist.parallel import rendezvous
 from gan_dist.parallel.signals import StopRequest
 from gan_dist.report.tracking import read_metrics
 from gan_dist.sampling import sample
-from gan_dist.settings.schema import Config
 from gan_dist.wiring.networks import find_generator, on_device
-from gan_dist.wiring.own_config import own_config
+from gan_dist.wiring.own_config import Asked, own_config
 from gan_dist.wiring.resume import is_finished
 from gan_dist.wiring.words import Settings, as_words, read_words
 
 _work = threading.Lock()  # held by the one training or evaluation of this process
-_training: tuple[Config, StopRequest] | None = None  # the training that runs in this process
+_training: tuple[Asked, StopRequest] | None = None  # the training that runs in this process
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run in its directory, finished or not. Everything is read from the directory when it is asked for.
+    """A run in its directory. Weights, metrics and pictures are read from there whenever they are asked for.
 
     Attributes:
         directory: the run directory, as an absolute path.
+        finished: nothing was left to do when `train` or `open_run` returned this object. False if the training was
+            stopped, has failed, or went on elsewhere.
     """
 
     directory: Path
-
-    @property
-    def finished(self) -> bool:
-        """Nothing is left to do; False if the training was stopped, has failed, or still runs."""
-        checkpoints, own = list_checkpoints(self.directory), own_config(self.directory)
-        return bool(checkpoints) and own is not None and is_finished(checkpoints[-1], own.config)
+    finished: bool
 
     @property
     def G_ema(self) -> nn.Module:
@@ -85,7 +81,7 @@ class Run:
         Returns:
             False if this process does not train this run.
         """
-        if _training is None or Path(_training[0].run.dir or " ").resolve() != self.directory:
+        if _training is None or _directory(_training[0]) != self.directory:
             return False
         _training[1].stop()
         return True
@@ -127,12 +123,12 @@ def train(settings: Settings, dataset: Any = None, callbacks: Sequence[Any] = ()
     global _training
     asked = replace(read_words(as_words(settings)), dataset=dataset, callbacks=tuple(callbacks))
     with _alone(), StopRequest() as request:
-        _training = asked.config, request
+        _training = asked, request
         try:
-            _call(lambda: run.train(asked, request))
+            finished = _call(lambda: run.train(asked, request))
         finally:
             _training = None
-    return Run(Path(asked.config.run.dir).resolve())
+    return Run(_directory(asked), finished)
 
 
 def open_run(directory: str | Path) -> Run:
@@ -142,9 +138,10 @@ def open_run(directory: str | Path) -> Run:
         UserError: there is no run.
     """
     path = Path(directory).expanduser().resolve()
-    if own_config(path) is None:
+    own, checkpoints = own_config(path), list_checkpoints(path)
+    if own is None:
         raise UserError(f"{directory}: there is no run in this directory")
-    return Run(path)
+    return Run(path, bool(checkpoints) and is_finished(checkpoints[-1], own.config))
 
 
 def evaluate(
@@ -174,13 +171,18 @@ def evaluate(
     """
     words = as_words(settings)
     if isinstance(what, nn.Module):
-        asked = replace(read_words(words), dataset=dataset)
-        measure = functools.partial(evaluation.evaluate_module, what, asked.config, n)
+        G, asked = what, replace(read_words(words), dataset=dataset)
+
+        def measure() -> dict[str, Any]:
+            return evaluation.evaluate_module(G, asked.config, n)
     elif checkpoint == "all":
         raise ConfigError('checkpoint="all": measure one checkpoint at a time')
     else:
         directory = what.directory if isinstance(what, Run) else Path(what)
-        measure = functools.partial(_evaluate_run, directory, checkpoint, words, n)
+
+        def measure() -> dict[str, Any]:
+            return evaluation.evaluate(directory, checkpoint, words, n)[0]
+
     with _alone():
         return _call(measure)
 
@@ -193,8 +195,8 @@ def load_generator(run_dir: str | Path, checkpoint: str = "latest", device: str 
     (N, *G.image_shape) in [-1, 1]. It is in eval mode, and its weights require no gradient. They are fp32, or fp64 if
     the run's precision is fp64.
 
-    `G.sample(n, classes=None, seed=0)` returns the images that `gan-dist sample` writes, see `gan_dist.sampling.sample`,
-    unless the architecture has a `sample` of its own.
+    `G.sample(n, classes=None, seed=0)` returns the images that `gan-dist sample` writes; see
+    `gan_dist.sampling.sample`. An architecture with a `sample` of its own keeps that one.
 
     Args:
         run_dir: a run directory that `train.py` has written. No file outside it is read.
@@ -212,6 +214,11 @@ def load_generator(run_dir: str | Path, checkpoint: str = "latest", device: str 
     return G
 
 
+def _directory(asked: Asked) -> Path:
+    """Return the directory of the run that is trained, as an absolute path. A new run has it soon after its start."""
+    return Path(asked.config.run.dir).resolve()
+
+
 @contextmanager
 def _alone() -> Iterator[None]:
     """A context for the one training or evaluation of this process.
@@ -220,7 +227,7 @@ def _alone() -> Iterator[None]:
         UserError: there is one already.
     """
     if not _work.acquire(blocking=False):
-        where = f" in {_training[0].run.dir}" if _training and _training[0].run.dir else ""
+        where = f" ({_directory(_training[0])})" if _training else ""
         raise UserError(f"this process trains or evaluates a run already{where}: wait until that ends, or stop it")
     try:
         yield
@@ -238,7 +245,7 @@ def _call(work: Callable[[], Any]) -> Any:
         with as_found():
             try:
                 return work()
-            except BaseException as error:
+            except (Exception, KeyboardInterrupt) as error:
                 rendezvous.tell(error)
                 raise
     except Exception as error:
@@ -246,11 +253,8 @@ def _call(work: Callable[[], Any]) -> Any:
         if not isinstance(advised, UserError):
             raise
         failed = advised
+        failed.__context__ = None
     except KeyboardInterrupt as interrupt:
         traceback.clear_frames(interrupt.__traceback__)
         raise
     raise failed.with_traceback(None) from None
-
-
-def _evaluate_run(directory: Path, checkpoint: str, settings: Sequence[str], num_images: int | None) -> dict[str, Any]:
-    return evaluation.evaluate(directory, checkpoint, settings, num_images)[0]

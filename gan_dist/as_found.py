@@ -29,7 +29,7 @@ def as_found() -> Iterator[None]:
     Inside it the process is as at the start of a program: torch has its defaults, and Accelerate no state.
     """
     environment, hook, stop = dict(os.environ), sys.excepthook, sys.exit
-    generators = random.getstate(), np.random.get_state()  # noqa: NPY002, the user's program may use this one
+    generators = random.getstate(), np.random.get_state()
     try:
         with log_as_before(), quiet(), torch_defaults(), own_state():
             try:
@@ -43,7 +43,7 @@ def as_found() -> Iterator[None]:
         os.environ.update(environment)
         sys.excepthook, sys.exit = hook, stop  # W&B replaces both
         random.setstate(generators[0])
-        np.random.set_state(generators[1])  # noqa: NPY002
+        np.random.set_state(generators[1])
         _free()
 
 

@@ -117,8 +117,9 @@ def evaluate_module(G: nn.Module, config: Config, num_images: int | None) -> dic
     missing = [name for name in ("z_dim", "num_classes", "image_shape") if not hasattr(G, name)]
     if missing:
         raise ConfigError(f"the generator {type(G).__name__} needs the attributes {', '.join(missing)} to be measured")
-    facts = {
-        "image_shape": list(G.image_shape),  # type: ignore[call-overload]
+    shape: Sequence[int] = G.image_shape  # type: ignore[assignment]
+    facts: dict[str, Any] = {
+        "image_shape": list(shape),
         "num_classes": G.num_classes,
         "class_names": getattr(G, "class_names", None),
         "paths": {},

@@ -41,7 +41,7 @@ def sample(G: nn.Module, n: int, classes: Classes | None = None, seed: int = 0) 
     """
     if n < 1 or not 0 <= seed < 2**63:
         raise ConfigError(f"n={n} must be at least 1, and seed={seed} from 0 to {2**63 - 1}")
-    shape: tuple[int, int, int] = tuple(G.image_shape)  # type: ignore[arg-type, assignment]
+    shape: tuple[int, int, int] = tuple(G.image_shape)  # type: ignore[arg-type]
     if shape[1:] == (1, 1):
         raise ConfigError("this generator makes points, not images: call it as G(z)")
     images = torch.empty(n, *shape, dtype=torch.uint8)

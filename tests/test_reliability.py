@@ -597,7 +597,9 @@ def test_nothing_is_written_where_a_directory_was_moved_while_a_checkpoint_was_o
     folder.mkdir()
     run = _build(folder, dist, "checkpoint.every_kimg=0.5")
 
-    def move() -> None:  # called in place of the wait for the copies, so after the run has looked where its directory is
+    def move() -> (
+        None
+    ):  # called in place of the wait for the copies, so after the run has looked where its directory is
         folder.rename(tmp_path / "moved")
         folder.mkdir()
 

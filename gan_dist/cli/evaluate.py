@@ -45,7 +45,9 @@ def evaluate(arguments: list[str]) -> int:
 
     Peers.ends_process = True
     log_to(None)
-    evaluation.evaluate(options.run, options.checkpoint, options.settings, options.n, lambda result: _show(options.run / FILE, result))
+    evaluation.evaluate(
+        options.run, options.checkpoint, options.settings, options.n, lambda result: _show(options.run / FILE, result)
+    )
     return 0
 
 

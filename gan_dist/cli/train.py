@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from gan_dist.wiring.words import read_words
 from gan_dist.parallel.signals import StopSignals
 from gan_dist.settings.schema import settings_help
+from gan_dist.wiring.words import read_words
 
 USAGE = """\
 usage: python train.py [CONFIG] [key.sub=value ...]

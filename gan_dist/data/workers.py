@@ -64,8 +64,8 @@ class Workers:
     def begin(_: int) -> None:
         """Called in a worker when it starts, with its number.
 
-        A worker that is not a fork has filters of warnings of its own. A worker prints no tracebacks. Its errors are raised in the main process anyway, and if that has ended, the
-        worker's helper threads would print errors.
+        A worker prints no tracebacks. Its errors are raised in the main process anyway, and if that has ended, the
+        worker's helper threads would print errors. A worker that is not a fork has warning filters of its own.
         """
         hide_warnings()
         sys.excepthook = lambda *_: None

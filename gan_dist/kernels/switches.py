@@ -21,12 +21,13 @@ WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # the environment variable that cuBLAS re
 LATE = f"CUDA was started without {WORKSPACE}=:4096:8 in the environment"
 
 # The switches of the newer interface: products and convolutions on a GPU and, by oneDNN, on a CPU.
-_NEWER: Any = (
-    torch.backends.cuda.matmul,
-    torch.backends.cudnn.conv,
-    torch.backends.cudnn.rnn,
-    torch.backends.mkldnn.matmul,
-    torch.backends.mkldnn.conv,
+_backends: Any = torch.backends  # mypy does not know all switches
+_NEWER = (
+    _backends.cuda.matmul,
+    _backends.cudnn.conv,
+    _backends.cudnn.rnn,
+    _backends.mkldnn.matmul,
+    _backends.mkldnn.conv,
 )
 
 
@@ -106,7 +107,10 @@ def torch_defaults() -> Iterator[None]:
     What the user has set for the program is put back after it, and so are the global generators of random numbers.
     """
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
-    strict, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    strict, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(gpus), torch.inference_mode(False), torch.enable_grad():
         torch.set_default_dtype(torch.float32)

@@ -135,7 +135,7 @@ class Peers:
         self._unless_store_is_lost(lambda: self.store.set(_FAILED, ""))  # an empty message ends the thread
         self._listener.join()  # a thread that still waits inside torch must not outlive the interpreter
 
-    def tell(self, error: Exception) -> None:
+    def tell(self, error: BaseException) -> None:
         """Tell the other processes that this one ends with an error, and wait until they have read it.
 
         If another process has told its own error already, only that one is kept.
@@ -285,7 +285,7 @@ def _is_about_a_peer(error: Exception) -> bool:
     )
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     """The message of an error in one line, without the source file and the advice that gloo adds to it."""
     text = " ".join(str(error).split())
     return re.sub(r"^\[\S+\] |\. This is typically.*", "", text)[:300]

@@ -73,7 +73,7 @@ def join(minutes: float = 10.0, signals: StopRequest | None = None) -> Peers | N
     return _peers
 
 
-def tell(error: Exception) -> bool:
+def tell(error: BaseException) -> bool:
     """Tell the other processes that this one ends with an error, unless they know it already.
 
     Returns:

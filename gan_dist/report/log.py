@@ -53,7 +53,7 @@ def log_to(path: Path | None) -> None:
 
 @contextmanager
 def log_as_before() -> Iterator[None]:
-    """A context after which the package's log has its handlers and its level from before; those of `log_to` are closed."""
+    """A context after which the package's log has its handlers and its level from before; the others are closed."""
     handlers, level = log.handlers[:], log.level
     try:
         yield
