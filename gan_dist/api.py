@@ -8,9 +8,9 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image
 from torch import nn
@@ -29,12 +29,13 @@ from gan_dist.wiring.own_config import Asked, own_config
 from gan_dist.wiring.resume import is_finished
 from gan_dist.wiring.words import Settings, as_words, read_words
 
+T = TypeVar("T")
+
 _work = threading.Lock()  # held by the one training or evaluation of this process
 _training: tuple[Asked, StopRequest] | None = None  # the training that runs in this process
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """A run in its directory. Weights, metrics and pictures are read from there whenever they are asked for.
 
     Attributes:
@@ -235,11 +236,11 @@ def _alone() -> Iterator[None]:
         _work.release()
 
 
-def _call(work: Callable[[], Any]) -> Any:
+def _call(work: Callable[[], T]) -> T:
     """Call `work` and leave the process as it was.
 
     Raises:
-        UserError: in place of a well-known error of a library too. It holds no memory of the training.
+        UserError: in place of a well-known error of a library too.
     """
     try:
         with as_found():
@@ -247,14 +248,27 @@ def _call(work: Callable[[], Any]) -> Any:
                 return work()
             except (Exception, KeyboardInterrupt) as error:
                 rendezvous.tell(error)
+                # The other processes of a run notice that this one has left when its connections are closed, and those
+                # belong to the networks. An unexpected error of a single process keeps its frames for a debugger.
+                if rendezvous.have_met() or not _is_unexpected(error):
+                    _forget(error)
                 raise
     except Exception as error:
-        advised = advise(error)
-        if not isinstance(advised, UserError):
+        if _is_unexpected(error):
             raise
-        failed = advised
-        failed.__context__ = None
-    except KeyboardInterrupt as interrupt:
-        traceback.clear_frames(interrupt.__traceback__)
-        raise
-    raise failed.with_traceback(None) from None
+        advised = advise(error)
+    raise advised.with_traceback(None) from None
+
+
+def _is_unexpected(error: BaseException) -> bool:
+    """Tell if an error has no advice in one line, as one in the user's own code."""
+    return isinstance(error, Exception) and not isinstance(advise(error), UserError)
+
+
+def _forget(error: BaseException | None) -> None:
+    """Let an error and those that have caused it hold nothing of the training any more, neither memory nor a lock."""
+    seen: list[BaseException] = []  # an error may be its own cause
+    while error and error not in seen:
+        seen.append(error)
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

@@ -29,6 +29,8 @@ def as_found() -> Iterator[None]:
     Inside it the process is as at the start of a program: torch has its defaults, and Accelerate no state.
     """
     environment, hook, stop = dict(os.environ), sys.excepthook, sys.exit
+    inductor: Any = importlib.import_module("torch._inductor.config")
+    compilers = inductor.compile_threads
     generators = random.getstate(), np.random.get_state()
     try:
         with log_as_before(), quiet(), torch_defaults(), own_state():
@@ -42,6 +44,7 @@ def as_found() -> Iterator[None]:
         os.environ.clear()
         os.environ.update(environment)
         sys.excepthook, sys.exit = hook, stop  # W&B replaces both
+        inductor.compile_threads = compilers
         random.setstate(generators[0])
         np.random.set_state(generators[1])
         _free()

@@ -17,9 +17,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # own row.
 ROWS = [
     ["__main__"],
-    ["cli"],
+    ["cli", "api"],
     ["run", "evaluation", "prefetch"],
-    ["planning", "last_words"],
+    ["planning", "last_words", "as_found"],
     ["wiring"],
     ["sampling"],
     ["engine"],
@@ -28,7 +28,7 @@ ROWS = [
     ["game", "parallel", "checkpoint", "settings", "report"],
     ["models"],
     ["kernels"],
-    ["rng", "advice", "files", "place"],
+    ["rng", "advice", "files", "place", "quiet"],
     ["errors"],
 ]
 LEVEL = {name: level for level, row in enumerate(ROWS) for name in row}

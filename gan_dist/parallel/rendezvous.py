@@ -7,6 +7,7 @@ otherwise rank 0 does. The process group then uses the same store.
 from __future__ import annotations
 
 import atexit
+import gc
 import logging
 import os
 import socket
@@ -117,6 +118,11 @@ def make_group(peers: Peers, backend: str) -> None:
         raise peers.failure(error) from None
 
 
+def have_met() -> bool:
+    """Tell if this process has found the other processes of a run, and has not left them."""
+    return _peers is not None
+
+
 def leave() -> None:
     """Forget the other processes and end the process group, so that another run can start in the same processes.
 
@@ -129,6 +135,7 @@ def leave() -> None:
         atexit.unregister(_peers.part)
     if _group and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+        gc.collect()  # networks that refer to themselves keep the group's connections open
     _peers, _tried, _group = None, False, False
 
 
