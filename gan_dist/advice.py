@@ -34,6 +34,11 @@ def advise(error: Exception) -> Exception:
     torch = sys.modules.get("torch")  # it is not imported here, because that takes seconds
     if torch and isinstance(error, torch.OutOfMemoryError):
         return UserError(f"the GPU's memory was full ({line}) {_MEMORY.get(_folder(error), _TRAINING)}")
+    if isinstance(error, RuntimeError) and "re-initialize CUDA in forked subprocess" in text:
+        return UserError(
+            "CUDA was started before this process was forked, and cannot start again in it: restart the notebook, and "
+            "use no GPU before notebook_launcher; or set train.device=cpu"
+        )
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         return UserError(
             f"train.compile=true: torch.compile failed ({line}); it needs a C++ compiler, else set it to false"

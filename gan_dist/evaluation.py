@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from gan_dist.checkpoint.find import list_checkpoints
 from gan_dist.checkpoint.lock import refuse_links
@@ -22,19 +25,22 @@ from gan_dist.parallel.agreement import agree
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.parallel.together import together
 from gan_dist.parts import load_plugins
-from gan_dist.report.tracking import read_metrics
+from gan_dist.report.tracking import append_line, as_json, read_metrics
 from gan_dist.settings.checks import check
 from gan_dist.settings.config import plugins_in
-from gan_dist.settings.schema import Config, Train
+from gan_dist.settings.schema import Config, Train, must_agree
 from gan_dist.wiring.data import class_probabilities, keep_classes, source_of, stage_dir, use_given, use_paths
 from gan_dist.wiring.figures import difference
 from gan_dist.wiring.kinds import kind_of
 from gan_dist.wiring.networks import SavedGenerator, find_generator, read_generator
+from gan_dist.wiring.own_config import Asked
 from gan_dist.wiring.parts import check_names, named_parts
 
 _OF_TRAINING = ("loss.", "train.", "tracking.", "callbacks")  # settings of parts that an evaluation does not use
 
 log = logging.getLogger(__name__)
+
+FILE = "evaluations.jsonl"  # in the run directory: a result per line
 
 
 def evaluate(
@@ -42,37 +48,36 @@ def evaluate(
     checkpoint: str,
     settings: Sequence[str],
     num_images: int | None,
-    results: Path,
-    store: Callable[[dict[str, Any]], None],
+    show: Callable[[dict[str, Any]], None] = lambda result: None,
     dataset: Any = None,
-) -> None:
-    """Measure one checkpoint, or all checkpoints of a run. All processes call this function together.
+) -> list[dict[str, Any]]:
+    """Measure one checkpoint, or all checkpoints of a run, and add each result to `run_dir/evaluations.jsonl`.
+
+    All processes call this function together.
 
     A run that trains meanwhile writes and deletes checkpoints, so only the main process looks into the run directory.
 
     Args:
         run_dir: the run directory.
-        checkpoint: "latest", "best" or a name; "all" for all without a result of the same protocol in `results`.
+        checkpoint: "latest", "best" or a name; "all" for all without a result of the same protocol in the file.
         settings: replacements key.sub=value of the run's settings. `train.device=cpu` computes on the CPU.
         num_images: number of images to generate; None for the usual number of this kind of data.
-        results: the file with earlier results, one JSON object per line.
-        store: the main process calls it with each result: a dict with `checkpoint` (name of the directory), `kimg`,
-            the value of each metric, and `protocol`.
+        show: the main process calls it with each result as soon as it is in the file.
         dataset: a data set that was given from Python; None for the one that `data.name` names.
+
+    Returns:
+        The results. Each is a dict with `checkpoint` (name of the directory), `kimg`, the value of each metric, and
+        `protocol`.
 
     Raises:
         ConfigError: the data do not fit the run's generator, or results cannot be added to their file.
         UserError: the data, the feature extractor or a checkpoint cannot be read.
     """
-    asked = {
-        "--checkpoint": checkpoint,
-        "--n": str(num_images),
-        "settings": " ".join(settings),
-    }
+    asked = {"--checkpoint": checkpoint, "--n": str(num_images), "settings": " ".join(settings)}
     load_plugins(plugins_in(settings))
     agree(asked, Train.meet_minutes)
     dist = Distributed("fp32", cpu="train.device=cpu" in settings)
-    every = checkpoint == "all"
+    every, results = checkpoint == "all", run_dir / FILE
 
     def find() -> SavedGenerator:
         refuse_links(run_dir)
@@ -82,8 +87,8 @@ def evaluate(
         _complete(found, settings, num_images)
         return found
 
-    def work() -> None:
-        found = dist.from_main(find)
+    def work() -> list[dict[str, Any]]:
+        found, measured = dist.from_main(find), []
         with numerics("fp32", exact=True):
             evaluator = _make_evaluator(found, run_dir, dist, dataset)
             generators = _all_generators(run_dir, results, evaluator.protocol, dist) if every else iter([found])
@@ -91,10 +96,65 @@ def evaluate(
                 # The network gets the memory layout that it has in training, so that both give bit-identical results.
                 G = adapt(saved.make().to(dist.device), found.config.train.precision)
                 figures = {"kimg": saved.facts["nimg"] / 1000, **evaluator(G), "protocol": evaluator.protocol}
+                measured.append({"checkpoint": saved.path.name, **figures})
                 if dist.is_main:
-                    store({"checkpoint": saved.path.name, **figures})
+                    _add(results, measured[-1])
+                    show(measured[-1])
+        return measured
 
-    together(dist, work)
+    return together(dist, work)
+
+
+def evaluate_module(G: nn.Module, asked: Asked, num_images: int | None) -> dict[str, Any]:
+    """Measure a generator that is no checkpoint of a run. All processes call this function together.
+
+    Args:
+        G: the generator, as `gan_dist.load_generator` returns it. It does not change.
+        asked: the settings of the data and of the metrics, and the data set if it was given from Python.
+        num_images: see `evaluate`.
+
+    Returns:
+        The value of each metric, and `protocol`.
+
+    Raises:
+        ConfigError: G has no attribute `z_dim`, `num_classes` or `image_shape`, or the data do not fit G.
+        UserError: the data or the feature extractor cannot be read.
+    """
+    missing = [name for name in ("z_dim", "num_classes", "image_shape") if not hasattr(G, name)]
+    if missing:
+        raise ConfigError(f"the generator {type(G).__name__} needs the attributes {', '.join(missing)} to be measured")
+    shape: Sequence[int] = G.image_shape  # type: ignore[assignment]
+    facts: dict[str, Any] = {
+        "image_shape": list(shape),
+        "num_classes": G.num_classes,
+        "class_names": getattr(G, "class_names", None),
+        "paths": {},
+        "environment": {},
+    }
+    config = asked.config
+    use_given(config, asked.dataset)
+    load_plugins(config.plugins)
+    config.model.conditional = bool(G.num_classes)
+    given = SavedGenerator(Path(type(G).__name__), config, config.model, facts, {})
+    agree(must_agree(config), Train.meet_minutes)
+    dist = Distributed("fp32", cpu=config.train.device == "cpu")
+
+    def work() -> dict[str, Any]:
+        dist.from_main(lambda: _complete(given, (), num_images))
+        with numerics("fp32", exact=True):
+            evaluator = _make_evaluator(given, None, dist, asked.dataset)
+            figures = evaluator(adapt(copy.deepcopy(G).to(dist.device).eval(), "fp32"))
+        return {**figures, "protocol": evaluator.protocol}
+
+    return together(dist, work)
+
+
+def _add(results: Path, result: dict[str, Any]) -> None:
+    """Add a result to the file."""
+    try:
+        append_line(results, as_json(result))
+    except OSError as error:
+        raise UserError(f"{results}: cannot add the result there ({error.strerror})") from None
 
 
 def _check_writable(results: Path) -> None:
@@ -121,10 +181,11 @@ def _complete(found: SavedGenerator, settings: Sequence[str], num_images: int | 
     check_names(parts, found.facts["environment"])
 
 
-def _make_evaluator(found: SavedGenerator, run_dir: Path, dist: Distributed, given: Any) -> Evaluator:
-    config = found.config
+def _make_evaluator(found: SavedGenerator, run_dir: Path | None, dist: Distributed, given: Any) -> Evaluator:
+    config, names = found.config, found.facts["class_names"]
     source, kind = source_of(config.data, given), kind_of(config.data)
-    info = dist.from_main(lambda: keep_classes(describe(source), found.facts["class_names"]))
+    info = dist.from_main(lambda: describe(source))
+    info = info if names is None else keep_classes(info, names)
     _check_fit(found, config, info)
     kind.check_metrics(config, info)
     dataset, key = load_shared(source, info, dist, stage_dir())

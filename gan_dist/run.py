@@ -17,11 +17,11 @@ from gan_dist.checkpoint.run_config import Record, write_run_config
 from gan_dist.checkpoint.write import clean_up, set_aside
 from gan_dist.data.datasets import describe
 from gan_dist.errors import CallbackError, ConfigError, UserError
-from gan_dist.kernels.switches import numerics
+from gan_dist.kernels.switches import LATE, numerics, reserve_workspace
 from gan_dist.last_words import Ending, harmless, say_last_words
 from gan_dist.parallel.agreement import agree
 from gan_dist.parallel.distributed import Distributed
-from gan_dist.parallel.signals import StopSignals
+from gan_dist.parallel.signals import StopRequest
 from gan_dist.parallel.together import together
 from gan_dist.parts import load_plugins
 from gan_dist.planning.memory import warn_of_memory
@@ -49,12 +49,13 @@ from gan_dist.wiring.start import check_init
 log = logging.getLogger("gan_dist")
 
 
-def train(asked: Asked, signals: StopSignals) -> bool:
+def train(asked: Asked, signals: StopRequest) -> bool:
     """Train in all processes together; returns True if training is finished, False if a signal stopped it.
 
     Args:
         asked: the settings, see `gan_dist.wiring.own_config.resolve_settings`. `train.precision` "auto" is replaced by
-            the precision that the run gets, and `data.name` by "python" if `asked.dataset` is given.
+            the precision that the run gets, `data.name` by "python" if `asked.dataset` is given, and an empty
+            `run.dir` by its directory.
         signals: the active context that receives signals; its first signal stops the run after a few iterations.
 
     Raises:
@@ -70,11 +71,14 @@ def train(asked: Asked, signals: StopSignals) -> bool:
     cpu = settings.device == "cpu" or not torch.cuda.is_available()
     settings.precision = resolve(settings, on_gpu=not cpu)
     agree(must_agree(config) | code_of_parts(config), settings.meet_minutes, signals)
+    same_bits = cpu or reserve_workspace()
     dist = Distributed(settings.precision, cpu, settings.compress_gradients)
+    if settings.exact and dist.is_main and not same_bits:
+        log.warning("%s: the same bits as in a program of its own are not promised", LATE)
 
     def work() -> bool:
-        with numerics(settings.precision, settings.exact):
-            ending = _train(asked, dist, signals)
+        with numerics(settings.precision, settings.exact), ExitStack() as held:
+            ending = _train(asked, dist, signals, held)
         if ending is None:  # the run was finished before
             return True
         if dist.is_main:
@@ -85,15 +89,22 @@ def train(asked: Asked, signals: StopSignals) -> bool:
     return together(dist, work)
 
 
-def _train(asked: Asked, dist: Distributed, signals: StopSignals) -> Ending | None:
+def _train(asked: Asked, dist: Distributed, signals: StopRequest, held: ExitStack) -> Ending | None:
     """Prepare the run directory, build the run and train it.
+
+    Args:
+        asked: the settings.
+        dist: the processes.
+        signals: see `train`.
+        held: gets the lock of the directory, and so releases it when training has ended.
 
     Returns:
         How the training has ended; None if nothing was left to do.
     """
     config = asked.config
     with ExitStack() as failed_start:
-        run_dir, before, done = dist.from_main(lambda: _prepare(asked, failed_start))
+        run_dir, before, done = dist.from_main(lambda: _prepare(asked, failed_start, held))
+        config.run.dir = str(run_dir)
         if done:
             return None
         checkpoint = before.checkpoint if before else None
@@ -112,7 +123,7 @@ def _train(asked: Asked, dist: Distributed, signals: StopSignals) -> Ending | No
         run = build(config, info, run_dir, checkpoint, dist, accepted_key, asked.dataset, asked.callbacks)
         if dist.is_main:
             _begin(asked, run, run_dir, before)
-        lock = failed_start.pop_all()  # it holds the lock until training ends
+        failed_start.pop_all()
     for line in run.summary:
         log.info(line)
     if checkpoint:
@@ -120,19 +131,17 @@ def _train(asked: Asked, dist: Distributed, signals: StopSignals) -> Ending | No
         if dist.is_main and (changed := changed_environment(checkpoint, run.save.facts["environment"])):
             log.warning("%s: the same bits as in one go are not promised", changed)
     first, points = run.state.nimg, info.image_shape[1:] == (1, 1)
-    try:
-        finished = _train_to_the_end(run, run_dir, signals, config.tracking.artifact)
-    finally:
-        del lock  # after an error too, which keeps this function's variables as long as somebody keeps the error
+    finished = _train_to_the_end(run, run_dir, signals, config.tracking.artifact)
     return Ending(run_dir, finished, first, run.state.nimg, points, dist.world_size)
 
 
-def _prepare(asked: Asked, failed_start: ExitStack) -> tuple[Path, Before | None, bool]:
+def _prepare(asked: Asked, failed_start: ExitStack, held: ExitStack) -> tuple[Path, Before | None, bool]:
     """Make and lock the run directory, find the checkpoint, and compare its settings. For the main process.
 
     Args:
         asked: the settings.
         failed_start: gets what has to be undone if the start fails.
+        held: gets the lock, which is released after that.
 
     Returns:
         The directory; what the run was, None for a new run; and True if nothing is left to do.
@@ -142,7 +151,9 @@ def _prepare(asked: Asked, failed_start: ExitStack) -> tuple[Path, Before | None
     directory = _make_run_dir(config)
     run_dir = directory.path
     failed_start.callback(directory.remove_empty)
-    failed_start.callback(lock_run(run_dir).release)
+    lock = lock_run(run_dir)
+    held.callback(lock.release)
+    failed_start.callback(lock.release)
     failed_start.callback(directory.remove_files)  # while the lock is held
     failed_start.callback(log_to, None)
     clean_up(run_dir)
@@ -180,7 +191,7 @@ def _begin(asked: Asked, run: WiredRun, run_dir: Path, before: Before | None) ->
         set_aside(before.checkpoint)
 
 
-def _train_to_the_end(run: WiredRun, run_dir: Path, signals: StopSignals, upload: bool) -> bool:
+def _train_to_the_end(run: WiredRun, run_dir: Path, signals: StopRequest, upload: bool) -> bool:
     """Run the training loop, then end the progress bar, the profiler and the trackers, after an error too.
 
     Returns True if training is finished; if `upload` is True, the trackers then get the last checkpoint.
@@ -192,7 +203,7 @@ def _train_to_the_end(run: WiredRun, run_dir: Path, signals: StopSignals, upload
         record_start(run_dir, facts)
     try:
         finished = run.train(signals)
-    except Exception as error:
+    except BaseException as error:  # Ctrl-C for the second time too
         run.save.wait()
         run.tracker.finish("failed")
         if isinstance(error, CallbackError) and run.dist.is_main and list_checkpoints(run_dir):

@@ -17,10 +17,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # own row.
 ROWS = [
     ["__main__"],
-    ["cli"],
+    ["cli", "api"],
     ["testing"],
     ["run", "evaluation", "prefetch", "register"],
-    ["planning", "last_words"],
+    ["planning", "last_words", "as_found"],
     ["wiring"],
     ["sampling"],
     ["engine"],
@@ -29,7 +29,7 @@ ROWS = [
     ["game", "parallel", "checkpoint", "settings", "report"],
     ["models"],
     ["kernels"],
-    ["rng", "advice", "files", "place", "parts"],
+    ["rng", "advice", "files", "place", "parts", "quiet"],
     ["errors"],
 ]
 LEVEL = {name: level for level, row in enumerate(ROWS) for name in row}

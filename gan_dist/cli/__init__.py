@@ -18,6 +18,7 @@ from pathlib import Path
 from gan_dist.advice import advise
 from gan_dist.errors import UserError, escaped
 from gan_dist.files import replacing
+from gan_dist.quiet import hide_warnings
 from gan_dist.report.versions import package, versions
 
 USAGE = """\
@@ -53,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     # If a process of the run is lost, this package prints one line; torch's own fifty lines of warnings are hidden.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    hide_warnings()
     _prepare_streams()
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     try:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import NoReturn
 
 from gan_dist.errors import ConfigError
-from gan_dist.installed import find_config
-from gan_dist.settings.config import is_setting
 from gan_dist.settings.schema import Config
 from gan_dist.settings.values import Scalar, typed
-from gan_dist.wiring.own_config import Asked, resolve_settings
+from gan_dist.wiring.words import expanded, read_words
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,45 +44,6 @@ def path(text: str) -> Path:
     return Path(expanded(text))
 
 
-def expanded(text: str) -> str:
-    """Return an argument with the home directory for a `~` at its beginning, even if it was quoted."""
-    return os.path.expanduser(text)  # noqa: PTH111, Path.expanduser raises an error for unknown users
-
-
 def read_config(arguments: list[str]) -> Config:
-    """Read the config that the arguments of a command ask for; see `read_arguments`."""
-    return read_arguments(arguments).config
-
-
-def read_arguments(arguments: list[str]) -> Asked:
-    """Read the config that the arguments of a command ask for, and what the user has to know about it.
-
-    The settings key.sub=value come first, then those of the run that is to be resumed. If there is no such run, the
-    config file comes next, or the recipe digits without one. The defaults come last.
-
-    Args:
-        arguments: at most one path of a YAML file or name of a recipe, and any number of key.sub=value.
-
-    Raises:
-        ConfigError: an argument, the file or a value is wrong.
-        Unreadable: the settings of the run that is to be resumed could not be read.
-    """
-    files = [argument for argument in arguments if _is_file(argument)]
-    words = [argument for argument in arguments if not _is_file(argument)]
-    if len(files) > 1:
-        raise ConfigError(f"one config file at a time, not {' '.join(files)}; overrides are written key.sub=value")
-    return resolve_settings(find_config(path(files[0])) if files else None, words)
-
-
-def _is_file(argument: str) -> bool:
-    """Return whether an argument names a config file: it has no `=`, or ends in .yaml and no setting is before the `=`.
-
-    Raises:
-        ConfigError: it is an option that does not exist.
-    """
-    key, equals, _ = argument.partition("=")
-    if argument.endswith((".yaml", ".yml")):
-        return not equals or not is_setting(key)
-    if argument.startswith("-"):
-        raise ConfigError(f"unknown option {argument}; settings are written key.sub=value, --help lists them")
-    return not equals
+    """Read the config that the arguments of a command ask for; see `gan_dist.wiring.words.read_words`."""
+    return read_words(arguments).config

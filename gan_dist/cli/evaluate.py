@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gan_dist.cli.arguments import Parser, expanded, path, whole
-from gan_dist.errors import UserError, escaped
+from gan_dist.cli.arguments import Parser, path, whole
+from gan_dist.errors import escaped
+from gan_dist.wiring.words import expanded
 
 FILE = "evaluations.jsonl"
 
@@ -39,24 +40,19 @@ def evaluate(arguments: list[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
 
     from gan_dist import evaluation
+    from gan_dist.parallel.peers import Peers
     from gan_dist.report.log import log_to
 
+    Peers.ends_process = True
     log_to(None)
-    results = options.run / FILE
     evaluation.evaluate(
-        options.run, options.checkpoint, options.settings, options.n, results, lambda result: _store(results, result)
+        options.run, options.checkpoint, options.settings, options.n, lambda result: _show(options.run / FILE, result)
     )
     return 0
 
 
-def _store(path: Path, result: dict[str, Any]) -> None:
-    """Add a result to the file, and only then print it: an output that cannot be written must not cost the result."""
-    from gan_dist.report.tracking import append_line, as_json
-
-    try:
-        append_line(path, as_json(result))
-    except OSError as error:
-        raise UserError(f"{path}: cannot add the result there ({error.strerror})") from None
+def _show(path: Path, result: dict[str, Any]) -> None:
+    """Print a result that is in the file: an output that cannot be written must not cost the result."""
     for name, value in result.items():
         print(escaped(f"{name:<16} {value:.6g}" if isinstance(value, float) else f"{name:<16} {value}"))
     print(escaped(f"added to         {path}"))

@@ -6,8 +6,9 @@ import argparse
 import hashlib
 from pathlib import Path
 
-from gan_dist.cli.arguments import Parser, expanded, path, whole
+from gan_dist.cli.arguments import Parser, path, whole
 from gan_dist.errors import ConfigError, escaped
+from gan_dist.wiring.words import expanded
 
 
 def sample(arguments: list[str]) -> int:
@@ -25,14 +26,13 @@ def sample(arguments: list[str]) -> int:
     G = on_device(saved.make(), options.device)
     if tuple(G.image_shape)[1:] == (1, 1):  # type: ignore[arg-type]
         raise ConfigError(f"{options.run}: its generator makes points, not images; RUN/samples has pictures of them")
-    num_classes: int = G.num_classes  # type: ignore[assignment]
-    classes = _classes(options.classes, num_classes, G.class_names)  # type: ignore[arg-type]
     from gan_dist.checkpoint.lock import refuse_links
     from gan_dist.metrics import weights_hash
     from gan_dist.report.pictures import write_grid, write_images
     from gan_dist.report.sample_folder import replaced_folder
-    from gan_dist.sampling import generate
+    from gan_dist.sampling import find_labels, generate
 
+    classes = find_labels(G, _split(options.classes, G.class_names), "--classes")  # type: ignore[arg-type]
     if not options.out:
         refuse_links(options.run)
     chosen = classes if options.classes else []
@@ -89,19 +89,6 @@ def _folder_name(checkpoint: str, seed: int, classes: list[int]) -> str:
     return f"{checkpoint}-seed{seed}" + (f"-classes{text}" if text else "")
 
 
-def _classes(text: str | None, num_classes: int, names: list[str]) -> list[int]:
-    """Return the labels that the user asks for, by the names of the classes or by their numbers.
-
-    If names are numbers themselves, a number is a name first.
-    """
-    if text is None:
-        return list(range(num_classes))
-    if not num_classes:
-        raise ConfigError(f"--classes={text}: this run is unconditional; leave it out")
-    known = {str(label): label for label in range(num_classes)} | {name: label for label, name in enumerate(names)}
-    parts = [text] if text in known else text.split(",")
-    wrong = [part for part in parts if part.strip() not in known and part not in known]
-    if wrong:
-        there_are = f", and none of the classes {', '.join(names[:20])}" if names else ""
-        raise ConfigError(f"--classes={text}: {wrong[0]} is none of the labels 0 to {num_classes - 1}{there_are}")
-    return [known[part] if part in known else known[part.strip()] for part in parts]
+def _split(text: str | None, names: list[str]) -> list[str] | None:
+    """Return the classes that `--classes` lists; None for all. A text that is the name of a class is not a list."""
+    return text if text is None else [text] if text in names else text.split(",")

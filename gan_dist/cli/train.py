@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from gan_dist.cli.arguments import read_arguments
 from gan_dist.parallel.signals import StopSignals
 from gan_dist.parts import describe_foreign, load_plugins
 from gan_dist.settings.config import plugins_in
 from gan_dist.settings.schema import settings_help
+from gan_dist.wiring.words import read_words
 
 USAGE = """\
 usage: python train.py [CONFIG] [key.sub=value ...]
@@ -41,9 +41,11 @@ def train(arguments: list[str]) -> int:
         print(USAGE + settings_help())
         print(f"\nParts of plugins and of installed packages:\n{others}" if others else "", end="")
         return 0
-    asked = read_arguments(arguments)
+    asked = read_words(arguments)
     with StopSignals() as signals:
         # This import takes seconds, because it imports torch. Wrong settings are refused before it.
         from gan_dist import run
+        from gan_dist.parallel.peers import Peers
 
+        Peers.ends_process = True
         return FINISHED if run.train(asked, signals) else STOPPED

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +29,6 @@ FILES, DECODED = Budget(2**30), Budget(2**31)
 PIXEL_BYTES, PIXEL_BYTES_OF = 12, {"AVIF": 20, "JPEG2000": 20, "WEBP": 20}
 # Pillow refuses images with long texts, although nobody asks for the texts. This limit is for all texts of an image.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**24
-warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with a file is reported once, by its name
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # number of channels -> Pillow's mode
 _ROWS = 2**20  # number of pixels that are converted at once where the conversion needs further copies

@@ -17,6 +17,7 @@ from typing import Any
 from torch.utils.data import Dataset, get_worker_info
 
 from gan_dist.errors import UserError
+from gan_dist.quiet import hide_warnings
 
 SHARED = "/dev/shm"  # torch passes tensors between processes in files of this directory
 PREFETCH = 2  # batches that each worker reads in advance; this is torch's default
@@ -66,8 +67,9 @@ class Workers:
         """Called in a worker when it starts, with its number.
 
         A worker prints no tracebacks. Its errors are raised in the main process anyway, and if that has ended, the
-        worker's helper threads would print errors.
+        worker's helper threads would print errors. A worker that is not a fork has warning filters of its own.
         """
+        hide_warnings()
         sys.excepthook = lambda *_: None
 
     def pass_on(self, batch: Any) -> Any:

@@ -6,6 +6,7 @@ import ctypes
 from contextlib import suppress
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # numbers of two parameters of glibc's `mallopt`
+DEFAULTS = {M_TRIM_THRESHOLD: 2**17, M_MMAP_MAX: 2**16}  # glibc's own values
 
 
 def keep_freed_memory() -> None:
@@ -18,3 +19,12 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def give_back_memory() -> None:
+    """Give freed memory back to the operating system, and let glibc do so from now on: undo `keep_freed_memory`."""
+    with suppress(AttributeError, TypeError, OSError):
+        libc = ctypes.CDLL(None)
+        for parameter, value in DEFAULTS.items():
+            libc.mallopt(parameter, value)
+        libc.malloc_trim(0)

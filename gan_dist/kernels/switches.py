@@ -2,21 +2,33 @@
 
 torch has an older and a newer interface for TF32. torch raises an error if a program sets the newer one and then reads
 the older one. This file sets the older one, after which both can be read: `torch.backends.cudnn.flags` reads the older
-one, and torch.compile reads the newer one.
+one, and torch.compile reads the newer one. The user's own settings of either interface are put back.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-# torch warns that it will remove the older interface in a later version.
-warnings.filterwarnings("ignore", message="Please use the new API settings to control TF32")
+T = TypeVar("T")
+
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # the environment variable that cuBLAS reads once, when it starts
+LATE = f"CUDA was started without {WORKSPACE}=:4096:8 in the environment"
+
+# The switches of the newer interface: products and convolutions on a GPU and, by oneDNN, on a CPU.
+_backends: Any = torch.backends  # mypy does not know all switches
+_NEWER = (
+    _backends.cuda.matmul,
+    _backends.cudnn.conv,
+    _backends.cudnn.rnn,
+    _backends.mkldnn.matmul,
+    _backends.mkldnn.conv,
+)
 
 
 @contextmanager
@@ -77,17 +89,67 @@ def full_precision(device: torch.device) -> Iterator[None]:
         yield
 
 
-def reserve_workspace() -> None:
-    """Make cuBLAS deterministic, which costs 32 MiB of GPU memory. Call this function before CUDA starts."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+def reserve_workspace() -> bool:
+    """Make cuBLAS deterministic, which costs 32 MiB of GPU memory. Call this function before CUDA starts.
+
+    Returns:
+        False if CUDA had started without it, so that the same bits are not promised.
+    """
+    late = WORKSPACE not in os.environ and torch.cuda.is_initialized()
+    os.environ.setdefault(WORKSPACE, ":4096:8")
+    return not late
+
+
+@contextmanager
+def torch_defaults() -> Iterator[None]:
+    """A context with the defaults of a fresh torch for new tensors and for algorithms, and with gradients.
+
+    What the user has set for the program is put back after it, and so are the global generators of random numbers.
+    """
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    strict, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(gpus), torch.inference_mode(False), torch.enable_grad():
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+        torch.use_deterministic_algorithms(False)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+            torch.set_default_device(None if device.type == "cpu" else device)
+            torch.use_deterministic_algorithms(strict, warn_only=warn_only)
 
 
 @contextmanager
 def _tf32(allowed: bool) -> Iterator[None]:
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32, cudnn.allow_tf32 = allowed, allowed
+    products, convolutions = _older(torch.get_float32_matmul_precision), _older(lambda: cudnn.allow_tf32)
+    before = [switch.fp32_precision for switch in _NEWER]
+    with warnings.catch_warnings():
+        # torch warns that it will remove the older interface in a later version.
+        warnings.filterwarnings("ignore", message="Please use the new API settings to control TF32")
+        matmul.allow_tf32, cudnn.allow_tf32 = allowed, allowed
+    for switch in _NEWER[3:]:
+        switch.fp32_precision = "ieee"  # the CPU
     try:
         yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+        # The older interface changes switches of the newer one, which therefore come last.
+        if products is not None:
+            torch.set_float32_matmul_precision(products)
+        if convolutions is not None:
+            cudnn.allow_tf32 = convolutions
+        for switch, value in zip(_NEWER, before):
+            switch.fp32_precision = value
+
+
+def _older(read: Callable[[], T]) -> T | None:
+    """Return a setting of the older interface; None if the user has set it by the newer one, so that it is an error."""
+    try:
+        return read()
+    except RuntimeError:
+        return None

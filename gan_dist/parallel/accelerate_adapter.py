@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import functools
 import os
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import accelerate.optimizer
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import nn
 
 
@@ -27,13 +27,6 @@ def skip_lookups() -> None:
     lookup = accelerate.optimizer.is_lomo_available
     if not hasattr(lookup, "cache_info"):
         accelerate.optimizer.is_lomo_available = functools.cache(lookup)
-
-
-def hide_warnings() -> None:
-    """Hide warnings about what this package does on purpose when it lets Accelerate wrap networks."""
-    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
-    # 1x1 convolutions cause this warning; for them, other strides cost no time.
-    warnings.filterwarnings("ignore", message="Grad strides do not match")
 
 
 def allow_shared_gpu() -> None:
@@ -71,3 +64,21 @@ def forward_without_autocast(module: nn.Module) -> Callable[..., Any]:
 def forget_state() -> None:
     """Reset Accelerate's global state, so that the next run in this process can use another device or precision."""
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@contextmanager
+def own_state() -> Iterator[None]:
+    """A context in which Accelerate's global state is empty; after it, the user's own Accelerator has its state again.
+
+    All objects of these classes share the attributes of their class, so the attributes are exchanged in place.
+    """
+    shared = [state._shared_state for state in (AcceleratorState, PartialState, GradientState)]
+    before = [dict(state) for state in shared]
+    for state in shared:
+        state.clear()
+    try:
+        yield
+    finally:
+        for state, content in zip(shared, before):
+            state.clear()
+            state.update(content)

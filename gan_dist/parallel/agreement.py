@@ -14,7 +14,7 @@ import torch
 from gan_dist.errors import ConfigError
 from gan_dist.parallel import rendezvous
 from gan_dist.parallel.peers import Peers
-from gan_dist.parallel.signals import StopSignals
+from gan_dist.parallel.signals import StopRequest
 
 _LIBRARIES = ("torch", "numpy", "accelerate", "torchvision", "pillow")
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 _NUMERICS = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG")
 
 
-def agree(settings: dict[str, str], minutes: float, signals: StopSignals | None = None) -> None:
+def agree(settings: dict[str, str], minutes: float, signals: StopRequest | None = None) -> None:
     """Wait until all processes of the run are there, and refuse to start if they are not alike.
 
     They must have the same settings, source files of this package, and versions of libraries. All processes call this

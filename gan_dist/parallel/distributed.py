@@ -52,7 +52,6 @@ class Distributed:
     def __init__(self, precision: str = "fp32", cpu: bool = False, compress: bool = False) -> None:
         switches.reserve_workspace()
         accelerate_adapter.skip_lookups()
-        accelerate_adapter.hide_warnings()
         cpu = cpu or not torch.cuda.is_available()
         if precision == "fp16" and cpu:
             raise ConfigError("train.precision=fp16 needs a GPU; bf16 and fp32 run everywhere")

@@ -41,6 +41,8 @@ class Peers:
         by_launcher: the launcher keeps the store, not rank 0.
 
     Attributes:
+        ends_process: a process that hangs after a failure elsewhere is ended. The command line sets this; a process in
+            which `gan_dist.train` was called belongs to its user, and is never ended.
         store, rank, world_size: as in `Args`.
         told: the other processes know that this process ends.
         absent: the ranks that have not come yet. Rank 0 waits for all others, and they wait for rank 0.
@@ -50,6 +52,8 @@ class Peers:
     Raises:
         UserError: there is another process with the same rank.
     """
+
+    ends_process = False
 
     def __init__(self, store: Any, rank: int, world_size: int, by_launcher: bool = False) -> None:
         self.store, self.rank, self.world_size = store, rank, world_size
@@ -131,7 +135,7 @@ class Peers:
         self._unless_store_is_lost(lambda: self.store.set(_FAILED, ""))  # an empty message ends the thread
         self._listener.join()  # a thread that still waits inside torch must not outlive the interpreter
 
-    def tell(self, error: Exception) -> None:
+    def tell(self, error: BaseException) -> None:
         """Tell the other processes that this one ends with an error, and wait until they have read it.
 
         If another process has told its own error already, only that one is kept.
@@ -223,7 +227,8 @@ class Peers:
         """Send heartbeats until a process writes a message: about its failure, or an empty one at the end of the run.
 
         After a failure elsewhere this process may be waiting for the failed process in a collective on a GPU, which it
-        would do until the time-out. So this thread ends the process if it is still alive after GRACE seconds.
+        would do until the time-out. So this thread ends a process of the command line that is still alive after GRACE
+        seconds.
         """
         try:
             while not store.check([_FAILED]):
@@ -242,6 +247,8 @@ class Peers:
         except RuntimeError:
             # The process that kept the store has ended. If that was rank 0, the run is over.
             self.store_lost = self._by_launcher
+            return
+        if not self.ends_process:
             return
         time.sleep(GRACE)
         with suppress(OSError, ValueError):
@@ -278,7 +285,7 @@ def _is_about_a_peer(error: Exception) -> bool:
     )
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     """The message of an error in one line, without the source file and the advice that gloo adds to it."""
     text = " ".join(str(error).split())
     return re.sub(r"^\[\S+\] |\. This is typically.*", "", text)[:300]

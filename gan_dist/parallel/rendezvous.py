@@ -7,6 +7,7 @@ otherwise rank 0 does. The process group then uses the same store.
 from __future__ import annotations
 
 import atexit
+import gc
 import logging
 import os
 import socket
@@ -21,7 +22,7 @@ from torch.distributed import PrefixStore, TCPStore
 
 from gan_dist.errors import ConfigError, UserError
 from gan_dist.parallel.peers import Peers
-from gan_dist.parallel.signals import StopSignals
+from gan_dist.parallel.signals import StopRequest
 from gan_dist.parallel.world import Place, read_place
 
 log = logging.getLogger(__name__)
@@ -33,9 +34,12 @@ TIMEOUT = timedelta(minutes=10)  # how long a collective waits for a process tha
 
 _peers: Peers | None = None  # a process has only one
 _tried = False  # this process has tried to find the others
+_group = False  # the process group is one that `make_group` has made
+_meetings = 0  # how often this process has left the others
+_stores: dict[tuple[str, int], TCPStore] = {}  # the open connection to each store, by its address and port
 
 
-def join(minutes: float = 10.0, signals: StopSignals | None = None) -> Peers | None:
+def join(minutes: float = 10.0, signals: StopRequest | None = None) -> Peers | None:
     """Wait until all processes of the run have called this function. A later call returns at once.
 
     Args:
@@ -70,7 +74,7 @@ def join(minutes: float = 10.0, signals: StopSignals | None = None) -> Peers | N
     return _peers
 
 
-def tell(error: Exception) -> bool:
+def tell(error: BaseException) -> bool:
     """Tell the other processes that this one ends with an error, unless they know it already.
 
     Returns:
@@ -100,6 +104,7 @@ def make_group(peers: Peers, backend: str) -> None:
     Raises:
         UserError: the processes cannot connect to each other.
     """
+    global _group
     if torch.distributed.is_initialized():
         return
     peers.store.set_timeout(TIMEOUT)
@@ -108,8 +113,30 @@ def make_group(peers: Peers, backend: str) -> None:
         torch.distributed.init_process_group(
             backend, timeout=TIMEOUT, world_size=peers.world_size, rank=peers.rank, store=store
         )
+        _group = True
     except RuntimeError as error:
         raise peers.failure(error) from None
+
+
+def have_met() -> bool:
+    """Tell if this process has found the other processes of a run, and has not left them."""
+    return _peers is not None
+
+
+def leave() -> None:
+    """Forget the other processes and end the process group, so that another run can start in the same processes.
+
+    The connection to the store stays open for the next run, which meets under keys of its own.
+    """
+    global _peers, _tried, _group, _meetings
+    if _tried:
+        _meetings += 1
+    if _peers:
+        atexit.unregister(_peers.part)
+    if _group and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        gc.collect()  # networks that refer to themselves keep the group's connections open
+    _peers, _tried, _group = None, False, False
 
 
 class _Patience:
@@ -121,7 +148,7 @@ class _Patience:
         signals: the first signal ends the wait.
     """
 
-    def __init__(self, place: Place, minutes: float, signals: StopSignals | None) -> None:
+    def __init__(self, place: Place, minutes: float, signals: StopRequest | None) -> None:
         self._place, self._minutes, self._signals = place, minutes, signals
         self._start, self._said = time.monotonic(), False
 
@@ -162,11 +189,14 @@ def _enter(place: Place, patience: _Patience) -> Peers:
     _tried = True
     # torchrun and `accelerate launch` set this variable if they keep a store at this address for their processes.
     by_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    listener = None if by_launcher or place.rank else _listen(place)
-    _wait_until_reachable(place, patience)
+    where = place.address, place.port
+    if where not in _stores:
+        listener = None if by_launcher or place.rank else _listen(place)
+        _wait_until_reachable(place, patience)
+        _stores[where] = _open_store(place, listener)
     # A launcher that starts the processes once more may keep the store, so each start has keys of its own.
     start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = PrefixStore(f"start {start}", _open_store(place, listener))
+    store = PrefixStore(f"start {start}.{_meetings}", _stores[where])
     size = store.compare_set("gan_dist/world_size", "", str(place.world_size)).decode()
     if size != str(place.world_size):
         raise UserError(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.parallel.late_reads import read_later
-from gan_dist.parallel.signals import StopSignals
+from gan_dist.parallel.signals import StopRequest
 
 STOP_LAG = 4  # the result of an all-reduce is read so many iterations later, when it has certainly arrived
 
@@ -30,7 +30,7 @@ class StopAgreement:
         lag: number of calls after which the answer to a call is returned; 0 for a single process.
     """
 
-    def __init__(self, dist: Distributed, signals: StopSignals | None = None) -> None:
+    def __init__(self, dist: Distributed, signals: StopRequest | None = None) -> None:
         self._dist, self.signals = dist, signals
         self.lag = STOP_LAG if dist.several else 0
         self._answers: deque[Callable[[], Tensor]] = deque()

@@ -6,7 +6,8 @@ import io
 import logging
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -26,7 +27,7 @@ def in_kimg(nimg: int) -> str:
 
 
 def log_to(path: Path | None) -> None:
-    """Set up the package's log.
+    """Set up the package's log. Handlers of the user's own stay.
 
     Args:
         path: the messages go to the terminal and to this file, where each has its time and level. None for no file, and
@@ -34,7 +35,11 @@ def log_to(path: Path | None) -> None:
     """
     early = [record for handler in log.handlers if isinstance(handler, TerminalHandler) for record in handler.early]
     terminal = TerminalHandler()
-    log.handlers = [terminal]
+    for handler in log.handlers[:]:
+        if isinstance(handler, TerminalHandler | LogFile):
+            log.removeHandler(handler)
+            handler.close()
+    log.addHandler(terminal)
     log.setLevel(logging.INFO if path else logging.WARNING)
     if path:
         file = LogFile(path)
@@ -44,6 +49,19 @@ def log_to(path: Path | None) -> None:
         log.addHandler(file)
         for record in early:
             file.handle(record)
+
+
+@contextmanager
+def log_as_before() -> Iterator[None]:
+    """A context after which the package's log has its handlers and its level from before; the others are closed."""
+    handlers, level = log.handlers[:], log.level
+    try:
+        yield
+    finally:
+        for handler in set(log.handlers) - set(handlers):
+            handler.close()
+        log.handlers = handlers
+        log.setLevel(level)
 
 
 class LogFile(logging.FileHandler):

@@ -34,7 +34,7 @@ from gan_dist.engine.step import Alternation
 from gan_dist.engine.trainer import Callback, Trainer
 from gan_dist.metrics import Evaluator, NoFigure, Reference
 from gan_dist.parallel.distributed import Distributed
-from gan_dist.parallel.signals import StopSignals
+from gan_dist.parallel.signals import StopRequest
 from gan_dist.parallel.stop import StopAgreement
 from gan_dist.report.trackers import TrackedRun, make_trackers
 from gan_dist.report.tracking import Tracker, Trackers
@@ -79,7 +79,7 @@ class WiredRun:
     stop: StopAgreement
     summary: list[str]
 
-    def train(self, signals: StopSignals) -> bool:
+    def train(self, signals: StopRequest) -> bool:
         """Start the trackers, then train.
 
         Returns True if training is finished, False if a signal to one of the processes stopped it.

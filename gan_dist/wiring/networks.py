@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +24,6 @@ from gan_dist.rng import Purpose, torch_seed
 from gan_dist.settings.config import choose, load_config
 from gan_dist.settings.schema import Config, Model, Optimizer
 from gan_dist.wiring.parts import check_networks
-
-# torch warns of a capturable optimizer whose steps are not captured, as our first steps are not.
-warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")
 
 
 def optimizer_names() -> list[str]:
@@ -168,11 +164,6 @@ class SavedGenerator:
         G.load_state_dict(self.weights, assign=True)
         G.class_names = self.facts["class_names"] if self.facts["num_classes"] else []  # type: ignore[assignment]
         return G.eval().requires_grad_(False)
-
-
-def load_generator(run_dir: Path, checkpoint: str, device: str) -> nn.Module:
-    """Load G_ema of a run; see `gan_dist.load_generator`."""
-    return on_device(find_generator(run_dir, checkpoint).make(), device)
 
 
 def on_device(G: nn.Module, device: str) -> nn.Module:
