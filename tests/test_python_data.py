@@ -386,7 +386,7 @@ def test_run_asks_for_its_data_set_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """To resume and to evaluate, but not to sample; other transforms are allowed, and other images are not."""
-    monkeypatch.setitem(EXTRACTORS, "pixels", lambda *_: PixelExtractor())
+    monkeypatch.setitem(EXTRACTORS.own, "pixels", lambda *_: PixelExtractor())
     settings = ["run.dir=run", "metrics.extractor=pixels", "metrics.num_images=20"]
     assert train(tmp_path, Noise(drawn_anew), *settings, "train.kimg=0.016")
     assert "name: python" in (tmp_path / "run/config.yaml").read_text()
