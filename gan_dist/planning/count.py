@@ -158,17 +158,17 @@ class CountedProcess(Distributed):
     Args:
         counter: is told in each backward pass which network's gradients are computed.
         mixed: replaces autocast, which does not support the meta device; None in full precision.
-        precision: precision of the run.
+        counted_precision: precision of the run.
 
     Attributes:
         networks: "G" or "D" for each optimizer; to be set before an iteration is counted.
     """
 
-    def __init__(self, counter: Counter, mixed: MixedPrecision | None, precision: str) -> None:
+    def __init__(self, counter: Counter, mixed: MixedPrecision | None, counted_precision: str) -> None:
         self.precision, self.device = "fp32", torch.device("meta")
         self.rank, self.world_size, self.local_world_size, self.first_local_rank = 0, 1, 1, 0
         self.several, self.is_main, self.is_local_main = False, True, True
-        self.counter, self.mixed, self.counted_precision = counter, mixed, precision
+        self.counter, self.mixed, self.counted_precision = counter, mixed, counted_precision
         self.networks: dict[Optimizer, str] = {}
 
     def prepare_model(self, module: nn.Module) -> nn.Module:
