@@ -105,7 +105,7 @@ def _train(asked: Asked, dist: Distributed, signals: StopSignals) -> Ending | No
         shape = "x".join(map(str, info.image_shape))
         log.info("%s: %s on %d images of %s", run_dir, config.model.name, info.num_images, shape)
         for sentence in chosen:
-            log.warning(sentence)
+            log.info(sentence)
         if dist.is_main:
             warn_of_memory(config, info, dist)
         run = build(config, info, run_dir, checkpoint, dist, before.accepted_data[1] if before else "")

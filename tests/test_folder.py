@@ -15,8 +15,9 @@ from PIL import Image
 import gan_dist
 from gan_dist.cli import main
 from gan_dist.data.datasets import describe
+from gan_dist.parallel.distributed import Distributed
 from gan_dist.planning.count import count_iteration
-from gan_dist.planning.settle import LARGEST, OPERATIONS, OVERHEAD, SMALLEST, choose_batches
+from gan_dist.planning.settle import LARGEST, OPERATIONS, OVERHEAD, SMALLEST, choose_batches, settle
 from gan_dist.settings.config import load_config
 from gan_dist.wiring.data import source_of
 
@@ -71,7 +72,7 @@ def test_own_pictures_train_from_their_folder_alone(
     assert "broken.png" in result.stdout + result.stderr
     assert gan_dist.load_generator(tmp_path / "run").image_shape == (3, size, size)
     log = (tmp_path / "run/log.txt").read_text()
-    for text in ("train.batch_size=16 ", "train.micro_batch_size=16 ", "nothing is measured", "gan-dist prefetch"):
+    for text in ("train.batch_size=16 ", "train.micro_batch_size=16 ", "no metric is measured", "gan-dist prefetch"):
         assert text in log
     assert (tmp_path / "run/samples/grid-000000.016.png").exists(), "a picture follows the first iteration"
 
@@ -126,6 +127,18 @@ def test_batch_follows_the_work_and_the_micro_batch_the_memory() -> None:
     )
     few = replace(info, num_images=5)
     assert choose_batches(config, few, on_gpu=True, free=1e15) == (4, 4)
+
+
+def test_run_is_measured_if_the_weights_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GAN_DIST_CACHE", str(tmp_path))
+    dist = Distributed("fp32", cpu=True)
+    for there, named, measured in ((False, "", 0), (False, "mine.pth", 5), (True, "", 5)):
+        if there:
+            (tmp_path / "weights-inception-2015-12-05-6726825d.pth").touch()
+        own = ["metrics.extractor=inception", "metrics.optional=true", "metrics.every_kimg=5"]
+        config = load_config(None, [*own, f"metrics.inception_weights={named}"])
+        settle(config, describe(source_of(config.data)), dist)
+        assert config.metrics.every_kimg == measured
 
 
 def test_cost_of_own_pictures_is_planned_with_the_batch_that_a_run_would_choose(

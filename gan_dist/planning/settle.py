@@ -38,7 +38,7 @@ def settle(config: Config, info: DataInfo, dist: Distributed) -> list[str]:
         dist: the processes.
 
     Returns:
-        What was chosen, a sentence each; in the main process only.
+        What was chosen, a sentence each.
 
     Raises:
         ConfigError: the batch cannot be chosen, or it cannot be divided among the processes.
@@ -62,9 +62,9 @@ def settle(config: Config, info: DataInfo, dist: Distributed) -> list[str]:
         path = inception_path("", cache_dir())
         if not dist.from_main(path.exists):
             notes.append(
-                f"nothing is measured: Inception's weights are not at {path}; where there is internet, gan-dist "
-                "prefetch with the same arguments downloads them; then a new run is measured, and this one with "
-                f"metrics.every_kimg={metrics.every_kimg:g}"
+                f"no metric is measured, because Inception's weights are not at {path}. To get them, type gan-dist "
+                "prefetch with the same arguments where there is internet. Later runs are then measured; to measure "
+                f"this one too, go on with metrics.every_kimg={metrics.every_kimg:g}"
             )
             metrics.every_kimg = 0.0
     return notes
