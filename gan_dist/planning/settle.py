@@ -94,10 +94,10 @@ def choose_batches(config: Config, info: DataInfo, on_gpu: bool, free: float) ->
             f"{error}); set train.batch_size, for example to 32"
         ) from error
     work = sum(operation.flops for operation in few.operations) / 4  # of one image
-    fits = OPERATIONS["cuda" if on_gpu else "cpu"] / work
+    fits = OPERATIONS["cuda" if on_gpu else "cpu"] / max(work, 1)
     batch = _power_of_two(min(max(fits, SMALLEST), LARGEST, info.num_images))
     room = 0.9 * free if on_gpu else min(free / 2, CPU_ROOM)
-    memory = (more.peak - few.peak) / 4  # of one image
+    memory = max((more.peak - few.peak) / 4, 1)  # of one image
     fits = 4 + ((room - few.persistent) / OVERHEAD - few.peak) / memory
     return batch, config.train.micro_batch_size or min(batch, _power_of_two(fits))
 
