@@ -62,9 +62,10 @@ Patch = Callable[[], AbstractContextManager[Any]]
 def configure(name: str, settings: Sequence[str] = (), tiny: bool = False) -> tuple[Config, DataInfo]:
     """A file of `configs/` with these settings, and what its data are like. `tiny` gives tiny networks and images."""
     path = CONFIGS / f"{name}.yaml"
+    recipe = load_config(path)
     own = [*QUIET, *EVENTLESS]
+    own += [] if recipe.train.batch_size else ["train.batch_size=64"]
     if tiny:
-        recipe = load_config(path)
         own += [*TINY[recipe.model.name], "model.z_dim=8", "train.batch_size=8"]
         own += [] if recipe.data.name in POINTS else ["data.image_size=16"]
         own += [f"model.{side}_args={{attention: 8}}" for side in "gd" if "attention" in recipe.model.g_args]

@@ -25,6 +25,7 @@ from gan_dist.parallel.signals import StopRequest
 from gan_dist.parallel.together import together
 from gan_dist.parts import load_plugins
 from gan_dist.planning.memory import warn_of_memory
+from gan_dist.planning.settle import settle
 from gan_dist.report.log import log_to
 from gan_dist.report.versions import record_start
 from gan_dist.settings.config import as_yaml, for_file
@@ -111,12 +112,15 @@ def _train(asked: Asked, dist: Distributed, signals: StopRequest, held: ExitStac
         info = dist.from_main(lambda: describe(source_of(config.data, asked.dataset)))
         check_parts(config, info, dist)
         check_init(config, goes_on=before is not None)
+        chosen = settle(config, info, dist)
         if before:
             dist.from_main(lambda: check_fit(before, config, info))
         if dist.is_main:
             _open_log(asked, run_dir, before)
         shape = "x".join(map(str, info.image_shape))
         log.info("%s: %s on %d images of %s", run_dir, config.model.name, info.num_images, shape)
+        for sentence in chosen:
+            log.info(sentence)
         if dist.is_main:
             warn_of_memory(config, info, dist)
         accepted_key = before.accepted_data[1] if before else ""

@@ -111,7 +111,8 @@ def load_recipe(name: str, *overrides: str) -> Config:
         else ["data.name=digits", "data.image_size=16", "data.root=data", "data.stacked=false"]
     )
     attention = [f"model.{side}_args={{attention: 8}}" for side in "gd" if "attention" in recipe.model.g_args]
-    small = [*data, *SMALL[recipe.model.name], *attention, "model.z_dim=8"]
+    chosen = [] if recipe.train.batch_size else ["train.batch_size=16"]
+    small = [*data, *chosen, *SMALL[recipe.model.name], *attention, "model.z_dim=8"]
     config = load_config(ROOT / f"configs/{name}.yaml", [*small, *overrides])
     if config.growth.stable_kimg:  # to go through all stages soon
         config.growth = Growth(0.03, 0.04, [config.train.batch_size * i for i in (1, 2, 1)])

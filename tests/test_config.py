@@ -126,7 +126,7 @@ MISTAKES = {
         ["model.name=r3gan", "ZeroDivisionError"],
     ),
     "negative": (["train.kimg=-1"], ["train.kimg=-1"]),
-    "zero": (["train.batch_size=0"], ["train.batch_size=0"]),
+    "zero": (["train.n_critic=0"], ["train.n_critic=0"]),
     "nan": (["optim.G.lr=nan"], ["optim.G.lr=nan"]),
     "no override": (["train.kimg"], ["train.kimg"]),
     "no such file": (["nowhere.yaml"], ["nowhere.yaml"]),

@@ -213,31 +213,6 @@ def test_sampling_nothing_gets_one_line(tmp_path: Path, capsys: pytest.CaptureFi
     assert "gone: no such run directory" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_folder_of_mixed_images_trains_without_preparation(train: Train, tmp_path: Path) -> None:
-    generator = np.random.default_rng(0)
-    for i, mode in enumerate(["RGB", "L", "RGBA", "P", "CMYK", "LA"] * 6):
-        height, width = generator.integers(20, 90, 2)
-        noise = Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8)).convert(mode)
-        path = tmp_path / "mixed" / f"{i}.{'tiff' if mode == 'CMYK' else 'png'}"
-        path.parent.mkdir(exist_ok=True)
-        noise.save(path)
-    (tmp_path / "mixed/broken.png").write_bytes(b"not a picture")
-    for memory in ("4", "1e-9"):
-        result = train(
-            str(ROOT / "configs/dcgan_folder.yaml"), "data.root=mixed", "model.g_widths=[8,8,8,8]",
-            "model.d_widths=[8,8,8,8]", "train.kimg=0.1", f"data.memory_gib={memory}", f"run.dir=run{memory}",
-        )  # fmt: skip
-        assert result.returncode == 0, result.stderr
-        assert "broken.png" in result.stdout + result.stderr
-        assert gan_dist.load_generator(tmp_path / f"run{memory}").image_shape == (3, 64, 64)
-    strict = train(str(ROOT / "configs/dcgan_folder.yaml"), "data.root=mixed", "data.broken_files=error",
-                   "model.g_widths=[]", "model.d_widths=[]", "data.memory_gib=1e-9", "train.kimg=1")  # fmt: skip
-    assert strict.returncode == 1
-    assert strict.stderr.strip().splitlines()[-1].startswith("gan-dist: error: ")
-    assert "Traceback" not in strict.stderr
-
-
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 

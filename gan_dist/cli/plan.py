@@ -59,6 +59,7 @@ def plan(arguments: list[str]) -> int:
     from gan_dist.data.datasets import describe
     from gan_dist.parts import load_plugins
     from gan_dist.planning import plan as planning
+    from gan_dist.planning.settle import choose_batches
     from gan_dist.settings.config import choose
     from gan_dist.settings.precision import resolve
     from gan_dist.wiring.data import source_of
@@ -72,6 +73,8 @@ def plan(arguments: list[str]) -> int:
     on_gpu = bool(options.gpu) or torch.cuda.is_available()
     config.train.precision = resolve(config.train, on_gpu)
     rates = planning.GPUS[options.gpu] if options.gpu else planning.measured_rates()
+    if not config.train.batch_size:
+        config.train.batch_size, config.train.micro_batch_size = choose_batches(config, info, on_gpu, rates.memory)
     if options.bandwidth:
         rates = replace(rates, bandwidth=options.bandwidth * 1e9)
     _print_rates(rates, options.gpu or "", supposed=not (options.gpu or options.bandwidth))
@@ -114,7 +117,8 @@ def _print_rows(config: Config, info: DataInfo, rates: Rates, numbers: list[int]
     from gan_dist.planning.plan import pays_up_to, plan
 
     images, count = config.train.batch_size * config.train.n_critic, counter_of(config, info)
-    print(f"precision: {config.train.precision}")
+    micro = f", micro-batch {config.train.micro_batch_size}" if config.train.micro_batch_size else ""
+    print(f"precision: {config.train.precision}; global batch {config.train.batch_size}{micro}")
     units = "GPUs" if unit == "GPU" else "processes"
     print(f"{units:>9} images each    s/kimg    hours  memory each  waiting efficiency")
     alone = plan(config, info, 1, rates, count).seconds_per_kimg(images)

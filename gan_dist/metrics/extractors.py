@@ -108,6 +108,11 @@ class InceptionExtractor:
         return features, logits
 
 
+def inception_path(weights: str, cache: Path) -> Path:
+    """Return where `inception_weights` finds the weights, or puts them. The arguments are the same."""
+    return Path(weights) if weights else cache / _INCEPTION
+
+
 def inception_weights(weights: str, cache: Path) -> Path:
     """Return the path of Inception's weights, and download them if necessary.
 
@@ -120,9 +125,9 @@ def inception_weights(weights: str, cache: Path) -> Path:
     """
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
+    path = inception_path(weights, cache)
     if weights:
-        return Path(weights)
-    path = cache / _INCEPTION
+        return path
     try:
         if not path.exists():
             cache.mkdir(parents=True, exist_ok=True)

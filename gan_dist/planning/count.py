@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -152,26 +153,30 @@ class MixedPrecision(TorchFunctionMode):
 class CountedProcess(Distributed):
     """The process of a run whose iteration is counted: alone, on the meta device, and without fused kernels.
 
+    It neither uses Accelerate nor meets other processes, so a process of a run can count too.
+
     Args:
         counter: is told in each backward pass which network's gradients are computed.
         mixed: replaces autocast, which does not support the meta device; None in full precision.
-        precision: precision of the run.
+        counted_precision: precision of the run.
 
     Attributes:
         networks: "G" or "D" for each optimizer; to be set before an iteration is counted.
     """
 
-    def __init__(self, counter: Counter, mixed: MixedPrecision | None, precision: str) -> None:
-        super().__init__("fp32", cpu=True)
-        self.device = torch.device("meta")
-        self.counter, self.mixed, self.counted_precision = counter, mixed, precision
+    def __init__(self, counter: Counter, mixed: MixedPrecision | None, counted_precision: str) -> None:
+        self.precision, self.device = "fp32", torch.device("meta")
+        self.rank, self.world_size, self.local_world_size, self.first_local_rank = 0, 1, 1, 0
+        self.several, self.is_main, self.is_local_main = False, True, True
+        self.counter, self.mixed, self.counted_precision = counter, mixed, counted_precision
         self.networks: dict[Optimizer, str] = {}
+
+    def prepare_model(self, module: nn.Module) -> nn.Module:
+        return module
 
     def prepare_optimizer(self, optimizer: Optimizer, scaler: Any) -> Any:
         """An optimizer whose steps do nothing, as fused kernels do not run on the meta device."""
-        prepared = super().prepare_optimizer(optimizer, scaler)
-        prepared.step = lambda: None
-        return prepared
+        return SimpleNamespace(optimizer=optimizer, scaler=None, step=lambda: None)
 
     def backward(self, loss: Tensor, optimizer: Any) -> None:
         self.counter.backward_of = self.networks[optimizer.optimizer]

@@ -15,7 +15,6 @@ from gan_dist.settings.schema import PATHS, Config, walk_settings
 
 _POSITIVE = {
     "train.kimg",
-    "train.batch_size",
     "train.n_critic",
     "train.meet_minutes",
     "model.z_dim",

@@ -98,7 +98,7 @@ Precision = Literal["auto", "fp64", "fp32", "tf32", "bf16", "fp16"]
 @dataclass
 class Train:
     kimg: float = 400.0  # length of the training: thousands of real images shown to D
-    batch_size: int = 64  # global batch: images per D step of all processes together
+    batch_size: int = 64  # global batch: images per D step of all processes; 0: chosen at the start, micro-batch too
     micro_batch_size: int = 0  # micro-batch: most images that a process computes at once; 0: all of its batch
     seed: int = 0  # all random numbers of the run follow from it
     n_critic: int = 1  # D steps per G step
@@ -163,6 +163,7 @@ class Metrics:
     batch_size: int = 250  # images per forward pass of G_ema and of the feature extractor
     seed: int = 0  # seed of latents, KID's subsets and the classifier; use the same seed in runs that you compare
     inception_weights: str = ""  # file of the Inception weights; empty: torch-fidelity's, from the cache or downloaded
+    optional: bool = False  # if Inception's weights are not in the cache, measure nothing instead of downloading them
 
 
 @dataclass

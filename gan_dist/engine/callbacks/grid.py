@@ -11,14 +11,14 @@ from gan_dist.checkpoint.state import State
 from gan_dist.engine.clock import Clock
 from gan_dist.report.tracking import Tracker
 
-EARLIEST = 1000  # images; no early picture is made before
+EARLIEST = 1000  # images; before, only the first iteration is followed by a picture
 
 
 class SampleGrid:
     """Makes a picture of samples of G_ema and passes it to the trackers.
 
-    Whoever starts a run wants to see soon if it works. So there are also two early pictures, after a hundredth and a
-    tenth of the interval.
+    Whoever starts a run wants to see soon if it works. So there are also early pictures: after the first iteration, and
+    after a hundredth and a tenth of the interval. A run with a short interval has none.
 
     Args:
         interval: number of images between two pictures; 0 for no pictures.
@@ -48,5 +48,6 @@ class SampleGrid:
 
     def _next(self, nimg: int) -> int:
         """Return the number of images of the first picture after `nimg` images; after the early ones, the interval."""
-        early = (self.interval // 100, self.interval // 10)
-        return next((place for place in early if place >= EARLIEST and nimg < place), self.interval)
+        early = [place for place in (self.interval // 100, self.interval // 10) if place >= EARLIEST]
+        first = [1] if early else []  # any iteration shows more than one image
+        return next((place for place in first + early if nimg < place), self.interval)
