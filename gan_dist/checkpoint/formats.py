@@ -16,7 +16,7 @@ from gan_dist.errors import UserError, too_new
 if TYPE_CHECKING:  # wrong settings are refused before torch is imported, which takes seconds
     from torch import Tensor
 
-FORMAT = 3
+FORMAT = 4
 Facts: TypeAlias = dict[str, Any]  # the content of a `state.json`
 Tensors: TypeAlias = "dict[str, Tensor]"
 
@@ -41,15 +41,18 @@ def _say_more(facts: Facts) -> Facts:
 
 
 def _name_generator(facts: Facts) -> Facts:
-    """From 2 to 3: another generator draws, losses can be compiled, runs can start from others, and users' callbacks
-    have a state.
-    """
+    """From 2 to 3: another generator draws, losses can be compiled, and runs can start from others."""
     environment, before = facts.get("environment"), {"random generator": "Philox", "compiled": "false"}
-    facts = {"started_from": {}, "callbacks": {}, **facts}
+    facts = {"started_from": {}, **facts}
     return {**facts, "environment": {**before, **environment}} if isinstance(environment, dict) else facts
 
 
-MIGRATIONS = [Migration(_say_more), Migration(_name_generator)]
+def _have_callbacks(facts: Facts) -> Facts:
+    """From 3 to 4: callbacks of users have a state."""
+    return {"callbacks": {}, **facts}
+
+
+MIGRATIONS = [Migration(_say_more), Migration(_name_generator), Migration(_have_callbacks)]
 
 
 def format_of(facts: Facts, path: Path) -> int:
