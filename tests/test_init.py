@@ -203,7 +203,7 @@ def test_frozen_run_resumes_exactly_and_needs_its_source_no_more(
         (["init.run=source", "init.networks=[E]"], "init.networks: E: choose one of G, D, G_ema (nearest: G"),
         (["init.run=source:best"], "no checkpoint 'best'"),
         (["init.freeze_D=1"], "init.freeze_D=1 freezes weights of another run: set init.run=RUN"),
-        (["init.run=source", "init.freeze_D=3"], "init.freeze_D=3: D of model.name=mlp has 1 blocks"),
+        (["init.run=source", "init.freeze_D=3"], "init.freeze_D=3: D of mlp has 1 blocks"),
         (["init.run=source", "model.name=dcgan", "data.image_size=16", "model.g_widths=[8,4]", "model.d_widths=[4,8]"],
          "no weight of G fits model.name=dcgan"),
         (["init.run=source", "init.freeze_D=1", "model.name=pggan", "data.image_size=16", "model.g_widths=[]",

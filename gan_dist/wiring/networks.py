@@ -131,7 +131,8 @@ def freeze(D: nn.Module, config: Config) -> None:
         return
     blocks: list[nn.Module] = D.freezable()  # type: ignore[operator]
     if count > len(blocks):
-        raise ConfigError(f"init.freeze_D={count}: D of model.name={config.model.name} has {len(blocks)} blocks")
+        name = config.model.d_name or config.model.name
+        raise ConfigError(f"init.freeze_D={count}: D of {name} has {len(blocks)} blocks")
     for block in blocks[:count]:
         block.eval().requires_grad_(False)
 
