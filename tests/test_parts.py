@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, TINY
 from forks import Forked
 from launched import launched
 from program import Program
@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 
 import gan_dist
 from gan_dist import parts
-from gan_dist.errors import ConfigError
+from gan_dist.engine.callbacks.users import Context
+from gan_dist.errors import ConfigError, UserError
 from gan_dist.game.losses import LOSSES, Loss
 from gan_dist.parts import Table, load_plugins
 
@@ -133,13 +134,21 @@ def test_two_processes_train_as_one_and_call_the_callback_on_both(plugged: Progr
 
 @pytest.mark.slow
 def test_a_callback_that_raises_ends_the_run_and_names_the_checkpoint(plugged: Program) -> None:
-    words = ["callbacks.count.fail_at=300", "run.dir=run", "train.kimg=1", "metrics.every_kimg=0"]
+    words = [
+        "model.g_name=mlp",
+        "model.g_args={}",
+        "callbacks.count.fail_at=300",
+        "run.dir=run",
+        "train.kimg=1",
+        "metrics.every_kimg=0",
+    ]
     result = plugged.process("train", *plugged._tiny([*ALL, *words]))
     assert result.returncode == 1
     assert "ZeroDivisionError: too many" in result.stderr, "the user's own traceback is shown"
     assert "the callback count failed at 0.304 kimg" in result.stderr
     assert "the run can go on from run/checkpoints/000000000304" in result.stdout
-    _train(plugged, "run.dir=run", "train.kimg=0.4", "metrics.every_kimg=0", "callbacks.count.fail_at=0")
+    again = ["model.g_name=mlp", "model.g_args={}", "metrics.every_kimg=0", "callbacks.count.fail_at=0"]
+    _train(plugged, "run.dir=run", "train.kimg=0.4", *again)
 
 
 MISTAKES = {
@@ -341,3 +350,41 @@ for name in ("per batch", "mixes", "draws"):
     tried(name, testing.check_loss, name.replace(" ", "_"))
 print(json.dumps(found))
 """
+
+
+class _Seen:
+    """A callback that is handed over in Python, without being registered."""
+
+    at_end = True
+
+    def __init__(self, every_kimg: float = 0.1) -> None:
+        self.every_kimg = every_kimg
+        self.at: list[int] = []
+
+    def __call__(self, context: Context) -> None:
+        self.at.append(context.nimg)
+        assert context.settings["train"]["batch_size"] == 32
+        assert next(context.G.parameters()).shape == next(context.G_ema.parameters()).shape
+
+    def state_dict(self) -> dict[str, list[int]]:
+        return {"at": self.at}
+
+    def load_state_dict(self, state: dict[str, list[int]]) -> None:
+        self.at = state["at"]
+
+
+@pytest.mark.slow
+def test_callbacks_from_python_are_called_and_restored(tmp_path: Path) -> None:
+    words = [*TINY, f"run.dir={tmp_path / 'run'}", "resume=auto", "sample.every_kimg=0"]
+    gan_dist.train([*words, "train.kimg=0.2"], callbacks=[_Seen()])
+    later = _Seen()
+    gan_dist.train([*words, "train.kimg=0.3"], callbacks=[later])
+    assert later.at == [128, 224, 320], "the last one is the end of the training"
+    with pytest.raises(ConfigError, match="two callbacks have the name _Seen"):
+        gan_dist.train([*words, "train.kimg=0.4"], callbacks=[_Seen(), _Seen()])
+    with pytest.raises(ConfigError, match=r"callback _Seen: it must be callable, and have every_kimg"):
+        gan_dist.train([*words, "train.kimg=0.4"], callbacks=[_Seen(every_kimg=-1)])
+    unsaved = _Seen()
+    unsaved.at = [torch.ones(())]  # type: ignore[list-item]
+    with pytest.raises(UserError, match=r"callback _Seen: its state_dict\(\) must be JSON"):
+        gan_dist.train([*words[:-2], f"run.dir={tmp_path / 'other'}", "train.kimg=0.1"], callbacks=[unsaved])
