@@ -134,20 +134,14 @@ def test_two_processes_train_as_one_and_call_the_callback_on_both(plugged: Progr
 
 @pytest.mark.slow
 def test_a_callback_that_raises_ends_the_run_and_names_the_checkpoint(plugged: Program) -> None:
-    words = [
-        "model.g_name=mlp",
-        "model.g_args={}",
-        "callbacks.count.fail_at=300",
-        "run.dir=run",
-        "train.kimg=1",
-        "metrics.every_kimg=0",
-    ]
+    shipped = ["model.g_name=mlp", "model.g_args={}"]  # with a user's D
+    words = [*shipped, "callbacks.count.fail_at=300", "run.dir=run", "train.kimg=1", "metrics.every_kimg=0"]
     result = plugged.process("train", *plugged._tiny([*ALL, *words]))
     assert result.returncode == 1
     assert "ZeroDivisionError: too many" in result.stderr, "the user's own traceback is shown"
     assert "the callback count failed at 0.304 kimg" in result.stderr
     assert "the run can go on from run/checkpoints/000000000304" in result.stdout
-    again = ["model.g_name=mlp", "model.g_args={}", "metrics.every_kimg=0", "callbacks.count.fail_at=0"]
+    again = [*shipped, "metrics.every_kimg=0", "callbacks.count.fail_at=0"]
     _train(plugged, "run.dir=run", "train.kimg=0.4", *again)
 
 
