@@ -28,6 +28,7 @@ def as_found() -> Iterator[None]:
 
     Inside it the process is as at the start of a program: torch has its defaults, and Accelerate no state.
     """
+    gc.collect()  # what a training that has failed may still hold
     environment, path, hook, stop = dict(os.environ), [*sys.path], sys.excepthook, sys.exit
     inductor: Any = importlib.import_module("torch._inductor.config")
     compilers = inductor.compile_threads

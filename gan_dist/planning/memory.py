@@ -108,7 +108,7 @@ def _networks(config: Config, info: DataInfo, n: int) -> tuple[dict[str, int], i
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         saved[storage._cdata] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # an operation that keeps its own result would never be freed
 
     # The generator of random numbers is left as it is, because the initial weights of the run depend on it.
     with torch.random.fork_rng(devices=[]), torch.device("meta"), saved_tensors_hooks(keep, lambda tensor: tensor):
