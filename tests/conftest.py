@@ -150,6 +150,21 @@ RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
 OF_EACH_ARCHITECTURE = {recipe_file(name).model.name: name for name in reversed(RECIPES)}
 
 
+def _code_of(name: str) -> str:
+    """What decides which code a recipe's iterations run. Sizes, rates and the images themselves decide nothing."""
+    config = recipe_file(name)
+    model, loss = config.model, config.loss
+    penalties = [key for key in ("r1_gamma", "r2_gamma", "gradient_penalty", "clip_weights") if getattr(loss, key)]
+    arguments = {key for args in (model.g_args, model.d_args) for key in args if key != "blocks"}
+    optimizers = [config.optim.G.name, config.optim.D.name]
+    kinds = [config.data.name in POINTS, model.conditional, config.train.augment, config.train.n_critic > 1]
+    return f"{model.name} {sorted(arguments)} {loss.name} {penalties} {optimizers} {kinds}"
+
+
+# The first recipe of each kind, for expensive tests: the others differ from it in data, sizes and rates alone.
+DISTINCT = sorted({_code_of(name): name for name in reversed(RECIPES)}.values())
+
+
 # --- quick and slow ---------------------------------------------------------------------------------------------------
 
 # Files whose tests take minutes come first, the longest of all at the very start, so that no worker of pytest-xdist is

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import OF_EACH_ARCHITECTURE, RECIPES, ROOT, SMALL, Train, start_ranks
-from resume_worker import IN_TWO
+from conftest import DISTINCT, ROOT, SMALL, Train, start_ranks
+from resume_worker import CHANGED, CHANGED_IN_TWO, IN_TWO
 
 from gan_dist.checkpoint.find import FILES
 
@@ -21,7 +21,7 @@ def test_every_combination_resumes_exactly(world_size: int, tmp_path: Path) -> N
         _, error = process.communicate(timeout=1800)
         assert process.returncode == 0, error
     results = json.loads((tmp_path / "results.json").read_text())
-    assert len(results) == len(RECIPES if world_size == 1 else IN_TWO) + 3 * len(OF_EACH_ARCHITECTURE)
+    assert len(results) == len([*DISTINCT, *CHANGED] if world_size == 1 else [*IN_TWO, *CHANGED_IN_TWO])
     assert {name: files for name, files in results.items() if files} == {}
 
 

@@ -33,17 +33,6 @@ def test_run_on_two_nodes_is_the_one_without_slurm(two_nodes: Job, tmp_path: Pat
         assert all((a[k] - b[k]).norm() < 1e-3 * a[k].norm() for k in a)
 
 
-def test_requeued_run_ends_like_one_that_never_was(slurm: Slurm, two_nodes: Job) -> None:
-    job = slurm.submit("--nodes=2", *LONG)
-    job.wait_for("3.0/20 kimg")
-    slurm("scontrol", "requeue", job.id)
-    assert job.wait() == "COMPLETED", job.log
-    assert job.fact("Restarts") == "1"
-    assert "stopped at" in job.log
-    assert "going on from" in job.log
-    assert weights(job.run_dir) == weights(two_nodes.run_dir)
-
-
 def test_finished_run_exits_at_once(slurm: Slurm, two_nodes: Job) -> None:
     job = slurm.submit("", *LONG, run_dir=two_nodes.run_dir)
     assert job.wait() == "COMPLETED", job.log
@@ -52,30 +41,36 @@ def test_finished_run_exits_at_once(slurm: Slurm, two_nodes: Job) -> None:
     assert "2.0/20 kimg" not in job.log
 
 
-def test_killed_rank_requeues_the_job(slurm: Slurm, two_nodes: Job) -> None:
+def test_run_survives_a_requeue_a_killed_rank_and_a_dead_node(slurm: Slurm, two_nodes: Job) -> None:
+    """One job goes through them one after another, and ends like a run that nothing has happened to."""
     job = slurm.submit("--nodes=2", *LONG)
     job.wait_for("3.0/20 kimg")
+    slurm("scontrol", "requeue", job.id)
+    _wait_until_it_trains_again(job, 1)
+    assert "stopped at" in job.log
     os.kill(job.ranks()[1], signal.SIGKILL)
-    wait_until(lambda: job.fact("Restarts") == "1", 60)
-    assert job.wait() == "COMPLETED", job.log
+    _wait_until_it_trains_again(job, 2)
     assert "lost rank 1" in job.log
     assert "failed with exit status 137" in job.log
+    _kill_second_node(slurm, job)
+    wait_until(lambda: "n2:mixed*" in slurm("sinfo", "--noheader", "--Node", "--format=%N:%T"), 60)  # it is missed
+    start_node("n2", slurm.env)
+    assert job.wait() == "COMPLETED", job.log
+    assert job.fact("Restarts") == "3"
     assert weights(job.run_dir) == weights(two_nodes.run_dir)
 
 
-def test_dead_node_requeues_the_job(slurm: Slurm, two_nodes: Job) -> None:
-    job = slurm.submit("--nodes=2", *LONG)
-    job.wait_for("3.0/20 kimg")
+def _wait_until_it_trains_again(job: Job, restarts: int) -> None:
+    wait_until(lambda: "/20 kimg" in "".join(job.log.split("going on from")[restarts:]), 120)
+
+
+def _kill_second_node(slurm: Slurm, job: Job) -> None:
+    """Kill SLURM's daemon on n2, the job's step there and its rank, as a power failure would."""
     rank = job.ranks()[1]
     step = int(Path(f"/proc/{rank}/stat").read_text().rpartition(")")[2].split()[1])
     daemon = int(Path(slurm.env["SLURM_CONF"]).with_name("slurmd-n2.pid").read_text())
     for pid in (daemon, step, rank):
         os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: "n2:mixed*" in slurm("sinfo", "--noheader", "--Node", "--format=%N:%T"), 60)  # it is missed
-    start_node("n2", slurm.env)
-    assert job.wait() == "COMPLETED", job.log
-    assert job.fact("Restarts") == "1"
-    assert weights(job.run_dir) == weights(two_nodes.run_dir)
 
 
 def test_all_checkpoints_are_evaluated_on_all_ranks_once(slurm: Slurm, two_nodes: Job) -> None:
