@@ -161,8 +161,29 @@ def _code_of(name: str) -> str:
     return f"{model.name} {sorted(arguments)} {loss.name} {penalties} {optimizers} {kinds}"
 
 
-# The first recipe of each kind, for expensive tests: the others differ from it in data, sizes and rates alone.
-DISTINCT = sorted({_code_of(name): name for name in reversed(RECIPES)}.values())
+def _also(name: str) -> set[str]:
+    """What a recipe uses of the parts that have nothing to do with its networks and its loss."""
+    config = recipe_file(name)
+    loss, schedules = config.loss, {side: getattr(config.optim, side) for side in "GD"}
+    used = {
+        "mirroring": config.data.hflip,
+        "drift": loss.drift,
+        "a smoothed target": loss.label_smoothing,
+        "half of D's loss": loss.d_half,
+        "gamma decays": loss.gamma_decay != 1,
+        "penalties now and then": loss.penalty_interval > 1,
+        "the average's half-life grows": config.ema.growth_kimg,
+        **{f"schedule of {side}: {its.schedule}": True for side, its in schedules.items()},
+        **{f"beta2 of {side} changes": its.beta2_final for side, its in schedules.items()},
+    }
+    return {what for what, is_used in used.items() if is_used}
+
+
+# A recipe of each kind, for expensive tests: the others differ from it in data, sizes and rates, and in what another of
+# these recipes uses too.
+_of_kind = {_code_of(name): name for name in sorted(RECIPES, key=lambda name: (len(_also(name)), name))}
+DISTINCT = sorted(_of_kind.values())
+assert set().union(*map(_also, DISTINCT)) == set().union(*map(_also, RECIPES))
 
 
 # --- quick and slow ---------------------------------------------------------------------------------------------------

@@ -54,9 +54,9 @@ WIRE = [(loss, "R1") for loss in sorted(LOSSES)] + [
 WIRE_STEPS = list(itertools.product((0, 2), (1, 3)))
 # Recipes whose losses are compiled on two processes: those without batch normalization; and with penalties, R1 in
 # micro-batches, R1 and R2, WGAN-GP's, while a network grows. `test_compile.py` compares them on one process.
-COMPILED = ["digits", "r3gan_fashion_mnist", "grid_wgan_gp", "pggan_celeba"]
+COMPILED = ["digits", "r3gan_cifar10", "grid_wgan_gp", "pggan_celeba"]
 # Where four processes would show what two do not: all that differs between them is how a batch is cut.
-IN_FOUR = [*OF_EACH_ARCHITECTURE.values(), "wgan_gp_fashion_mnist", "grid_rpgan"]
+IN_FOUR = [*OF_EACH_ARCHITECTURE.values(), "wgan_gp_fashion_mnist", "ring_rpgan"]
 SEEDS = (0, 1)  # of first gradients in single precision
 
 
