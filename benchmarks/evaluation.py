@@ -163,7 +163,7 @@ def beside(
     fake = (real.float() + 25 * torch.randn(real.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 255)
     fake = fake.to(torch.uint8)
     evaluator = FeatureEvaluator(
-        extractor, reference_of(info, dataset), dist, num_images=n, batch_size=250, seed=0
+        extractor, reference_of(info, dataset), dist, num_images=n, batch_size=250, seed=0, extra={}
     )  # computing its reference is not timed
 
     def ours() -> dict[str, float]:

@@ -14,7 +14,7 @@ from gan_dist.data.datasets import describe
 from gan_dist.data.preprocess import points_to_float
 from gan_dist.engine.draws import Draws
 from gan_dist.engine.scalars import Scalars
-from gan_dist.game.augment import NUMBERS, color, cutout, translation
+from gan_dist.game.augment import NUMBERS, color, cutout, make_augmentations, translation
 from gan_dist.parallel.distributed import Distributed
 from gan_dist.rng import Purpose
 from gan_dist.settings.config import load_config
@@ -83,7 +83,7 @@ def test_draws_follow_the_image() -> None:
 
     def draws(*names: str) -> Draws:
         numbers = Scalars(torch.device("cpu"), {"row": torch.int64})
-        return Draws(state, 3, None, points_to_float, False, names, numbers)
+        return Draws(state, 3, None, points_to_float, False, make_augmentations(names, {}), numbers)
 
     def looks(names: tuple[str, ...], x: Tensor, first: int) -> Tensor:
         """What D sees of real images x whose first has this number: x itself here, as they are floats already."""

@@ -217,7 +217,7 @@ def test_metrics_are_ieee_in_a_tf32_run() -> None:
         with _WatchTf32() as metrics:
             sizes = {"num_images": 4, "batch_size": 4, "seed": 0}
             reference = Reference(ImageTensor(images, labels), info, "key", None)
-            FeatureEvaluator(_Extractor(), reference, dist, **sizes)(state.G_ema)
+            FeatureEvaluator(_Extractor(), reference, dist, extra={}, **sizes)(state.G_ema)
         with _WatchTf32() as training:
             step(iter([(images[:4], labels[:4])]))
     assert metrics.seen["convolution"] == {False}

@@ -117,7 +117,7 @@ def test_reference_is_spread_evenly_over_a_large_data_set(dist: Distributed, mon
     monkeypatch.setattr("gan_dist.metrics.features.MAX_REAL", 5)
     dataset = ImageTensor(torch.arange(20, dtype=torch.uint8)[:, None, None, None], torch.zeros(20))
     reference = Reference(dataset, DataInfo((1, 1, 1), 0, 20), "", None)
-    evaluator = FeatureEvaluator(Brightness(), reference, dist, num_images=4, batch_size=2, seed=0)
+    evaluator = FeatureEvaluator(Brightness(), reference, dist, num_images=4, batch_size=2, seed=0, extra={})
     assert evaluator.real.flatten().tolist() == [0, 4, 8, 12, 16]
 
 
@@ -146,7 +146,9 @@ def test_batch_size_changes_nothing(digits: ImageTensor, extractor: ClassifierEx
     results = []
     reference = Reference(digits, describe(source_of(Data())), "key", torch.full((10,), 0.1))
     for batch_size in (250, 77):
-        evaluator = FeatureEvaluator(extractor, reference, dist, num_images=503, batch_size=batch_size, seed=0)
+        evaluator = FeatureEvaluator(
+            extractor, reference, dist, num_images=503, batch_size=batch_size, seed=0, extra={}
+        )
         results.append(evaluator(G))
     assert set(results[0]) == {f"{name}_classifier" for name in ("fid", "kid", "is", "precision", "recall")}
     for name, value in results[0].items():

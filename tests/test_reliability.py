@@ -191,7 +191,7 @@ def test_best_checkpoint_is_written_though_the_writer_is_busy_or_has_failed(tmp_
 def _facts() -> dict[str, Any]:
     """What a checkpoint holds about its run."""
     known = {"image_shape": [1, 8, 8], "num_classes": 10, "num_images": 1797, "class_names": [], "unreadable": []}
-    nothing: dict[str, Any] = {"environment": {}, "protocol": {}, "paths": {}, "started_from": {}}
+    nothing: dict[str, Any] = {"environment": {}, "protocol": {}, "paths": {}, "started_from": {}, "callbacks": {}}
     return {**known, **nothing, "series": 1, "unmeasured": False}
 
 
