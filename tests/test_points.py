@@ -72,7 +72,7 @@ def test_run_on_points(train: Train, tmp_path: Path) -> None:
     ("settings", "text"),
     [
         (["model.g_args={tanh: true}"], "set model.name=mlp and model.g_args={tanh: false}"),
-        (["model.name=dcgan"], "model.name=dcgan with data.image_size=1x1"),
+        (["model.name=dcgan", "model.g_args={}"], "model.name=dcgan with data.image_size=1x1"),
         (["data.image_size=8"], "data.name=grid are points"),
         (["model.g_args={tan: false}"], "unknown argument tan; choose one of tanh"),
         (["model.g_args={tanh: 3}"], "tanh=3 must be"),
