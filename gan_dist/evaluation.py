@@ -29,7 +29,15 @@ from gan_dist.report.tracking import append_line, as_json, read_metrics
 from gan_dist.settings.checks import check
 from gan_dist.settings.config import plugins_in
 from gan_dist.settings.schema import Config, Train, must_agree
-from gan_dist.wiring.data import class_probabilities, keep_classes, source_of, stage_dir, use_given, use_paths
+from gan_dist.wiring.data import (
+    class_probabilities,
+    keep_classes,
+    registered_dataset,
+    source_of,
+    stage_dir,
+    use_given,
+    use_paths,
+)
 from gan_dist.wiring.figures import difference
 from gan_dist.wiring.kinds import kind_of
 from gan_dist.wiring.networks import SavedGenerator, find_generator, read_generator
@@ -183,6 +191,7 @@ def _complete(found: SavedGenerator, settings: Sequence[str], num_images: int | 
 
 def _make_evaluator(found: SavedGenerator, run_dir: Path | None, dist: Distributed, given: Any) -> Evaluator:
     config, names = found.config, found.facts["class_names"]
+    given = registered_dataset(config.data) if given is None else given
     source, kind = source_of(config.data, given), kind_of(config.data)
     info = dist.from_main(lambda: describe(source))
     info = info if names is None else keep_classes(info, names)

@@ -15,7 +15,7 @@ from gan_dist.parallel.distributed import Distributed
 from gan_dist.parts import load_plugins
 from gan_dist.settings.schema import Config
 from gan_dist.wiring.checks import check_parts
-from gan_dist.wiring.data import cache_dir, source_of
+from gan_dist.wiring.data import cache_dir, registered_dataset, source_of
 from gan_dist.wiring.kinds import kind_of
 from gan_dist.wiring.parts import check_names, named_parts
 
@@ -32,7 +32,8 @@ def prefetch(config: Config) -> Iterator[str]:
     """
     load_plugins(config.plugins)
     check_names(named_parts(config), {})
-    dist, source, kind = Distributed("fp32", cpu=True), source_of(config.data), kind_of(config.data)
+    dist, kind = Distributed("fp32", cpu=True), kind_of(config.data)
+    source = source_of(config.data, registered_dataset(config.data))
     info = describe(source)
     check_parts(config, info, dist)
     dataset, key = load_shared(source, info, dist, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from gan_dist.settings.precision import resolve
 from gan_dist.settings.schema import Config, must_agree
 from gan_dist.wiring.build import WiredRun, build
 from gan_dist.wiring.checks import check_parts
-from gan_dist.wiring.data import source_of, use_given
+from gan_dist.wiring.data import registered_dataset, source_of, use_given
 from gan_dist.wiring.own_config import Asked, own_config
 from gan_dist.wiring.parts import check_names, code_of_parts, environment_of_run, named_parts
 from gan_dist.wiring.resume import (
@@ -69,6 +70,8 @@ def train(asked: Asked, signals: StopRequest) -> bool:
     log_to(None)
     load_plugins(config.plugins)
     check_names(named_parts(config), environment_of_run(config))
+    if asked.dataset is None:
+        asked = replace(asked, dataset=registered_dataset(config.data))
     cpu = settings.device == "cpu" or not torch.cuda.is_available()
     settings.precision = resolve(settings, on_gpu=not cpu)
     agree(must_agree(config) | code_of_parts(config), settings.meet_minutes, signals)

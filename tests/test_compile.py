@@ -20,11 +20,13 @@ from torch.utils._pytree import tree_flatten
 from gan_dist.checkpoint.write import take_snapshot, write_checkpoint
 from gan_dist.data.datasets import describe
 from gan_dist.engine.compiled import trace
+from gan_dist.game.regularizers import PENALTIES, interpolate, squared_gradient_norms
 from gan_dist.kernels.resampling import double, halve
 from gan_dist.kernels.switches import numerics
 from gan_dist.models._layers import Embedding, double_nearest, spectral_norm
 from gan_dist.models.sngan import Attention
 from gan_dist.parallel.distributed import Distributed
+from gan_dist.parts import Registered
 from gan_dist.settings.config import as_yaml
 from gan_dist.wiring.build import WiredRun, build
 from gan_dist.wiring.data import source_of
@@ -104,6 +106,24 @@ def test_gradient_of_a_penalty_arrives(dist: Distributed, tmp_path: Path) -> Non
         found.append(gradients[1] - gradients[0])
     assert found[0].norm() > 1e-3
     torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-12)
+
+
+def test_penalty_of_a_user_is_traced_too(dist: Distributed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It differentiates D twice, at points between real and generated images; without it the weights are others."""
+
+    def penalty(D: Any, x_real: Tensor, x_fake: Tensor, y: Tensor, u: Tensor, *, weight: float) -> Tensor:
+        x = interpolate(x_real, x_fake, u).requires_grad_()
+        return weight * squared_gradient_norms(D(x, y), x)[0]
+
+    monkeypatch.setitem(PENALTIES._registered, "slope", Registered(penalty, penalty))
+    ended = []
+    for compiled, weight in ((False, 3), (True, 3), (False, 0)):
+        words = f"loss.penalties.slope.weight={weight}"
+        run = _start(tmp_path / f"{compiled}-{weight}", dist, "digits", compiled, words)
+        with mock.patch.object(torch, "compile", Traces()):
+            ended.append(_go_on(run, 4))
+    _assert_close(ended[1], ended[0])
+    assert any(not torch.allclose(ended[2][name], tensor) for name, tensor in ended[0].items())
 
 
 def test_loss_scale_is_no_constant_of_a_trace(tmp_path: Path) -> None:

@@ -62,14 +62,14 @@ def plan(arguments: list[str]) -> int:
     from gan_dist.planning.settle import choose_batches
     from gan_dist.settings.config import choose
     from gan_dist.settings.precision import resolve
-    from gan_dist.wiring.data import source_of
+    from gan_dist.wiring.data import registered_dataset, source_of
     from gan_dist.wiring.parts import check_names, named_parts
 
     if options.gpu and options.gpu not in planning.GPUS:
         raise ConfigError(f"--gpu {options.gpu}: {choose(options.gpu, list(planning.GPUS))}")
     load_plugins(config.plugins)
     check_names(named_parts(config), {})
-    info = describe(source_of(config.data))
+    info = describe(source_of(config.data, registered_dataset(config.data)))
     on_gpu = bool(options.gpu) or torch.cuda.is_available()
     config.train.precision = resolve(config.train, on_gpu)
     rates = planning.GPUS[options.gpu] if options.gpu else planning.measured_rates()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +41,29 @@ def use_given(config: Config, dataset: Any) -> None:
     config.data.name = PYTHON
 
 
+def registered_dataset(data: Data) -> Any:
+    """Make the data set that the settings name, if it is one that a user has registered; else return None.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    if data.name in DATASETS.own:
+        return None
+    try:
+        return DATASETS[data.name](Path(data.root).expanduser(), **data.args)
+    except UserError:
+        raise
+    except Exception as error:  # the code is a user's
+        raise ConfigError(f"data.name={data.name}: cannot be made ({type(error).__name__}: {error})") from error
+
+
 def source_of(data: Data, dataset: Any = None) -> Source:
     """Return the description of the data set that the settings ask for.
 
     Args:
         data: the settings.
-        dataset: the data set that was given from Python; None if none was given.
-
-    Raises:
-        ConfigError: a data set that a user has registered cannot be made.
+        dataset: the data set that was given from Python, or that a user has registered; None for another one.
     """
-    if data.name not in DATASETS.own:
-        dataset = _registered(data.name, data.root, json.dumps(data.args))
     return Source(
         name=data.name,
         root=Path(data.root),
@@ -67,17 +76,6 @@ def source_of(data: Data, dataset: Any = None) -> Source:
         memory=data.memory_gib * 2**30,
         dataset=dataset,
     )
-
-
-@cache  # it may read much, and is asked for several times
-def _registered(name: str, root: str, args: str) -> Any:
-    """Make a data set that a user has registered; `args` are its arguments as JSON."""
-    try:
-        return DATASETS[name](Path(root).expanduser(), **json.loads(args))
-    except UserError:
-        raise
-    except Exception as error:  # the code is a user's
-        raise ConfigError(f"data.name={name}: cannot be made ({type(error).__name__}: {error})") from error
 
 
 def keep_classes(info: DataInfo, class_names: Sequence[str]) -> DataInfo:

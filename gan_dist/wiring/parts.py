@@ -6,7 +6,6 @@ import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -156,10 +155,13 @@ def _key(part: Named) -> str:
     return f"{part.setting}={part.name}"
 
 
-@cache  # all files of the part's package are read, and what is unknown is said once
+_said_unknown: set[tuple[str, str]] = set()
+
+
 def _where(table: Table, name: str) -> str:
     where = table.where(name)
-    if where.endswith(UNKNOWN):
+    if where.endswith(UNKNOWN) and (table.kind, name) not in _said_unknown:
+        _said_unknown.add((table.kind, name))
         log.warning("the source of the %s %s is unknown, so changes of it will not be noticed", table.kind, name)
     return where
 
