@@ -53,6 +53,12 @@ class Run(NamedTuple):
         return load_generator(self.directory)
 
     @property
+    def kimg(self) -> float:
+        """Thousands of real images that D has seen at the newest checkpoint; 0 if there is none yet."""
+        checkpoints = list_checkpoints(self.directory)
+        return int(checkpoints[-1].name) / 1000 if checkpoints else 0.0
+
+    @property
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`, oldest first: each a dict with `kimg` and what was logged there."""
         return list(read_metrics(self.directory / "metrics.jsonl"))
@@ -122,6 +128,8 @@ def train(settings: Settings, dataset: Any = None, callbacks: Sequence[Any] = ()
         KeyboardInterrupt: Ctrl-C for the second time.
     """
     global _training
+    if not isinstance(callbacks, list | tuple):
+        raise ConfigError(f"callbacks={type(callbacks).__name__}: give a list of callbacks")
     asked = replace(read_words(as_words(settings)), dataset=dataset, callbacks=tuple(callbacks))
     with _alone(), StopRequest() as request:
         _training = asked, request

@@ -27,7 +27,7 @@ from gan_dist.parallel.together import together
 from gan_dist.parts import load_plugins
 from gan_dist.report.tracking import append_line, as_json, read_metrics
 from gan_dist.settings.checks import check
-from gan_dist.settings.config import plugins_in
+from gan_dist.settings.config import plugins_in, read_overrides
 from gan_dist.settings.schema import Config, Train, must_agree
 from gan_dist.wiring.data import (
     class_probabilities,
@@ -82,7 +82,7 @@ def evaluate(
         UserError: the data, the feature extractor or a checkpoint cannot be read.
     """
     asked = {"--checkpoint": checkpoint, "--n": str(num_images), "settings": " ".join(settings)}
-    load_plugins(plugins_in(settings))
+    _use_plugins(settings)
     agree(asked, Train.meet_minutes)
     dist = Distributed("fp32", cpu="train.device=cpu" in settings)
     every, results = checkpoint == "all", run_dir / FILE
@@ -155,6 +155,18 @@ def evaluate_module(G: nn.Module, asked: Asked, num_images: int | None) -> dict[
         return {**figures, "protocol": evaluator.protocol}
 
     return together(dist, work)
+
+
+def _use_plugins(settings: Sequence[str]) -> None:
+    """Import the plugins that settings name, and refuse settings that change nothing in an evaluation.
+
+    Raises:
+        ConfigError: there is such a setting, or a plugin cannot be imported.
+    """
+    for name, _ in read_overrides(settings):
+        if not name.startswith(("metrics.", "data.")) and name not in ("train.device", "plugins"):
+            raise ConfigError(f"{name} changes nothing here: use metrics.*, data.*, train.device or plugins")
+    load_plugins(plugins_in(settings))
 
 
 def _add(results: Path, result: dict[str, Any]) -> None:

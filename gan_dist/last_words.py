@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ class Ending:
         nimg: images that the run has seen now.
         points: G makes points, which `gan-dist sample` does not show.
         processes: number of processes of the run.
+        plugins: the modules of users' parts that the run has imported.
     """
 
     run_dir: Path
@@ -35,6 +36,7 @@ class Ending:
     nimg: int
     points: bool
     processes: int
+    plugins: Sequence[str] = ()
 
 
 @contextmanager
@@ -62,8 +64,9 @@ def say_last_words(ending: Ending, seconds: float) -> None:
     """
     run_dir, kimg = ending.run_dir, in_kimg(ending.nimg)
     trained = ending.nimg - ending.first_nimg
+    plugins = " " + shlex.quote(f"plugins=[{','.join(ending.plugins)}]") if ending.plugins else ""
     if not ending.finished:
-        command = f"{_program(ending.processes)} {shlex.quote(f'run.dir={run_dir}')} resume=latest"
+        command = f"{_program(ending.processes)} {shlex.quote(f'run.dir={run_dir}')} resume=latest{plugins}"
         log.info("stopped at %s kimg; go on with: %s", kimg, command)
     elif trained <= 0:
         log.info("nothing was left to train: the run has %s kimg already", kimg)
@@ -82,7 +85,7 @@ def say_last_words(ending: Ending, seconds: float) -> None:
         if paths:
             log.info("  %-11s %s", name, " and ".join(map(str, paths)))
     if checkpoints and not ending.points:
-        log.info("  sample it   gan-dist sample %s --n 64 --grid", shlex.quote(str(run_dir)))
+        log.info("  sample it   gan-dist sample %s --n 64 --grid%s", shlex.quote(str(run_dir)), plugins)
 
 
 def _program(processes: int) -> str:

@@ -147,10 +147,10 @@ def load_plugins(names: Sequence[str]) -> None:
         except UserError:
             raise
         except Exception as error:
-            raise ConfigError(
-                f"plugins=[{name}]: cannot be imported: {_said(error)}; name a Python module that is installed or lies "
-                "in this directory"
-            ) from error
+            missing = isinstance(error, ModuleNotFoundError) and error.name == _top(name)
+            hint = "; name a Python module that is installed or lies in this directory" * missing
+            hint = f"; write plugins=[{name.removesuffix('.py')}], without .py" if name.endswith(".py") else hint
+            raise ConfigError(f"plugins=[{name}]: cannot be imported: {_said(error)}{hint}") from error
 
 
 def describe_foreign() -> str:

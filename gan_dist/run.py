@@ -120,8 +120,9 @@ def _train(asked: Asked, dist: Distributed, signals: StopRequest, held: ExitStac
             dist.from_main(lambda: check_fit(before, config, info))
         if dist.is_main:
             _open_log(asked, run_dir, before)
-        shape = "x".join(map(str, info.image_shape))
-        log.info("%s: %s on %d images of %s", run_dir, config.model.name, info.num_images, shape)
+        shape, model = "x".join(map(str, info.image_shape)), config.model
+        names = " against ".join(dict.fromkeys((model.g_name or model.name, model.d_name or model.name)))
+        log.info("%s: %s on %d images of %s", run_dir, names, info.num_images, shape)
         for sentence in chosen:
             log.info(sentence)
         if dist.is_main:
@@ -139,7 +140,7 @@ def _train(asked: Asked, dist: Distributed, signals: StopRequest, held: ExitStac
             log.warning("%s: the same bits as in one go are not promised", changed)
     first, points = run.state.nimg, info.image_shape[1:] == (1, 1)
     finished = _train_to_the_end(run, run_dir, signals, config.tracking.artifact)
-    return Ending(run_dir, finished, first, run.state.nimg, points, dist.world_size)
+    return Ending(run_dir, finished, first, run.state.nimg, points, dist.world_size, config.plugins)
 
 
 def _prepare(asked: Asked, failed_start: ExitStack, held: ExitStack) -> tuple[Path, Before | None, bool]:

@@ -73,6 +73,8 @@ def check_architecture(
     assert x.shape == (N, *image_shape), f"G must return images {(N, *image_shape)}, and returns {tuple(x.shape)}"
     assert x.abs().max() <= 1, f"G must return values in [-1, 1], and returns {x.min():g} to {x.max():g}"
     logits = D(x, y)
+    again = "two calls of D give different logits: it draws random numbers, or changes its buffers when it is called"
+    assert torch.equal(logits, D(x, y)), again
     assert logits.shape == (N,), f"D must return logits ({N},), and returns {tuple(logits.shape)}"
     _check_second_derivatives(D, x.detach(), y)
     arguments = [f"model.{side}_args.{key}={value}" for side, args in (("g", g_args), ("d", d_args))

@@ -152,7 +152,7 @@ class _Rest(nn.Module):
     """What occurs in the other architectures and in G's steps, once each, in a network whose code is soon generated.
 
     From SNGAN and SAGAN spectral normalization, projection and attention, from R3GAN the resampling, from PGGAN the
-    fading in of a stage, and from G the tanh.
+    fading in of a stage, from the augmentation of colours the unbinding, and from G the tanh.
     """
 
     def __init__(self) -> None:
@@ -163,7 +163,7 @@ class _Rest(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         x = double_nearest((x * self.scale).tanh())
-        x = torch.lerp(double(halve(x)), x, self.scale)
+        x, _ = torch.stack([torch.lerp(double(halve(x)), x, self.scale), x]).unbind()
         features = F.relu(F.avg_pool2d(self.attention(self.conv(x)), 2)).sum((2, 3))
         return self.last(features).squeeze(1) + (self.embedding(y) * features).sum(1)
 

@@ -461,3 +461,19 @@ def test_labels_are_asked_for_as_often_as_they_occur() -> None:
     assert set(drawn.tolist()) == {0, 2}
     config.model.conditional = False
     assert class_probabilities(dataset, info, config) is None
+
+
+def test_a_worker_that_dies_with_a_lock_stops_nobody() -> None:
+    """An iterator that lives on, as in an error's traceback, tells its workers to end when it is collected."""
+    workers = Workers(1)
+    context = workers.context()
+    assert context
+    event = context.Event()
+    taken = threading.Thread(target=event._cond.acquire)  # as by the worker, and never released
+    taken.start()
+    taken.join()
+    workers.kill()
+    told = threading.Thread(target=event.set, daemon=True)
+    told.start()
+    told.join(10)
+    assert not told.is_alive()

@@ -134,13 +134,15 @@ def test_two_processes_train_as_one_and_call_the_callback_on_both(plugged: Progr
 
 @pytest.mark.slow
 def test_a_callback_that_raises_ends_the_run_and_names_the_checkpoint(plugged: Program) -> None:
-    shipped = ["model.g_name=mlp", "model.g_args={}"]  # with a user's D
+    shipped = ["model.g_name=mlp", "model.g_args={}", "model.d_args.drop=0.1"]  # with a user's D
     words = [*shipped, "callbacks.count.fail_at=300", "run.dir=run", "train.kimg=1", "metrics.every_kimg=0"]
     result = plugged.process("train", *plugged._tiny([*ALL, *words]))
     assert result.returncode == 1
     assert "ZeroDivisionError: too many" in result.stderr, "the user's own traceback is shown"
     assert "the callback count failed at 0.304 kimg" in result.stderr
     assert "the run can go on from run/checkpoints/000000000304" in result.stdout
+    assert "run: mlp against tiny on 50 images of 1x8x8" in result.stdout
+    assert "D has layers that draw random numbers of their own (Dropout)" in result.stdout
     again = [*shipped, "metrics.every_kimg=0", "callbacks.count.fail_at=0"]
     _train(plugged, "run.dir=run", "train.kimg=0.4", *again)
 
@@ -160,6 +162,20 @@ MISTAKES = {
         "[nothing_here]: cannot be imported: ModuleNotFound",
     ),
     "a module with a mistake": (["plugins=[broken]"], "plugins=[broken]: cannot be imported: ZeroDivisionError"),
+    "a file in place of a module": (["plugins=[my_parts.py]"], "write plugins=[my_parts], without .py"),
+    "a text in place of a list": (["plugins=my_parts"], "must be a list of names, for example [first,second]"),
+    "logits of another shape": (
+        ["model.d_name=column"],
+        "column: D(x, y) must have the shape (4,) for 4 images",
+    ),
+    "images of another shape": (["model.g_name=flat"], "flat: G(z, y) must have the shape (4, 1, 8, 8) for 4 images"),
+    "a missing attribute": (["model.g_name=nameless", "model.g_args={}"], "nameless: G.z_dim must be 8, and is None"),
+    "D alone": (["model.name=column"], "model.name=column has a discriminator only: set model.d_name=column"),
+    "a loss of the whole batch": (["loss.name=mean", "loss.args={}"], "loss.name=mean: D's loss must be one value per"),
+    "an argument that is not keyword-only": (
+        ["loss.name=mean"],
+        "width is not keyword-only in mean: put a * before",
+    ),
     "an own part of the same name": (["plugins=[rival]"], "gan_dist itself has a loss of the name hinge already"),
     "another module's part of the same name": (["plugins=[my_parts,second]"], "the module my_parts has a loss of the"),
 }
@@ -171,8 +187,10 @@ def test_mistakes_get_one_line(plugged: Program) -> None:
     register = "import gan_dist\n@gan_dist.register_loss('{}')\ndef loss(): ...\n"
     (plugged.cwd / "rival.py").write_text(register.format("hinge"))
     (plugged.cwd / "second.py").write_text(register.format("margin"))
+    (plugged.cwd / "odd.py").write_text(_ODD)
     (plugged.cwd / "mine.yaml").write_text("plugins: [my_parts]\n")
-    tried = {name: plugged._tiny([*ALL, *words, "run.dir=run"]) for name, (words, _) in MISTAKES.items()}
+    others = ["plugins=[my_parts,odd]", "run.dir=run"]
+    tried = {name: plugged._tiny([*ALL, *others, *words]) for name, (words, _) in MISTAKES.items()}
     tried["a plugin in a file"] = ["mine.yaml"]
     expected = {name: text for name, (_, text) in MISTAKES.items()}
     expected["a plugin in a file"] = "plugins belongs to one start of a run: name it on the command line"
@@ -184,6 +202,31 @@ def test_mistakes_get_one_line(plugged: Program) -> None:
         assert expected[mistake] in error, mistake
     assert not (plugged.cwd / "run").exists()
 
+
+_ODD = """
+import gan_dist, torch
+from my_parts import D, G
+
+@gan_dist.register_discriminator("column")
+class Column(D):
+    def forward(self, x, y=None):
+        return super().forward(x, y)[:, None]
+
+@gan_dist.register_generator("flat")
+class Flat(G):
+    def forward(self, z, y=None):
+        return super().forward(z, y).flatten(1)
+
+@gan_dist.register_generator("nameless")
+class Nameless(G):
+    def __init__(self, *args, **more):
+        super().__init__(*args, **more)
+        del self.z_dim
+
+@gan_dist.register_loss("mean")
+def mean(width=1.0):
+    return gan_dist.Loss(lambda r, f: (f - r).mean(), lambda f: -f)
+"""
 
 # Calls the command line with several lists of arguments, and prints the status and the error output of each.
 _ONE_AFTER_THE_OTHER = """

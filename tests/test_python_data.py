@@ -410,8 +410,7 @@ def test_run_asks_for_its_data_set_again(
     results: list[dict[str, Any]] = []
     for dataset in (Noise(inverted), Noise(inverted), Noise(drawn_anew), Noise(seed=1)):
         with _as_it_was():
-            place = tmp_path / "run", "latest", ["train.device=cpu"], 20, tmp_path / "run/evaluations.jsonl"
-            evaluation.evaluate(*place, results.append, dataset)
+            results += evaluation.evaluate(tmp_path / "run", "latest", ["train.device=cpu"], 20, dataset=dataset)
     assert results[0] == results[1]
     assert results[0]["fid_pixels"] != results[2]["fid_pixels"]
     assert results[0]["protocol"]["data"] != results[2]["protocol"]["data"]

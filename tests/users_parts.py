@@ -33,14 +33,17 @@ class D(nn.Module):
         if image_shape[1] > 64:
             raise ValueError("makes at most 64 pixels")
 
-    def __init__(self, image_shape: Any, num_classes: int, widths: Any = (), *, bias: bool = True) -> None:
+    def __init__(
+        self, image_shape: Any, num_classes: int, widths: Any = (), *, bias: bool = True, drop: float = 0.0
+    ) -> None:
         super().__init__()
+        self.drop = nn.Dropout(drop) if drop else nn.Identity()
         self.hidden = nn.Linear(int(np.prod(image_shape)), 16, bias=bias)
         self.label = nn.Embedding(num_classes, 16) if num_classes else None
         self.last = nn.Linear(16, 1)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        h = nn.functional.softplus(self.hidden(x.flatten(1)))
+        h = nn.functional.softplus(self.hidden(self.drop(x.flatten(1))))
         return self.last(h if self.label is None else h * (1 + self.label(y))).squeeze(1)
 
 

@@ -38,10 +38,11 @@ class Workers:
         self.count, self.given = count, 0
         self._done = RawArray("q", max(1, count))
         self._processes: list[BaseProcess] = []
+        self._events: list[Any] = []  # by which the DataLoader tells its workers to end
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a worker gets that is not a fork: all but the processes, which only their parent has."""
-        return {**vars(self), "_processes": []}
+        """Return what a worker gets that is not a fork: all but processes and events, which only their parent has."""
+        return {**vars(self), "_processes": [], "_events": []}
 
     @property
     def pending(self) -> int:
@@ -53,13 +54,17 @@ class Workers:
         if not self.count:
             return None
         context = copy.copy(multiprocessing.get_context(multiprocessing.get_start_method()))
-        make = context.Process  # type: ignore[attr-defined]
+        make, make_event = context.Process, context.Event  # type: ignore[attr-defined]
 
         def known(*args: Any, **kwargs: Any) -> BaseProcess:
             self._processes.append(make(*args, **kwargs))
             return self._processes[-1]
 
-        context.Process = known  # type: ignore[attr-defined]
+        def known_event() -> Any:
+            self._events.append(make_event())
+            return self._events[-1]
+
+        context.Process, context.Event = known, known_event  # type: ignore[attr-defined,method-assign]
         return context
 
     @staticmethod
@@ -101,10 +106,17 @@ class Workers:
         return ""
 
     def kill(self) -> None:
-        """Kill the workers, which may be waiting for a storage that does not answer."""
+        """Kill the workers, which may be waiting for a storage that does not answer.
+
+        A worker may die while it holds the lock of an event. If an error's traceback still holds the DataLoader's
+        iterator, that would set the event at its own end, and wait for the lock for ever; so setting it does nothing
+        from now on.
+        """
         for process in self._processes:
             if process.pid:
                 process.kill()
+        for event in self._events:
+            event.set = lambda: None
 
 
 def check_can_be_sent(dataset: Dataset) -> None:

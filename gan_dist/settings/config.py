@@ -23,6 +23,7 @@ from gan_dist.settings.formats import FORMAT, RENAMED, migrated
 from gan_dist.settings.schema import PATHS, Config, Run, describe_type, show, walk_settings
 from gan_dist.settings.values import Node, Scalar, looks_typed, node_of, read_yaml, shown, typed
 
+_EXAMPLES = {list: "[first,second]", dict: "'{name: value}'"}  # of settings that are empty by default
 MAX_DOTS = 5  # names inside a mapping that are separated by dots: as many as the stored config can be nested deeper
 Setting = tuple[str, Any]  # dotted name and value, which has the type that the schema names
 
@@ -239,7 +240,8 @@ def _value(source: str, name: str, node: Node) -> Any:
         if get_origin(kind) is Literal and isinstance(node, Scalar):
             raise ConfigError(f"{given}: {choose(node.text, get_args(kind))}") from None
         default = next(default for setting, default, _, _ in walk_settings() if setting == name)
-        raise ConfigError(f"{given} must be {describe_type(kind)}, for example {show(default)}") from None
+        example = show(default) if default or not isinstance(default, list | dict) else _EXAMPLES[get_origin(kind)]
+        raise ConfigError(f"{given} must be {describe_type(kind)}, for example {example}") from None
 
 
 def _unknown(name: str, value: str) -> str:

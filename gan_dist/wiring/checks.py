@@ -26,6 +26,7 @@ from gan_dist.settings.schema import Config, Optimizer, show
 from gan_dist.wiring.iteration import make_game
 from gan_dist.wiring.kinds import kind_of
 from gan_dist.wiring.networks import make_optimizer, networks_on_meta
+from gan_dist.wiring.trial import random_layers, try_loss, try_networks
 
 log = logging.getLogger("gan_dist")
 
@@ -115,6 +116,8 @@ def check_game(config: Config, info: DataInfo, world_size: int) -> list[str]:
         G, D = networks_on_meta(model, info.image_shape, num_classes)
     except Exception as error:  # each size may be valid, but not all of them together
         raise ConfigError(f"model.name={model.name} {_words(error)}") from error
+    try_networks(model, G, D, info.image_shape, num_classes)
+    try_loss(loss.name, game.loss)
     num_stages = G.last_stage + 1 if isinstance(G, models.Growing) else 0
     if growth.stable_kimg and not num_stages:
         raise ConfigError(f"growth.stable_kimg={growth.stable_kimg}: {model.name} does not grow; set it to 0")
@@ -138,10 +141,25 @@ def check_game(config: Config, info: DataInfo, world_size: int) -> list[str]:
             f"loss.name={loss.name} grows without bound unless the critic is held: set loss.gradient_penalty=10, "
             "loss.clip_weights=0.01 or loss.r1_gamma"
         )
+    drawn = {name: random_layers(network) for name, network in (("G", G), ("D", D))}
     return [
-        f"loss.{name}={gamma} with batch normalization in D of model.name={model.name}: the penalty is meant for the "
-        f"gradient of one sample, and here it mixes those of a batch: set model.d_args={{batch_norm: false}} or "
-        f"loss.{name}=0"
+        *(
+            f"{name} has layers that draw random numbers of their own ({layers}): the run is not the same on another "
+            "number of processes or after a stop; leave them out to keep that"
+            for name, layers in drawn.items()
+            if layers
+        ),
+        *_doubts_of_penalties(config, mixes),
+    ]
+
+
+def _doubts_of_penalties(config: Config, mixes: bool) -> list[str]:
+    """Say if a penalty mixes the gradients of a batch, because D has batch normalization."""
+    loss = config.loss
+    return [
+        f"loss.{name}={gamma} with batch normalization in D of model.name={config.model.name}: the penalty is meant "
+        f"for the gradient of one sample, and here it mixes those of a batch: set model.d_args={{batch_norm: false}} "
+        f"or loss.{name}=0"
         for name, gamma in (("r1_gamma", loss.r1_gamma), ("r2_gamma", loss.r2_gamma))
         if gamma and mixes
     ]

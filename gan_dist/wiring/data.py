@@ -137,7 +137,7 @@ def use_paths(config: Config, recorded: dict[str, str], typed: Sequence[str]) ->
             continue
         if Path(path).exists():
             setattr(section, field, path)
-        elif getattr(section, field) != path:
+        elif getattr(section, field) != path and Path(getattr(section, field)).exists():
             log.warning("%s: %s is gone; %s in this directory is used", name, path, getattr(section, field))
 
 

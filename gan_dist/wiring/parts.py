@@ -130,11 +130,15 @@ def _unknown(part: Named, environment: Mapping[str, str]) -> ConfigError:
     """The error about a part that does not exist here."""
     given = f"{part.setting}={part.name}"
     recorded = environment.get(_key(part), "")
-    if not recorded:
-        return ConfigError(f"{given}: {choose(part.name, list(part.table))}" if [*part.table] else _none(part))
-    module, plugins = recorded.split()[0], environment.get("plugins")
-    how = f"add plugins=[{plugins}]" if plugins else "install its package, or register it from Python first"
-    return ConfigError(f"{given}: this run has it from the module {module}: {how}")
+    if recorded:
+        module, plugins = recorded.split()[0], environment.get("plugins")
+        how = f"add plugins=[{plugins}], or in Python import it first" if plugins else "install or import that first"
+        return ConfigError(f"{given}: this run has it from the module {module}: {how}")
+    if part.table is GENERATORS and part.name in DISCRIMINATORS:
+        return ConfigError(f"{given} has a discriminator only: set model.d_name={part.name}, and model.name to G's")
+    if part.table is DISCRIMINATORS and part.name in GENERATORS:
+        return ConfigError(f"{given} has a generator only: set model.g_name={part.name}, and model.name to D's")
+    return ConfigError(f"{given}: {choose(part.name, list(part.table))}" if [*part.table] else _none(part))
 
 
 def _none(part: Named) -> str:
@@ -181,7 +185,7 @@ def users_callbacks(
     """
     calls = {name: CALLBACKS[name](**args) for name, args in config.callbacks.items()}
     for call in given:
-        name = getattr(call, "name", type(call).__name__)
+        name = call.__name__ if isinstance(call, type) else getattr(call, "name", type(call).__name__)
         if name in calls:
             raise ConfigError(f"two callbacks have the name {name}: give one of them another attribute `name`")
         calls[name] = call
@@ -203,9 +207,13 @@ def _check_arguments(part: Named) -> None:
     key, given, code = part.args_setting, part.args, part.table.code(part.name)
     if not isinstance(given, dict):
         raise ConfigError(f"{key}={given}: write the arguments of {part.name} as a mapping, {{}} for none")
-    parameters = inspect.signature(code).parameters.values() if callable(code) else ()
+    parameters = [*inspect.signature(code).parameters.values()] if callable(code) else []
+    positional = {p.name for p in parameters if p.default is not p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
+    positional -= {"widths"}
     defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     for name, value in given.items():
+        if name in positional:
+            raise ConfigError(f"{key}: {name} is not keyword-only in {part.name}: put a * before it in its code")
         if name not in defaults:
             advice = choose(name, list(defaults)) if defaults else f"{part.name} has none"
             raise ConfigError(f"{key}: unknown argument {name}; {advice}")

@@ -59,7 +59,10 @@ def check_init(config: Config, goes_on: bool) -> None:
     name, count = config.model.d_name or config.model.name, config.init.freeze_D
     if not hasattr(DISCRIMINATORS[name], "freezable"):
         setting = "model.d_name" if config.model.d_name else "model.name"
-        raise ConfigError(f"init.freeze_D={count}: {setting}={name} does not name the blocks of D; set it to 0")
+        raise ConfigError(
+            f"init.freeze_D={count}: {setting}={name} does not name the blocks of D, by a method freezable(): set "
+            "init.freeze_D=0"
+        )
     if not goes_on and not (config.init.run and "D" in config.init.networks):
         raise ConfigError(
             f"init.freeze_D={count} freezes weights of another run: set init.run=RUN, with D in init.networks"

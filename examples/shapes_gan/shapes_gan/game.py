@@ -10,8 +10,8 @@ from torch.nn.functional import relu
 from gan_dist import Loss, register_loss, register_penalty
 
 
-@register_loss("margin")
-def margin(*, width: float = 1.0) -> Loss:
+@register_loss("wide_hinge")
+def wide_hinge(*, width: float = 1.0) -> Loss:
     """The hinge loss with a margin of another width than 1; the setting is `loss.args.width`."""
 
     def of_D(real: Tensor, fake: Tensor) -> Tensor:

@@ -70,6 +70,8 @@ class UsersCallback:
     def __init__(
         self, name: str, call: Any, context: Callable[[State], Context], facts: dict[str, Any], run_dir: Path
     ) -> None:
+        if isinstance(call, type):
+            raise ConfigError(f"callback {name} is a class: give an object of it, {call.__name__}(…)")
         every_kimg = getattr(call, "every_kimg", None)
         if not callable(call) or not isinstance(every_kimg, int | float) or every_kimg < 0:
             raise ConfigError(f"callback {name}: it must be callable, and have every_kimg, a number that is at least 0")
