@@ -56,7 +56,7 @@ def test_what_is_neither_file_nor_recipe_is_refused(train: Train) -> None:
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
     assert "digits_augmented: cannot read this config" in result.stderr
-    assert "gan-dist recipes lists" in result.stderr
+    assert "gan-dist recipes lists what needs no file (nearest: digits_augment)" in result.stderr
 
 
 def test_run_without_a_config_is_that_of_the_recipe_digits(train: Train, tmp_path: Path) -> None:

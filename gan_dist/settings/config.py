@@ -17,6 +17,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from gan_dist.errors import ConfigError
+from gan_dist.installed import RECIPES
 from gan_dist.settings.checks import check
 from gan_dist.settings.files import read_text
 from gan_dist.settings.formats import FORMAT, RENAMED, migrated
@@ -141,6 +142,8 @@ def read_file(path: Path, pipe: bool = False, of_run: bool = False) -> list[Sett
         node = read_yaml(read_text(path, pipe))
     except (OSError, ValueError, yaml.YAMLError) as error:
         known = "; gan-dist recipes lists what needs no file" if isinstance(error, FileNotFoundError) else ""
+        near = difflib.get_close_matches(path.name, [recipe.stem for recipe in RECIPES.glob("*.yaml")], n=1)
+        known += f" (nearest: {near[0]})" if known and near else ""
         raise ConfigError(f"{path}: cannot read this config: {' '.join(str(error).split())[:300]}{known}") from None
     if not isinstance(node, dict):
         raise ConfigError(f"{path}: a config is a mapping of settings, `section: {{key: value}}`")
