@@ -115,9 +115,9 @@ class Copy:
         command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
         listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
         for name in filter(None, listed.split("\0")):
-            if (ROOT / name).is_file():
+            if (ROOT / name).exists():
                 (self.root / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, self.root / name)
+                shutil.copy2(ROOT / name, self.root / name, follow_symlinks=False)  # the recipes are behind links
 
     def run(self, tests: Sequence[str], limit: float, *options: str) -> tuple[int | None, str]:
         """Run tests with the copy of the package first on the path: (exit status or None if it took too long, output).
