@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from slurm_cluster import wait_until
 from slurm_jobs import LONG, Job, Slurm, last_checkpoint, run
 
@@ -123,8 +124,12 @@ def test_two_jobs_on_one_node(slurm: Slurm) -> None:
 
 
 def test_another_job_follows_where_requeueing_is_off(slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gets the same words, so a user's parts are there too."""
     monkeypatch.setitem(slurm.env, "SBATCH_CONSTRAINT", "pretended")
-    job = slurm.submit("--no-requeue --nodes=2 --time=7", *LONG, "tracking.wandb=offline")
+    path = [str(ROOT / "tests"), *filter(None, [slurm.env.get("PYTHONPATH")])]
+    monkeypatch.setitem(slurm.env, "PYTHONPATH", os.pathsep.join(path))
+    parts = ["plugins=[users_parts]", "loss.name=margin", "loss.args.width=0.5", "callbacks.count.every_kimg=5"]
+    job = slurm.submit("--no-requeue --nodes=2 --time=7", *LONG, *parts, "tracking.wandb=offline")
     job.wait_for("3.0/20 kimg")
     slurm("scancel", "--signal=USR1", job.id)
     job.wait_for("Submitted batch job")
@@ -133,6 +138,9 @@ def test_another_job_follows_where_requeueing_is_off(slurm: Slurm, monkeypatch: 
     assert follower.wait() == "COMPLETED", job.log
     assert [follower.fact(name) for name in ("NumNodes", "TimeLimit", "Features")] == ["2", "00:07:00", "pretended"]
     assert last_checkpoint(job.run_dir).name == "000000020000"
+    facts = json.loads((last_checkpoint(job.run_dir) / "state.json").read_text())
+    assert facts["callbacks"] == {"count": {"calls": 5}}, "at the start, and after each 5 kimg"
+    assert facts["environment"]["plugins"] == "users_parts"
     wandb_runs = [path.name.rpartition("-")[2] for path in (job.run_dir / "wandb").glob("offline-run-*")]
     assert wandb_runs == [(job.run_dir / "wandb_id.txt").read_text().split()[0]] * 2
 
