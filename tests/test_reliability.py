@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,10 +52,12 @@ def dist() -> Distributed:
     return Distributed("fp32", cpu=True)
 
 
-def _build(folder: Path, dist: Distributed, *settings: str, checkpoint: Path | None = None) -> WiredRun:
+def _build(
+    folder: Path, dist: Distributed, *settings: str, checkpoint: Path | None = None, callbacks: Sequence[Any] = ()
+) -> WiredRun:
     config = load_config(None, ["loss.r1_gamma=1", *SMALL, *settings])
     folder.mkdir(exist_ok=True)
-    return build(config, describe(source_of(config.data)), folder, checkpoint, dist)
+    return build(config, describe(source_of(config.data)), folder, checkpoint, dist, callbacks=callbacks)
 
 
 # --- the soak test in small -----------------------------------------------------------------------------------------
@@ -488,10 +490,30 @@ def _train_with_nan(run: WiredRun, at: list[int]) -> bool:
     return run.train(StopSignals())
 
 
+class _Count:
+    """A callback of a user, which counts its calls."""
+
+    every_kimg = 0.05
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, context: Any) -> None:
+        self.calls += 1
+
+    def state_dict(self) -> int:
+        return self.calls
+
+    def load_state_dict(self, calls: int) -> None:
+        self.calls = calls
+
+
 @pytest.mark.slow
 def test_rollback_goes_on_with_other_data(tmp_path: Path, dist: Distributed, caplog: pytest.LogCaptureFixture) -> None:
-    run = _build(tmp_path, dist, "checkpoint.every_kimg=0.5")
+    count = _Count()
+    run = _build(tmp_path, dist, "checkpoint.every_kimg=0.5", callbacks=[count])
     assert _train_with_nan(run, [1600])
+    assert count.calls == 4000 / 50, "those after the checkpoint are counted once"
     assert run.state.nimg == 4000
     assert run.state.retries == 1
     assert all(parameter.isfinite().all() for parameter in run.state.G.parameters())

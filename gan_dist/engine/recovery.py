@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from gan_dist.checkpoint.find import find_checkpoint, list_checkpoints
+from gan_dist.checkpoint.find import find_checkpoint, list_checkpoints, read_facts
 from gan_dist.checkpoint.restore import restore
 from gan_dist.checkpoint.state import State
 from gan_dist.checkpoint.write import set_aside
@@ -83,6 +83,7 @@ class Recovery:
         if checkpoint is None:
             raise self._failure(event)
         restore(checkpoint, state, self.save.facts["protocol"])
+        self.save.facts["callbacks"] = read_facts(checkpoint)["callbacks"]
         state.retries = retries
         for part in (*self.rewindable, self.health):
             part.rewind(state.nimg)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,17 +77,18 @@ def named_parts(config: Config) -> list[Named]:
 def _networks(model: Model) -> list[Named]:
     g, d = ("model.g_name" if model.g_name else "model.name"), ("model.d_name" if model.d_name else "model.name")
     return [
-        Named(g, model.g_name or model.name, GENERATORS, "model.g_args", model.g_args),
-        Named(d, model.d_name or model.name, DISCRIMINATORS, "model.d_args", model.d_args),
+        Named(g, model.name_of_G, GENERATORS, "model.g_args", model.g_args),
+        Named(d, model.name_of_D, DISCRIMINATORS, "model.d_args", model.d_args),
     ]
 
 
-def check_names(parts: Sequence[Named], environment: Mapping[str, str]) -> None:
+def check_names(parts: Sequence[Named], environment: Callable[[], Mapping[str, str]] = dict) -> None:
     """Check that parts exist, and that their arguments do.
 
     Args:
         parts: the parts.
-        environment: `environment` of the checkpoint that is used; {} for none.
+        environment: returns `environment` of the checkpoint that is used, {} for none. It is called if a part is
+            missing.
 
     Raises:
         ConfigError: a part does not exist; the message names the setting, its value and the nearest valid value, or, if
@@ -96,7 +97,7 @@ def check_names(parts: Sequence[Named], environment: Mapping[str, str]) -> None:
     """
     for part in parts:
         if part.name not in part.table:
-            raise _unknown(part, environment)
+            raise _unknown(part, environment())
         _check_arguments(part)
 
 
@@ -110,7 +111,7 @@ def check_networks(model: Model, environment: Mapping[str, str]) -> None:
     Raises:
         ConfigError: an architecture or an argument does not exist.
     """
-    check_names(_networks(model), environment)
+    check_names(_networks(model), lambda: environment)
 
 
 def environment_of_run(config: Config) -> dict[str, str]:
@@ -195,7 +196,7 @@ def users_callbacks(
         metrics, networks = dict(state.metrics), (state.G, state.D, state.G_ema)
         return Context(run_dir, settings, state.nimg, metrics, *networks, log, tracker, dist.is_main)
 
-    return [UsersCallback(name, call, context, facts, run_dir) for name, call in calls.items()]
+    return [UsersCallback(name, call, context, facts) for name, call in calls.items()]
 
 
 def _check_arguments(part: Named) -> None:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from gan_dist.checkpoint.find import find_checkpoint, read_facts
 from gan_dist.checkpoint.state import State
 from gan_dist.errors import CallbackError, ConfigError, UserError
 from gan_dist.parts import Table
@@ -61,28 +60,21 @@ class UsersCallback:
         call: the user's callback.
         context: makes the context from the state of the run.
         facts: what checkpoints record; `callbacks` in it, the state of each callback by name, is kept up to date.
-        run_dir: the run directory.
 
     Raises:
         ConfigError: the object has no `every_kimg`.
     """
 
-    def __init__(
-        self, name: str, call: Any, context: Callable[[State], Context], facts: dict[str, Any], run_dir: Path
-    ) -> None:
+    def __init__(self, name: str, call: Any, context: Callable[[State], Context], facts: dict[str, Any]) -> None:
         if isinstance(call, type):
             raise ConfigError(f"callback {name} is a class: give an object of it, {call.__name__}(…)")
         every_kimg = getattr(call, "every_kimg", None)
         if not callable(call) or not isinstance(every_kimg, int | float) or every_kimg < 0:
             raise ConfigError(f"callback {name}: it must be callable, and have every_kimg, a number that is at least 0")
-        self.name, self.call, self.context = name, call, context
-        self.facts, self.run_dir = facts, run_dir
+        self.name, self.call, self.context, self.facts = name, call, context, facts
         self.every_nimg = round(1000 * every_kimg)
         self.at_start, self.at_end = (bool(getattr(call, key, False)) for key in ("at_start", "at_end"))
-        if name in facts["callbacks"]:
-            self._load(facts["callbacks"][name])
-        else:
-            self._keep()
+        self._take_over()
 
     def __call__(self, state: State) -> None:
         """Call the user's callback.
@@ -98,15 +90,15 @@ class UsersCallback:
         self._keep()
 
     def rewind(self, nimg: int) -> None:
-        """The run has gone back to a checkpoint: the callback gets the state that it had there."""
-        saved = read_facts(find_checkpoint(self.run_dir, f"{nimg:012d}"))["callbacks"]
-        if self.name in saved:
-            self._load(saved[self.name])
+        """The run has gone back to a checkpoint: the callback gets the state that it had there. `nimg` is not used."""
+        self._take_over()
 
-    def _load(self, state: Any) -> None:
-        if hasattr(self.call, "load_state_dict"):
-            self.call.load_state_dict(copy.deepcopy(state))
-            self._keep()
+    def _take_over(self) -> None:
+        """Give the callback the state in the facts, if there is one; without one, the facts get its own."""
+        states = self.facts["callbacks"]
+        if self.name in states and hasattr(self.call, "load_state_dict"):
+            self.call.load_state_dict(copy.deepcopy(states[self.name]))
+        self._keep()
 
     def _keep(self) -> None:
         """Take over the callback's state for the next checkpoint."""
