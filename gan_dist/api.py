@@ -18,7 +18,7 @@ from torch import nn
 from gan_dist import evaluation, run
 from gan_dist.advice import advise
 from gan_dist.as_found import as_found
-from gan_dist.checkpoint.find import list_checkpoints
+from gan_dist.checkpoint.find import list_checkpoints, nimg_of
 from gan_dist.errors import ConfigError, UserError
 from gan_dist.parallel import rendezvous
 from gan_dist.parallel.signals import StopRequest
@@ -56,7 +56,7 @@ class Run(NamedTuple):
     def kimg(self) -> float:
         """Thousands of real images that D has seen at the newest checkpoint; 0 if there is none yet."""
         checkpoints = list_checkpoints(self.directory)
-        return int(checkpoints[-1].name) / 1000 if checkpoints else 0.0
+        return nimg_of(checkpoints[-1]) / 1000 if checkpoints else 0.0
 
     @property
     def metrics(self) -> list[dict[str, Any]]:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import gc
 import importlib
 import os
-import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 
 from gan_dist.kernels.memory import give_back_memory
@@ -20,6 +18,7 @@ from gan_dist.parallel import rendezvous
 from gan_dist.parallel.accelerate_adapter import own_state
 from gan_dist.quiet import quiet
 from gan_dist.report.log import log_as_before
+from gan_dist.rng import global_generators
 
 
 @contextmanager
@@ -32,9 +31,8 @@ def as_found() -> Iterator[None]:
     environment, path, hook, stop = dict(os.environ), [*sys.path], sys.excepthook, sys.exit
     inductor: Any = importlib.import_module("torch._inductor.config")
     compilers = inductor.compile_threads
-    generators = random.getstate(), np.random.get_state()
     try:
-        with log_as_before(), quiet(), torch_defaults(), own_state():
+        with log_as_before(), quiet(), torch_defaults(), own_state(), global_generators():
             try:
                 yield
             finally:
@@ -47,8 +45,6 @@ def as_found() -> Iterator[None]:
         sys.path[:] = path
         sys.excepthook, sys.exit = hook, stop  # W&B replaces both
         inductor.compile_threads = compilers
-        random.setstate(generators[0])
-        np.random.set_state(generators[1])
         _free()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from gan_dist.checkpoint.directory import EVALUATIONS
 from gan_dist.checkpoint.find import list_checkpoints
 from gan_dist.checkpoint.lock import refuse_links
 from gan_dist.data import DataInfo
@@ -27,7 +28,7 @@ from gan_dist.parallel.together import together
 from gan_dist.parts import load_plugins
 from gan_dist.report.tracking import append_line, as_json, read_metrics
 from gan_dist.settings.checks import check
-from gan_dist.settings.config import plugins_in, read_overrides
+from gan_dist.settings.config import read_overrides
 from gan_dist.settings.schema import Config, Train, must_agree
 from gan_dist.wiring.data import (
     class_probabilities,
@@ -47,8 +48,6 @@ from gan_dist.wiring.parts import check_names, named_parts
 _OF_TRAINING = ("loss.", "train.", "tracking.", "callbacks")  # settings of parts that an evaluation does not use
 
 log = logging.getLogger(__name__)
-
-FILE = "evaluations.jsonl"  # in the run directory: a result per line
 
 
 def evaluate(
@@ -85,7 +84,7 @@ def evaluate(
     _use_plugins(settings)
     agree(asked, Train.meet_minutes)
     dist = Distributed("fp32", cpu="train.device=cpu" in settings)
-    every, results = checkpoint == "all", run_dir / FILE
+    every, results = checkpoint == "all", run_dir / EVALUATIONS
 
     def find() -> SavedGenerator:
         refuse_links(run_dir)
@@ -163,10 +162,11 @@ def _use_plugins(settings: Sequence[str]) -> None:
     Raises:
         ConfigError: there is such a setting, or a plugin cannot be imported.
     """
-    for name, _ in read_overrides(settings):
+    named = dict(read_overrides(settings))
+    for name in named:
         if not name.startswith(("metrics.", "data.")) and name not in ("train.device", "plugins"):
             raise ConfigError(f"{name} changes nothing here: use metrics.*, data.*, train.device or plugins")
-    load_plugins(plugins_in(settings))
+    load_plugins(named.get("plugins", []))
 
 
 def _add(results: Path, result: dict[str, Any]) -> None:
@@ -198,7 +198,7 @@ def _complete(found: SavedGenerator, settings: Sequence[str], num_images: int | 
         config.metrics.num_images = num_images
     check(config)
     parts = [part for part in named_parts(config) if not part.setting.startswith(_OF_TRAINING)]
-    check_names(parts, found.facts["environment"])
+    check_names(parts, lambda: found.facts["environment"])
 
 
 def _make_evaluator(found: SavedGenerator, run_dir: Path | None, dist: Distributed, given: Any) -> Evaluator:

@@ -190,6 +190,7 @@ def _top(module: str) -> str:
     return module.partition(".")[0]
 
 
+@cache  # a start asks several times; the code that runs does not change if its files do
 def _hash(code: Callable[..., Any]) -> str:
     """Hash all files of the package, or the file of the module, that some code is in; in a notebook, its source."""
     top = sys.modules.get(_top(code.__module__))

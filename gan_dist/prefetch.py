@@ -31,7 +31,7 @@ def prefetch(config: Config) -> Iterator[str]:
         UserError: a download failed, or a file is damaged.
     """
     load_plugins(config.plugins)
-    check_names(named_parts(config), {})
+    check_names(named_parts(config))
     dist, kind = Distributed("fp32", cpu=True), kind_of(config.data)
     source = source_of(config.data, registered_dataset(config.data))
     info = describe(source)

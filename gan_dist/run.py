@@ -18,7 +18,7 @@ from gan_dist.checkpoint.run_config import Record, write_run_config
 from gan_dist.checkpoint.write import clean_up, set_aside
 from gan_dist.data.datasets import describe
 from gan_dist.errors import CallbackError, ConfigError, UserError
-from gan_dist.kernels.switches import LATE, numerics, reserve_workspace
+from gan_dist.kernels.switches import LATE, numerics
 from gan_dist.last_words import Ending, harmless, say_last_words
 from gan_dist.parallel.agreement import agree
 from gan_dist.parallel.distributed import Distributed
@@ -69,15 +69,14 @@ def train(asked: Asked, signals: StopRequest) -> bool:
     started, settings = time.perf_counter(), config.train
     log_to(None)
     load_plugins(config.plugins)
-    check_names(named_parts(config), environment_of_run(config))
+    check_names(named_parts(config), lambda: environment_of_run(config))
     if asked.dataset is None:
         asked = replace(asked, dataset=registered_dataset(config.data))
     cpu = settings.device == "cpu" or not torch.cuda.is_available()
     settings.precision = resolve(settings, on_gpu=not cpu)
     agree(must_agree(config) | code_of_parts(config), settings.meet_minutes, signals)
-    same_bits = cpu or reserve_workspace()
     dist = Distributed(settings.precision, cpu, settings.compress_gradients)
-    if settings.exact and dist.is_main and not same_bits:
+    if settings.exact and dist.is_main and dist.cuda_was_first and not cpu:
         log.warning("%s: the same bits as in a program of its own are not promised", LATE)
 
     def work() -> bool:
@@ -121,7 +120,7 @@ def _train(asked: Asked, dist: Distributed, signals: StopRequest, held: ExitStac
         if dist.is_main:
             _open_log(asked, run_dir, before)
         shape, model = "x".join(map(str, info.image_shape)), config.model
-        names = " against ".join(dict.fromkeys((model.g_name or model.name, model.d_name or model.name)))
+        names = " against ".join(dict.fromkeys((model.name_of_G, model.name_of_D)))
         log.info("%s: %s on %d images of %s", run_dir, names, info.num_images, shape)
         for sentence in chosen:
             log.info(sentence)

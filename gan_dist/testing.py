@@ -26,7 +26,8 @@ from gan_dist.game.regularizers import squared_gradient_norms
 from gan_dist.models import DISCRIMINATORS, GENERATORS
 from gan_dist.parts import Table
 from gan_dist.settings.schema import Model
-from gan_dist.wiring.networks import networks_on_meta
+from gan_dist.wiring.networks import make_discriminator, make_generator, networks_on_meta
+from gan_dist.wiring.trial import loss_of, wrong_attribute
 
 _COMMAND = "import sys; from gan_dist.cli import main; sys.exit(main())"
 BATCH, HALF = 8, 4  # images per iteration, and iterations before the stop
@@ -63,11 +64,10 @@ def check_architecture(
     model = Model(name=name, z_dim=8, d_name=d_name, g_args=dict(g_args or {}), d_args=dict(d_args or {}))
     networks_on_meta(model, image_shape, num_classes)
     torch.manual_seed(0)
-    G = GENERATORS[name](image_shape, num_classes, model.z_dim, [], **model.g_args).double()
-    D = DISCRIMINATORS[d_name or name](image_shape, num_classes, [], **model.d_args).double()
-    for attribute, value in (("image_shape", image_shape), ("num_classes", num_classes), ("z_dim", model.z_dim)):
-        found = getattr(G, attribute, None)
-        assert found == value, f"G.{attribute} must be {value}, and is {found}"
+    G = make_generator(model, image_shape, num_classes).double()
+    D = make_discriminator(model, image_shape, num_classes).double()
+    wrong = wrong_attribute(G, image_shape, num_classes, model.z_dim)
+    assert not wrong, wrong
     y = torch.arange(N) % num_classes if num_classes else None
     x = G(torch.randn(N, model.z_dim, dtype=torch.float64), y)
     assert x.shape == (N, *image_shape), f"G must return images {(N, *image_shape)}, and returns {tuple(x.shape)}"
@@ -83,7 +83,7 @@ def check_architecture(
     settings = [f"model.name={name}", f"model.d_name={d_name}", "model.g_widths=[]", "model.d_widths=[]"]
     settings += [f"data.image_size={height}x{width}", f"data.channels={channels}", "loss.r1_gamma=1"]
     settings += [f"model.conditional={'true' if num_classes else 'false'}"]
-    _check_runs([*settings, *arguments], [(GENERATORS, name), (DISCRIMINATORS, d_name or name)])
+    _check_runs([*settings, *arguments], [(GENERATORS, name), (DISCRIMINATORS, model.name_of_D)])
 
 
 def _check_second_derivatives(D: nn.Module, x: Tensor, y: Tensor | None) -> None:
@@ -128,8 +128,8 @@ def check_loss(name: str, args: Mapping[str, Any] | None = None) -> None:
     loss = make_loss(name, args or {})
     assert isinstance(loss, Loss), f"it must return a gan_dist.Loss, and returns {type(loss).__name__}"
     real, fake = (torch.randn(N, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    sides = {"D": loss.D(real, fake), "G": loss.G(fake, real) if loss.paired else loss.G(fake)}
-    for side, values in sides.items():
+    for side in ("D", "G"):
+        values = loss_of(side, loss, real, fake)
         assert values.shape == (N,), f"{side}'s loss must be ({N},), one value per sample, and is {tuple(values.shape)}"
         for i in range(N):
             found = torch.autograd.grad(values[i], [real, fake], retain_graph=True, allow_unused=True)

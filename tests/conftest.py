@@ -22,7 +22,6 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from forks import Forked
 from launched import launched
 from PIL import Image
@@ -36,7 +35,8 @@ from gan_dist.data.datasets import DATASETS, describe
 from gan_dist.data.points import POINTS
 from gan_dist.engine.callbacks.save import SaveCheckpoint
 from gan_dist.models._layers import MinibatchStd
-from gan_dist.parallel.accelerate_adapter import forget_state
+from gan_dist.parallel.accelerate_adapter import forget_state, own_state
+from gan_dist.report.log import log_as_before
 from gan_dist.report.versions import package
 from gan_dist.settings.config import load_config
 from gan_dist.settings.schema import Config, Growth
@@ -357,23 +357,12 @@ Train = Callable[..., Result]
 @contextmanager
 def _as_it_was() -> Iterator[None]:
     """What a run changes in its process, fresh inside and put back after: directory, environment, log, Accelerate."""
-    shared = [state._shared_state for state in (AcceleratorState, PartialState, GradientState)]
-    before = [dict(state) for state in shared]
-    log = logging.getLogger("gan_dist")
-    log_before = log.handlers, log.level, logging.raiseExceptions
-    directory, environment = Path.cwd(), dict(os.environ)
-    for state in shared:
-        state.clear()
+    directory, environment, raises = Path.cwd(), dict(os.environ), logging.raiseExceptions
     try:
-        yield
+        with own_state(), log_as_before():
+            yield
     finally:
-        for state, content in zip(shared, before):
-            state.clear()
-            state.update(content)
-        for handler in set(log.handlers) - set(log_before[0]):
-            handler.close()
-        log.handlers, level, logging.raiseExceptions = log_before
-        log.setLevel(level)
+        logging.raiseExceptions = raises
         os.chdir(directory)
         os.environ.clear()
         os.environ.update(environment)

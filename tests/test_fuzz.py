@@ -379,7 +379,7 @@ def test_hostile_config_gets_one_line(document: str | bytes, dist: Distributed, 
         assert ".." not in Path(config.run.dir).parts
         assert "/" not in config.run.name
         try:
-            check_names(named_parts(config), {})
+            check_names(named_parts(config))
             check_parts(config, describe(source_of(config.data)), dist)
         except UserError as error:
             _assert_one_line(error)

@@ -33,7 +33,7 @@ def _build(folder: Path) -> WiredRun:
     whole = [f"train.batch_size={BATCH}", "model.g_widths=[]", "model.d_widths=[]", "loss.r1_gamma=1"]
     config = load_config(None, [*TINY, *whole])
     dist, info = Distributed("fp32", cpu=True), describe(source_of(config.data))
-    check_names(named_parts(config), {})
+    check_names(named_parts(config))
     check_parts(config, info, dist)
     return build(config, info, folder, None, dist)
 

@@ -10,9 +10,11 @@ from gan_dist.checkpoint.find import list_checkpoints
 from gan_dist.checkpoint.lock import refuse_links
 from gan_dist.errors import ConfigError, Unreadable, UserError
 
+EVALUATIONS = "evaluations.jsonl"  # a result of `gan-dist evaluate` per line
+
 # The names that a run and the commands for it write into its directory.
 WRITTEN = ("config.yaml", "checkpoints", "metrics.jsonl", "log.txt", "samples", "plot.png", "wandb", "wandb_id.txt",
-           "starts.jsonl", "unreadable.txt", "evaluations.jsonl", "generated", "trace.json")  # fmt: skip
+           "starts.jsonl", "unreadable.txt", EVALUATIONS, "generated", "trace.json")  # fmt: skip
 _FOLDERS = ("checkpoints", "samples", "wandb", "generated")
 _OF_THE_LOCK = (".lock", ".owner")
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from gan_dist.checkpoint.directory import EVALUATIONS
 from gan_dist.cli.arguments import Parser, path, whole
 from gan_dist.errors import escaped
 from gan_dist.wiring.words import expanded
-
-FILE = "evaluations.jsonl"
 
 
 def evaluate(arguments: list[str]) -> int:
     """Parse the arguments, measure in all processes together, then print the results and add them to a file."""
     parser = Parser(
         "gan-dist evaluate",
-        description=f"Measure a run's averaged generator G_ema, and add the result and its protocol to RUN/{FILE}. "
-        "To use several GPUs, type: accelerate launch --multi_gpu -m gan_dist evaluate RUN",
+        description="Measure a run's averaged generator G_ema, and add the result and its protocol to "
+        f"RUN/{EVALUATIONS}. To use several GPUs, type: accelerate launch --multi_gpu -m gan_dist evaluate RUN",
     )
     parser.add_argument("run", type=path, help="run directory")
     parser.add_argument(
@@ -30,7 +29,7 @@ def evaluate(arguments: list[str]) -> int:
         type=expanded,
         default="latest",
         help="latest, best, a name in RUN/checkpoints, a path, or all for every checkpoint without a result of this "
-        f"protocol in {FILE} (default latest)",
+        f"protocol in {EVALUATIONS} (default latest)",
     )
     parser.add_argument(
         "--n",
@@ -46,7 +45,11 @@ def evaluate(arguments: list[str]) -> int:
     Peers.ends_process = True
     log_to(None)
     evaluation.evaluate(
-        options.run, options.checkpoint, options.settings, options.n, lambda result: _show(options.run / FILE, result)
+        options.run,
+        options.checkpoint,
+        options.settings,
+        options.n,
+        lambda result: _show(options.run / EVALUATIONS, result),
     )
     return 0
 

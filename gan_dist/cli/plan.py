@@ -68,7 +68,7 @@ def plan(arguments: list[str]) -> int:
     if options.gpu and options.gpu not in planning.GPUS:
         raise ConfigError(f"--gpu {options.gpu}: {choose(options.gpu, list(planning.GPUS))}")
     load_plugins(config.plugins)
-    check_names(named_parts(config), {})
+    check_names(named_parts(config))
     info = describe(source_of(config.data, registered_dataset(config.data)))
     on_gpu = bool(options.gpu) or torch.cuda.is_available()
     config.train.precision = resolve(config.train, on_gpu)

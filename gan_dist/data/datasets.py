@@ -56,7 +56,7 @@ def describe(source: Source) -> DataInfo:
             one of another kind: see `gan_dist.data.from_python.describe_given`.
         UserError: for "folder", the directory does not exist or contains no images; for "python", an item is no image.
     """
-    data_set = _row(source)
+    data_set = _row(source.name)
     own = data_set.info
     if source.name == "folder":
         files, classes = list_images(source.root, source.class_folders)
@@ -89,17 +89,22 @@ def load_dataset(source: Source, info: DataInfo) -> Images:
     Raises:
         UserError: files are missing and cannot be downloaded, or an image is broken and `source.skip_broken` is False.
     """
-    return _row(source).load(source, info)
+    return _row(source.name).load(source, info)
 
 
-def _row(source: Source) -> DataSet:
+def _row(name: str) -> DataSet:
     """The row of the table. A data set that a user has registered is one from Python, whatever its name."""
-    return _OWN[source.name if source.name in _OWN else PYTHON]
+    return _OWN.get(name, _OWN[PYTHON])
 
 
 def of_files(name: str) -> bool:
     """Tell if a data set consists of image files, which are read when they are needed if memory is short."""
-    return name in _OWN and _OWN[name].load in (_folder, _celeba)
+    return _row(name).load in (_folder, _celeba)
+
+
+def is_from_python(name: str) -> bool:
+    """Tell if the items of a data set come from an object in Python, which makes them when they are needed."""
+    return _row(name).load is _python
 
 
 def _points(source: Source, _: DataInfo) -> ImageTensor:
@@ -159,7 +164,7 @@ def _in_memory(images: Tensor, labels: Any, source: Source, info: DataInfo) -> I
         UserError: a label is none of the classes of the data set.
     """
     labels = torch.as_tensor(labels, dtype=torch.int64)
-    num_classes = _OWN[source.name].info.num_classes
+    num_classes = _row(source.name).info.num_classes
     if num_classes and not (labels.min() >= 0 and labels.max() < num_classes):
         raise UserError(
             f"data.name={source.name} has the labels 0 to {num_classes - 1}, but data.root={source.root} holds "

@@ -23,8 +23,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -82,15 +83,20 @@ def check(image_shape: tuple[int, int, int], g: Sides, d: Sides) -> None:
         ValueError: they cannot; the message begins with the name of the architecture and names the nearest valid value.
     """
     for name in dict.fromkeys((g[0], d[0])):
-        widths = [its[1] if its[0] == name else () for its in (g, d)]
-        try:
-            if name in names():
-                architecture(name).check(image_shape, *widths)
-            for side, table, its in ((g, GENERATORS, widths[0]), (d, DISCRIMINATORS, widths[1])):
-                if side[0] == name and name not in table.own and hasattr(table[name], "check"):
-                    table[name].check(image_shape, its)
-        except ValueError as error:
-            raise ValueError(f"{name} {error}") from None
+        if name in names():
+            widths = [its if side == name else () for side, its in (g, d)]
+            _named(name, architecture(name).check, image_shape, *widths)
+    for (name, its), table in ((g, GENERATORS), (d, DISCRIMINATORS)):
+        if name not in table.own and hasattr(table[name], "check"):
+            _named(name, table[name].check, image_shape, its)
+
+
+def _named(name: str, call: Callable[..., None], *arguments: Any) -> None:
+    """Make a check of an architecture; a ValueError gets the architecture's name in front of its message."""
+    try:
+        call(*arguments)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from None
 
 
 class Growing(nn.Module):

@@ -43,6 +43,7 @@ class Distributed:
         is_main: True in the process with rank 0, which writes files and uses trackers.
         is_local_main: True in one process of each node.
         precision: as in `Args`.
+        cuda_was_first: CUDA had started before cuBLAS could be made deterministic.
 
     Raises:
         ConfigError: there is no GPU for fp16, or not one for each process; or see `gan_dist.parallel.world`.
@@ -50,7 +51,7 @@ class Distributed:
     """
 
     def __init__(self, precision: str = "fp32", cpu: bool = False, compress: bool = False) -> None:
-        switches.reserve_workspace()
+        self.cuda_was_first = not switches.reserve_workspace()
         accelerate_adapter.skip_lookups()
         cpu = cpu or not torch.cuda.is_available()
         if precision == "fp16" and cpu:

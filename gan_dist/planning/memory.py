@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from gan_dist.data import DataInfo
-from gan_dist.data.datasets import DATASETS, of_files
-from gan_dist.data.from_python import PYTHON
+from gan_dist.data.datasets import is_from_python, of_files
 from gan_dist.data.workers import PREFETCH
 from gan_dist.kernels import convolution
 from gan_dist.parallel.distributed import Distributed
@@ -76,9 +75,9 @@ def estimate(config: Config, info: DataInfo, world_size: int) -> Needs:
 
 def data_bytes(config: Config, info: DataInfo) -> int:
     """Return the bytes of the decoded data set; 0 if its images are read when they are needed."""
-    size = math.prod(info.image_shape) * info.num_images
-    if config.data.name == PYTHON or config.data.name not in DATASETS.own:
+    if is_from_python(config.data.name):
         return 0
+    size = math.prod(info.image_shape) * info.num_images
     return 0 if of_files(config.data.name) and size > config.data.memory_gib * 2**30 else size
 
 

@@ -141,9 +141,10 @@ def read_file(path: Path, pipe: bool = False, of_run: bool = False) -> list[Sett
     try:
         node = read_yaml(read_text(path, pipe))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        known = "; gan-dist recipes lists what needs no file" if isinstance(error, FileNotFoundError) else ""
-        near = difflib.get_close_matches(path.name, [recipe.stem for recipe in RECIPES.glob("*.yaml")], n=1)
-        known += f" (nearest: {near[0]})" if known and near else ""
+        known = ""
+        if isinstance(error, FileNotFoundError):
+            near = difflib.get_close_matches(path.name, [recipe.stem for recipe in RECIPES.glob("*.yaml")], n=1)
+            known = "; gan-dist recipes lists what needs no file" + (f" (nearest: {near[0]})" if near else "")
         raise ConfigError(f"{path}: cannot read this config: {' '.join(str(error).split())[:300]}{known}") from None
     if not isinstance(node, dict):
         raise ConfigError(f"{path}: a config is a mapping of settings, `section: {{key: value}}`")

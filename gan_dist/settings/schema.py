@@ -45,6 +45,16 @@ class Model:
     g_args: dict[str, Any] = field(default_factory=dict)  # the Generator's arguments, such as {tanh: false}; {}: none
     d_args: dict[str, Any] = field(default_factory=dict)  # the Discriminator's, such as {batch_norm: false}; {}: none
 
+    @property
+    def name_of_G(self) -> str:
+        """The architecture of G."""
+        return self.g_name or self.name
+
+    @property
+    def name_of_D(self) -> str:
+        """The architecture of D."""
+        return self.d_name or self.name
+
 
 @dataclass
 class Init:

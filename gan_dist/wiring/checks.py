@@ -46,9 +46,8 @@ def check_parts(config: Config, info: DataInfo, dist: Distributed) -> None:
     """
     model, kind = config.model, kind_of(config.data)
     check_counted(config)
-    g, d = model.g_name or model.name, model.d_name or model.name
     try:
-        models.check(info.image_shape, (g, model.g_widths), (d, model.d_widths))
+        models.check(info.image_shape, (model.name_of_G, model.g_widths), (model.name_of_D, model.d_widths))
     except ValueError as error:
         size = "x".join(map(str, info.image_shape[1:]))
         raise ConfigError(f"model.name={model.name} with data.image_size={size}: {error}") from None

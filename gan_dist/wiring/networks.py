@@ -70,13 +70,13 @@ def make_generator(model: Model, image_shape: tuple[int, int, int], num_classes:
         image_shape: (C, H, W) of its images.
         num_classes: number of labels; 0 for an unconditional G.
     """
-    G = models.GENERATORS[model.g_name or model.name]
+    G = models.GENERATORS[model.name_of_G]
     return G(image_shape, num_classes, model.z_dim, model.g_widths, **model.g_args)
 
 
 def make_discriminator(model: Model, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     """Make the configured discriminator; the arguments are those of `make_generator`."""
-    D = models.DISCRIMINATORS[model.d_name or model.name]
+    D = models.DISCRIMINATORS[model.name_of_D]
     return D(image_shape, num_classes, model.d_widths, **model.d_args)
 
 
@@ -131,8 +131,7 @@ def freeze(D: nn.Module, config: Config) -> None:
         return
     blocks: list[nn.Module] = D.freezable()  # type: ignore[operator]
     if count > len(blocks):
-        name = config.model.d_name or config.model.name
-        raise ConfigError(f"init.freeze_D={count}: D of {name} has {len(blocks)} blocks")
+        raise ConfigError(f"init.freeze_D={count}: D of {config.model.name_of_D} has {len(blocks)} blocks")
     for block in blocks[:count]:
         block.eval().requires_grad_(False)
 

@@ -56,7 +56,7 @@ def check_init(config: Config, goes_on: bool) -> None:
             raise ConfigError(f"init.networks: {name}: {choose(name, NETWORKS)}")
     if not config.init.freeze_D:
         return
-    name, count = config.model.d_name or config.model.name, config.init.freeze_D
+    name, count = config.model.name_of_D, config.init.freeze_D
     if not hasattr(DISCRIMINATORS[name], "freezable"):
         setting = "model.d_name" if config.model.d_name else "model.name"
         raise ConfigError(

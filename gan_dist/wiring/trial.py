@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -25,18 +27,25 @@ def try_networks(model: Model, G: nn.Module, D: nn.Module, image_shape: tuple[in
     Raises:
         ConfigError: an attribute is missing, or a shape is wrong, or a network fails.
     """
-    names = model.g_name or model.name, model.d_name or model.name
+    names = model.name_of_G, model.name_of_D
     if names[0] in GENERATORS.own and names[1] in DISCRIMINATORS.own:
         return
-    for attribute, value in (("image_shape", image_shape), ("num_classes", num_classes), ("z_dim", model.z_dim)):
-        found = getattr(G, attribute, None)
-        if found is None or (tuple(found) if attribute == "image_shape" else found) != value:
-            raise ConfigError(f"{names[0]}: G.{attribute} must be {value}, and is {found}: set it in its __init__")
+    if wrong := wrong_attribute(G, image_shape, num_classes, model.z_dim):
+        raise ConfigError(f"{names[0]}: {wrong}: set it in its __init__")
     labels = (torch.zeros(N, dtype=torch.int64, device="meta"),) if num_classes else ()
     x = torch.empty(N, *image_shape, device="meta")
     z, label = torch.empty(N, model.z_dim, device="meta"), ", y" * len(labels)
     _compare(f"{names[0]}: G(z{label})", G, (z, *labels), x.shape)
     _compare(f"{names[1]}: D(x{label})", D, (x, *labels), torch.Size([N]))
+
+
+def wrong_attribute(G: nn.Module, image_shape: tuple[int, int, int], num_classes: int, z_dim: int) -> str:
+    """Return what is wrong with an attribute that G must have, in words; "" if they are right."""
+    for attribute, value in (("image_shape", image_shape), ("num_classes", num_classes), ("z_dim", z_dim)):
+        found: Any = getattr(G, attribute, None)
+        if found is None or (tuple(found) if attribute == "image_shape" else found) != value:
+            return f"G.{attribute} must be {value}, and is {found}"
+    return ""
 
 
 def _compare(what: str, network: nn.Module, inputs: tuple[Tensor, ...], shape: torch.Size) -> None:
@@ -63,17 +72,21 @@ def try_loss(name: str, loss: Loss) -> None:
         return
     if not isinstance(loss, Loss):
         raise ConfigError(f"loss.name={name}: it must return a gan_dist.Loss, and returns a {type(loss).__name__}")
-    real, fake = torch.zeros(N), torch.zeros(N)
-    smoothing = (0.0,) if loss.has_target else ()
-    calls = {"D": (loss.D, (real, fake, *smoothing)), "G": (loss.G, (fake, real) if loss.paired else (fake,))}
-    for side, (call, inputs) in calls.items():
+    for side in ("D", "G"):
         try:
-            found = call(*inputs)
+            found = loss_of(side, loss, torch.zeros(N), torch.zeros(N))
         except Exception as error:  # the code is a user's
             raise ConfigError(f"loss.name={name}: {side}'s loss failed: {type(error).__name__}: {error}") from error
         if not isinstance(found, Tensor) or found.shape != (N,):
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ConfigError(f"loss.name={name}: {side}'s loss must be one value per image, ({N},), and is {shape}")
+
+
+def loss_of(side: str, loss: Loss, real: Tensor, fake: Tensor) -> Tensor:
+    """Return the loss of "D" or of "G" for logits (N,) of real and of generated images, without label smoothing."""
+    if side == "D":
+        return loss.D(real, fake, *((0.0,) if loss.has_target else ()))
+    return loss.G(fake, real) if loss.paired else loss.G(fake)
 
 
 def random_layers(network: nn.Module) -> str:
