@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 import torch
-from conftest import DISTINCT, RECIPES, Train, load_recipe
+from conftest import RECIPES, Train, load_recipe
 from recorder import Recording, what_outlives
 from torch import Tensor
 
@@ -75,7 +75,7 @@ def _train(run: WiredRun, spoilt: int | None = None) -> tuple[list[Any], list[di
     return norms, logged
 
 
-CAPTURED = [recipe for recipe in DISTINCT if not load_recipe(recipe).growth.stable_kimg]
+CAPTURED = [recipe for recipe in RECIPES if not load_recipe(recipe).growth.stable_kimg]
 
 
 @pytest.mark.parametrize("recipe", CAPTURED)
@@ -143,7 +143,7 @@ def test_without_memory_for_graphs_the_run_goes_on() -> None:
     assert said == ["no CUDA graphs from here on: there is not enough GPU memory to capture the step"]
 
 
-@pytest.mark.parametrize("recipe", DISTINCT)
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_what_outlives_an_iteration_keeps_its_address(recipe: str, dist: Distributed, tmp_path: Path) -> None:
     run = _build(recipe, tmp_path / "run", dist, recorded=False)
     step = run.trainer.step
