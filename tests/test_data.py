@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
+from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -463,17 +464,27 @@ def test_labels_are_asked_for_as_often_as_they_occur() -> None:
     assert class_probabilities(dataset, info, config) is None
 
 
-def test_a_worker_that_dies_with_a_lock_stops_nobody() -> None:
-    """An iterator that lives on, as in an error's traceback, tells its workers to end when it is collected."""
-    workers = Workers(1)
-    context = workers.context()
+def _look(event: Any, looks: Any) -> None:
+    while True:
+        event.is_set()
+        looks.value = 1
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_stops_nobody() -> None:
+    """A worker looks again and again if it is to end. It may be killed at that moment, and the DataLoader goes on."""
+    context = Workers(1).context()
     assert context
-    event = context.Event()
-    taken = threading.Thread(target=event._cond.acquire)  # as by the worker, and never released
-    taken.start()
-    taken.join()
-    workers.kill()
-    told = threading.Thread(target=event.set, daemon=True)
-    told.start()
-    told.join(10)
-    assert not told.is_alive()
+    for _ in range(10):
+        event, looks = context.Event(), RawValue("b", 0)
+        worker = context.Process(target=_look, args=(event, looks), daemon=True)  # type: ignore[attr-defined]
+        worker.start()
+        while not looks.value:
+            pass
+        worker.kill()
+        worker.join()
+        told = threading.Thread(target=event.set, daemon=True)
+        told.start()
+        told.join(10)
+        assert not told.is_alive()
+        assert event.is_set()

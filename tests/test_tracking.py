@@ -28,7 +28,11 @@ def _end_of_the_program() -> Iterator[None]:
 
 
 def _records(path: Path) -> Iterator[Record]:
-    """The records of a `.wandb` file: LevelDB's log format in blocks of 32 KiB, after a header of 7 bytes."""
+    """The records of a `.wandb` file: LevelDB's log format in blocks of 32 KiB, after a header of 7 bytes.
+
+    W&B's service may still write to it when `finish` has returned. It has written everything when the program ends.
+    """
+    wandb.teardown()
     data = path.read_bytes()
     position, parts = 7, b""
     while position + 7 <= len(data):
@@ -141,7 +145,6 @@ def test_stopped_run_is_marked_as_preempting(tmp_path: Path) -> None:
         tracker = WandbTracker(folder, "offline", "gan_dist", "", "run", {})
         tracker.scalars(32, {"loss_D": 1.0})
         tracker.finish(outcome)
-        wandb.teardown()  # as at the end of a program
         (file,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
         kinds = {record.WhichOneof("record_type") for record in _records(file)}
         assert "history" in kinds

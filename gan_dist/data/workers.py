@@ -11,7 +11,7 @@ import sys
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
-from multiprocessing.sharedctypes import RawArray
+from multiprocessing.sharedctypes import RawArray, RawValue
 from typing import Any
 
 from torch.utils.data import Dataset, get_worker_info
@@ -21,6 +21,23 @@ from gan_dist.quiet import hide_warnings
 
 SHARED = "/dev/shm"  # torch passes tensors between processes in files of this directory
 PREFETCH = 2  # batches that each worker reads in advance; this is torch's default
+
+
+class Flag:
+    """The event by which a DataLoader tells its workers to end. It has no lock, unlike the event of multiprocessing.
+
+    Workers look at it all the time. One that was killed while it held the event's lock would keep it for ever, and
+    whoever sets the event or looks at it would wait for ever.
+    """
+
+    def __init__(self) -> None:
+        self._value = RawValue("b", 0)
+
+    def set(self) -> None:
+        self._value.value = 1
+
+    def is_set(self) -> bool:
+        return bool(self._value.value)
 
 
 class Workers:
@@ -38,11 +55,10 @@ class Workers:
         self.count, self.given = count, 0
         self._done = RawArray("q", max(1, count))
         self._processes: list[BaseProcess] = []
-        self._events: list[Any] = []  # by which the DataLoader tells its workers to end
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a worker gets that is not a fork: all but processes and events, which only their parent has."""
-        return {**vars(self), "_processes": [], "_events": []}
+        """Return what a worker gets that is not a fork: all but the processes, which only their parent has."""
+        return {**vars(self), "_processes": []}
 
     @property
     def pending(self) -> int:
@@ -54,17 +70,13 @@ class Workers:
         if not self.count:
             return None
         context = copy.copy(multiprocessing.get_context(multiprocessing.get_start_method()))
-        make, make_event = context.Process, context.Event  # type: ignore[attr-defined]
+        make = context.Process  # type: ignore[attr-defined]
 
         def known(*args: Any, **kwargs: Any) -> BaseProcess:
             self._processes.append(make(*args, **kwargs))
             return self._processes[-1]
 
-        def known_event() -> Any:
-            self._events.append(make_event())
-            return self._events[-1]
-
-        context.Process, context.Event = known, known_event  # type: ignore[attr-defined,method-assign]
+        context.Process, context.Event = known, Flag  # type: ignore[attr-defined,assignment]
         return context
 
     @staticmethod
@@ -106,17 +118,10 @@ class Workers:
         return ""
 
     def kill(self) -> None:
-        """Kill the workers, which may be waiting for a storage that does not answer.
-
-        A worker may die while it holds the lock of an event. If an error's traceback still holds the DataLoader's
-        iterator, that would set the event at its own end, and wait for the lock for ever; so setting it does nothing
-        from now on.
-        """
+        """Kill the workers, which may be waiting for a storage that does not answer."""
         for process in self._processes:
             if process.pid:
                 process.kill()
-        for event in self._events:
-            event.set = lambda: None
 
 
 def check_can_be_sent(dataset: Dataset) -> None:

@@ -97,7 +97,7 @@ def test_refused_rank_ends_all(refused: int, program: Program, port: int) -> Non
     ranks = [_start(program, rank, 3, port, *its) for rank, its in enumerate(settings)]
     for rank, process in enumerate(ranks):
         status, error = _end(process)
-        assert status == 2
+        assert status == 2, error
         if rank != refused:
             assert f"stopped, because rank {refused} failed: command line: train.batch_size=many must be" in error
             assert error.count("\n") == 1
