@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import random
 import socket
+from contextlib import suppress
+
+# Systems give their own ports from 32768 on to outgoing connections, so one of these could be taken before the ranks
+# have it. Below that each worker of pytest-xdist has ports of its own.
+EACH = 4000
+_first = 10_000 + EACH * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 5)
+_ports = itertools.count(random.randrange(EACH))
 
 
 def free_port() -> int:
-    """A port of this machine that nobody uses now."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
+    """A port of this machine that nobody uses now, and that was not asked for a moment ago."""
+    while True:
+        with socket.socket() as server, suppress(OSError):
+            server.bind(("127.0.0.1", _first + next(_ports) % EACH))
+            return int(server.getsockname()[1])
 
 
 def launched(size: int, port: int | str | None = None) -> list[dict[str, str]]:
