@@ -76,6 +76,7 @@ def _import_all() -> None:
 
     import matplotlib.pyplot  # noqa: F401
     import sklearn.datasets  # noqa: F401
+    import torch._dynamo  # noqa: F401
     import torchmetrics  # noqa: F401
 
     import gan_dist

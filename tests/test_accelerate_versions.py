@@ -28,7 +28,8 @@ def lowest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _check(processes: int, folder: Path, **env: str) -> str:
-    ranks = start_ranks(processes, [str(ROOT / "tests/accelerate_worker.py")], folder, fresh=True, **env)
+    fresh = "PYTHONPATH" in env
+    ranks = start_ranks(processes, [str(ROOT / "tests/accelerate_worker.py")], folder, fresh=fresh, **env)
     outputs = [rank.communicate(timeout=600) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0] * processes, outputs
     found = json.loads(outputs[0][0].splitlines()[-1])

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 @pytest.fixture(scope="module", autouse=True)
 def chained(slurm: Slurm) -> Job:
     """A job that is warned of its time limit: submitted first, looked at last. It sleeps until the warning has come."""
-    job = slurm.submit("--time=1 --signal=USR1@40", "train.kimg=40", "checkpoint.every_kimg=1000")
+    job = slurm.submit("--time=2 --signal=USR1@100", "train.kimg=40", "checkpoint.every_kimg=1000")
     _asleep(job, signal.SIGUSR1)
     return job
 

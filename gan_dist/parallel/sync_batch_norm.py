@@ -46,7 +46,6 @@ class SyncBatchNorm(nn.BatchNorm2d):
     def _check_input_dim(self, _: Tensor) -> None:
         """Accept (N, C) as well as (N, C, H, W)."""
 
-    @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
