@@ -222,7 +222,7 @@ def test_a_training_in_a_thread_is_stopped_from_another(
     monkeypatch.chdir(tmp_path)
     there, results = threading.Event(), []
     at_progress(there.set)
-    thread = threading.Thread(target=lambda: results.append(gan_dist.train([*LONG, "run.dir=run"])))
+    thread = threading.Thread(target=lambda: results.append(gan_dist.train([*LONG, "run.dir=run"])), daemon=True)
     thread.start()
     assert there.wait(60)
     with pytest.raises(UserError, match=r"this process trains or evaluates a run already \(/.*/run\)"):
@@ -231,7 +231,7 @@ def test_a_training_in_a_thread_is_stopped_from_another(
     run = gan_dist.open_run("run")
     assert not run.finished
     assert run.stop()
-    thread.join()
+    thread.join(60)
     assert results == [run]
     assert len(list((tmp_path / "run/checkpoints").iterdir())) == 1
     assert not run.stop(), "nothing trains here any more"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import TINY, read_until
 from PIL import Image
 from program import Program
 
@@ -97,9 +97,7 @@ def test_points_have_no_samples(program: Program) -> None:
 @pytest.mark.clause("3.2", "the command to go on with is wrong for a directory with spaces")
 def test_command_to_go_on_with_can_be_pasted(program: Program) -> None:
     process = program.start("train", *TINY, "train.kimg=100000", "run.dir=my run")
-    assert process.stdout
-    while "1.0/100000 kimg" not in process.stdout.readline():
-        pass
+    read_until(process, "1.0/100000 kimg")
     process.send_signal(signal.SIGTERM)
     out, error = process.communicate(timeout=60)
     assert process.returncode == 75, error
@@ -145,10 +143,8 @@ def lose_a_worker(program: Program) -> Callable[..., str]:
 
     def lose(number: int | None, first: str = "") -> str:
         process = program.start("train", *TINY, *data, first=first)
-        assert process.stdout
         if number:
-            while "kimg  D " not in process.stdout.readline():
-                pass
+            read_until(process, "kimg  D ")
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
             workers = [pid for pid in children if "resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_text()]
             os.kill(int(workers[0]), number)

@@ -65,7 +65,7 @@ def test_checkpoints_that_the_run_deletes_meanwhile_are_left_out(run: Path, prog
             _delete_as_a_run_does(run / "checkpoints" / name)
 
     process_is_busy = threading.Event()
-    thread = threading.Thread(target=prune)
+    thread = threading.Thread(target=prune, daemon=True)
     thread.start()
     out, error = process.communicate(timeout=100)
     thread.join()

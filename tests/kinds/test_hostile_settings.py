@@ -93,16 +93,16 @@ def test_config_may_be_a_pipe(program: Program) -> None:
         with suppress(BrokenPipeError):
             Path(program.cwd, name).write_bytes(content)
 
-    settings = threading.Thread(target=write, args=("a.yaml", b"loss: {r1_gamma: 0}\ntrain: {seed: 7}\n"))
+    settings = threading.Thread(target=write, args=("a.yaml", b"loss: {r1_gamma: 0}\ntrain: {seed: 7}\n"), daemon=True)
     settings.start()
     result = program.train("a.yaml", *QUICK, "run.dir=run")
-    settings.join()
+    settings.join(10)
     assert result.returncode == 0, result.stderr
     assert "seed: 7\n" in (program.cwd / "run/config.yaml").read_text()
-    large = threading.Thread(target=write, args=("large.yaml", b"# " + b"x" * 2**20))
+    large = threading.Thread(target=write, args=("large.yaml", b"# " + b"x" * 2**20), daemon=True)
     large.start()
     result = program.train("large.yaml", *QUICK, "run.dir=run2")
-    large.join()
+    large.join(10)
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert "a config has at most" in result.stderr
 

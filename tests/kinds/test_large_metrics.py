@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import TINY
+from conftest import TINY, read_until
 from program import Program
 
 RING = ["data.name=ring", "model.name=mlp", "model.g_args={tanh: false}", "model.conditional=false"]
@@ -31,9 +31,7 @@ def test_large_file_takes_no_memory(program: Program) -> None:
 def _peak(program: Program) -> int:
     """Go on with a run for some iterations; returns the peak memory of the process in kB."""
     process = program.start("train", "run.dir=run", "resume=latest", "train.kimg=100000", "log.every_kimg=0.1")
-    assert process.stdout
-    while "kimg  D " not in process.stdout.readline():
-        pass
+    read_until(process, "kimg  D ")
     status = Path(f"/proc/{process.pid}/status").read_text()
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 75

@@ -62,7 +62,7 @@ def _workers(of: int) -> list[int]:
 @contextmanager
 def _beside(work: Callable[[], None]) -> Iterator[None]:
     """A context beside which a thread does something."""
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=work, daemon=True)
     thread.start()
     try:
         yield

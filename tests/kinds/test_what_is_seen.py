@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, read_until
 from PIL import Image
 from program import TREE, Program, Result
 
@@ -77,9 +77,7 @@ def test_plot_without_metrics_has_one_panel(short: tuple[Path, Result]) -> None:
 @pytest.mark.clause("5", "plot.png is there only at the end")
 def test_plot_is_there_during_the_run(program: Program) -> None:
     process = program.start("train", *TINY, "train.kimg=100000", "sample.every_kimg=1", "run.dir=run")
-    assert process.stdout
-    while "3.0/100000 kimg" not in process.stdout.readline():
-        pass
+    read_until(process, "3.0/100000 kimg")
     there = (program.cwd / "run/plot.png").exists()
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
