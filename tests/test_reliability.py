@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, Train
+from conftest import ROOT, TINY, Train, read_until
 from forks import Forked
 from PIL import Image
 from safetensors.torch import load_file
@@ -356,8 +356,7 @@ def test_full_disk_costs_a_checkpoint_and_no_more(tmp_path: Path, dist: Distribu
         script = [str(ROOT / "train.py"), *SMALL, "train.kimg=100000", "log.every_kimg=1",
                   "sample.every_kimg=1", "checkpoint.every_kimg=1", f"run.dir={disk}/run"]  # fmt: skip
         with Forked(script, tmp_path, {**os.environ}) as process:
-            assert process.stdout
-            _until(process.stdout, "3.0/100000 kimg")
+            read_until(process, "3.0/100000 kimg")
             (disk / "ballast").write_bytes(b"")
             with (disk / "ballast").open("ab", buffering=0) as file:
                 try:
@@ -365,10 +364,10 @@ def test_full_disk_costs_a_checkpoint_and_no_more(tmp_path: Path, dist: Distribu
                         file.write(bytes(4096))
                 except OSError:
                     pass
-            _until(process.stdout, "no checkpoint at")
+            read_until(process, "no checkpoint at")
             before = find_checkpoint(disk / "run")
             verify(before)
-            _until(process.stdout, "kimg  D ")
+            read_until(process, "kimg  D ")
             (disk / "ballast").unlink()
             deadline = time.monotonic() + 60
             while find_checkpoint(disk / "run").name <= before.name:
@@ -382,20 +381,13 @@ def test_full_disk_costs_a_checkpoint_and_no_more(tmp_path: Path, dist: Distribu
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def _until(lines: Any, text: str) -> str:
-    for line in lines:
-        if text in line:
-            return line
-    raise AssertionError(f"{text!r} never came")
-
-
 # --- signals and locks ------------------------------------------------------------------------------------------------
 
 
 def _started(folder: Path, *settings: str) -> subprocess.Popen[str]:
     command = [str(ROOT / "train.py"), *TINY, "train.kimg=100000", "run.dir=run", *settings]
     process = Forked(command, folder, {**os.environ})
-    _until(process.stdout, "2.0/100000 kimg")
+    read_until(process, "2.0/100000 kimg")
     return process
 
 
@@ -671,8 +663,8 @@ FOLDER = ["data.name=folder", "data.root=images", "data.image_size=8", "data.mem
 def test_file_that_vanishes_is_skipped_or_named(images: Path, tmp_path: Path) -> None:
     process = _started(tmp_path, *FOLDER, "data.workers=1")
     (images / "07.png").unlink()
-    assert "07.png" in _until(process.stdout, "07.png")
-    _until(process.stdout, "kimg  D ")
+    assert "07.png" in read_until(process, "07.png")
+    read_until(process, "kimg  D ")
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 75
@@ -682,7 +674,7 @@ def test_file_that_vanishes_is_skipped_or_named(images: Path, tmp_path: Path) ->
 def test_killed_data_worker_ends_the_run_with_one_line(images: Path, tmp_path: Path) -> None:
     process = _started(tmp_path, *FOLDER, "data.workers=2")
     while not list_checkpoints(tmp_path / "run"):
-        _until(process.stdout, "kimg  D ")
+        read_until(process, "kimg  D ")
     listed = Path(f"/proc/{process.pid}/task").glob("*/children")  # a thread forks the workers
     children = [pid for path in listed for pid in path.read_text().split()]
     workers = [pid for pid in children if "resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_text()]
@@ -701,13 +693,13 @@ def test_killed_wandb_service_costs_training_nothing(tmp_path: Path) -> None:
     services: list[str] = []
     while not services:
         assert time.monotonic() < deadline
-        _until(process.stdout, "kimg  D ")
+        read_until(process, "kimg  D ")
         children = Path(f"/proc/{process.pid}/task").glob("*/children")
         pids = [pid for path in children for pid in path.read_text().split()]
         services = [pid for pid in pids if b"wandb-core" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     os.kill(int(services[0]), signal.SIGKILL)
     for _ in range(5):
-        _until(process.stdout, "kimg  D ")
+        read_until(process, "kimg  D ")
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 75, error

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,12 @@ from conftest import run_here
 from program import TREE, Program, Result
 from safetensors.torch import load_file
 
-pytestmark = pytest.mark.slow
-
 TINY_RUN = ["train.kimg=0.2", "train.batch_size=32", "model.g_widths=[4]", "model.d_widths=[4]", "log.every_kimg=0.1"]
 TINY_RUN += ["sample.every_kimg=0.1", "checkpoint.every_kimg=0.1", "metrics.every_kimg=0", "tracking.wandb=disabled"]
 TINY_RUN += ["train.device=cpu", "data.workers=0"]
 LONGER = ["run.dir=run", "resume=auto", "train.kimg=0.3"]
-SECONDS = 120  # until a program counts as one that waits for ever
+SECONDS = 120  # until a program counts as one that waits for ever, also in this process
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(SECONDS if TREE is None else 0)]
 
 
 @pytest.fixture(scope="module")
@@ -35,20 +33,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _start(program: Program, *command: str, env: dict[str, str] | None = None) -> Result:
     """Run a command that may wait for ever on the tree in which the faults were found."""
     return program(*command, env=env) if TREE is None else program.process(*command, env=env, timeout=SECONDS)
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting() -> Iterator[None]:
-    """A test that waits for ever fails, although the command runs in this process."""
-
-    def fail(*_: object) -> None:
-        raise TimeoutError(f"it has waited for {SECONDS} s")
-
-    before = signal.signal(signal.SIGALRM, fail)
-    signal.alarm(SECONDS if TREE is None else 0)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture
